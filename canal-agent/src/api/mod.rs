@@ -1,0 +1,11 @@
+//! The local socket between the agent and its two clients, the CNI plugin and `canalctl`: HTTP/1.1 with JSON
+//! bodies over a UNIX socket, so `curl --unix-socket` can speak it too.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `POST /v1/endpoints` | [`wire::AddEndpoint`] | `200 {}` once the endpoint's policy is enforced, else [`wire::ApiError`] |
+//! | `DELETE /v1/endpoints/{container}/{interface}` | | `200 {}`, also when there is none |
+//! | `GET /v1/status` | | [`wire::Status`] |
+
+pub mod client;
+pub mod wire;

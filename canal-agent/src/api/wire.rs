@@ -1,0 +1,125 @@
+//! What travels over the local socket.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use canal_common::Mac;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// Hand a freshly made pod interface to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddEndpoint {
+    pub container_id: String,
+    /// Interface name inside the pod.
+    pub interface: String,
+    /// Interface name on the host: the other end of the veth pair.
+    pub host_interface: String,
+    /// MAC of the pod's end.
+    pub mac: Mac,
+    pub addresses: Vec<Ipv4Addr>,
+    /// Name of the CNI network, and of the endpoint's profile.
+    pub network: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Why the agent did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// One line: what failed, on what, and what to do.
+    pub message: String,
+    /// The same request may succeed in a moment.
+    #[serde(default)]
+    pub try_again: bool,
+}
+
+/// What `canalctl status` shows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub node: String,
+    pub uptime_seconds: u64,
+    /// `ok`, or what is wrong in one line each.
+    pub problems: Vec<String>,
+    pub store: StoreStatus,
+    pub lease: Option<LeaseStatus>,
+    pub peers: Vec<PeerStatus>,
+    pub endpoints: Vec<EndpointStatus>,
+    pub programs: Vec<ProgramStatus>,
+    pub tables: Vec<TableStatus>,
+    /// Policies and other objects that cannot be used, by key, with the reason.
+    pub invalid: BTreeMap<String, String>,
+    pub counters: Vec<CounterStatus>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    pub endpoints: Vec<String>,
+    pub connected: bool,
+    /// Last revision that was applied.
+    pub revision: i64,
+    /// Both prefixes were listed completely at least once.
+    pub in_sync: bool,
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    pub network: Ipv4Net,
+    pub subnet: Ipv4Net,
+    pub public_ip: Ipv4Addr,
+    pub vtep_mac: Mac,
+    pub vni: u32,
+    pub port: u16,
+    pub mtu: u16,
+    /// The key has no etcd lease: an administrator reserved it.
+    pub reservation: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    pub subnet: Ipv4Net,
+    pub public_ip: Ipv4Addr,
+    pub vtep_mac: Mac,
+    pub node: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// `namespace/name` of the WorkloadEndpoint.
+    pub key: String,
+    pub address: Ipv4Addr,
+    pub host_interface: String,
+    pub labels: BTreeMap<String, String>,
+    /// `ready`, `waiting` (interface not there yet) or `closed`.
+    pub state: String,
+    pub reason: Option<String>,
+    /// Policies that apply, in order of evaluation.
+    pub ingress: Vec<String>,
+    pub egress: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProgramStatus {
+    pub program: String,
+    pub interface: String,
+    pub id: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableStatus {
+    pub table: String,
+    pub entries: u64,
+    pub capacity: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterStatus {
+    pub hook: String,
+    pub reason: String,
+    pub sentence: String,
+    pub drop: bool,
+    pub packets: u64,
+    pub bytes: u64,
+}

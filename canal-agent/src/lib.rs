@@ -1,0 +1,19 @@
+//! Canal's user space. The modules stand in the order in which data flows:
+//!
+//! ```text
+//! store → model → compile → dataplane → (kernel maps)
+//!   cni → api → endpoint ↗
+//! ```
+//!
+//! `model` and `compile` are pure: no tokio, no aya, no clock, no I/O.
+
+pub mod api;
+pub mod cni;
+pub mod compile;
+pub mod config;
+pub mod ctl;
+pub mod dataplane;
+pub mod endpoint;
+pub mod model;
+pub mod netlink;
+pub mod store;

@@ -1,0 +1,146 @@
+//! Connection tracking: `FLOWS`, `FLOWS_NEW` and `FRAGS`.
+
+use crate::{Ip4, Mac, abi};
+
+/// Direction-neutral: the numerically lower (address, port) is `lo`, so both directions meet in one entry.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct FlowKey {
+    pub lo: Ip4,
+    pub hi: Ip4,
+    /// For ICMP queries both ports are the identifier.
+    pub lo_port: u16,
+    pub hi_port: u16,
+    pub proto: u8,
+    pub _pad: [u8; 3],
+}
+
+/// What is known about one side of a flow; valid as long as its generation stands.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Leg {
+    /// For a pod: the generation under which this leg was judged.
+    pub generation: u32,
+    /// For a pod: its endpoint id; else 0.
+    pub endpoint: u32,
+    /// For a pod: host-side ifindex. For a remote pod: node index.
+    pub target: u32,
+    /// For a pod: its MAC.
+    pub mac: Mac,
+    /// One of [`Leg::POD`], [`Leg::NODE`], [`Leg::STACK`], [`Leg::HOST`].
+    pub kind: u8,
+    pub _pad: u8,
+}
+
+impl Leg {
+    /// A pod of this node.
+    pub const POD: u8 = 1;
+    /// A pod (or the host) behind another node's lease.
+    pub const NODE: u8 = 2;
+    /// Reached through the host stack: the world, or a peer that the stack translates.
+    pub const STACK: u8 = 3;
+    /// This node itself, which is never policed.
+    pub const HOST: u8 = 4;
+}
+
+/// One flow.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Flow {
+    /// When a packet was last seen, in ticks of 2^30 ns since boot (about 1.07 s).
+    pub last_seen: u32,
+    /// One of [`Flow::NEW`], [`Flow::ESTABLISHED`], [`Flow::CLOSING`], [`Flow::DENIED`].
+    pub state: u8,
+    /// [`Flow::HI_INITIATED`], [`Flow::VIA_STACK`].
+    pub flags: u8,
+    /// TCP FINs seen: bit 0 from `lo`, bit 1 from `hi`.
+    pub fins: u8,
+    pub _pad: u8,
+    pub lo: Leg,
+    pub hi: Leg,
+}
+
+impl Flow {
+    /// Only the initiator has spoken.
+    pub const NEW: u8 = 1;
+    pub const ESTABLISHED: u8 = 2;
+    /// A reset, or a FIN from either side.
+    pub const CLOSING: u8 = 3;
+    /// Was live and is denied now; kept so that nothing in mid-stream brings it back.
+    pub const DENIED: u8 = 4;
+
+    /// The side called `hi` sent the first packet.
+    pub const HI_INITIATED: u8 = 1;
+    /// Made by a packet that the host stack forwards (and may translate): replies must go through the stack.
+    pub const VIA_STACK: u8 = 2;
+}
+
+/// `FRAGS`: which datagram a fragment belongs to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct FragKey {
+    pub src: Ip4,
+    pub dst: Ip4,
+    pub id: u16,
+    pub proto: u8,
+    pub _pad: u8,
+}
+
+/// Ports found in the first fragment.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct FragPorts {
+    pub src_port: u16,
+    pub dst_port: u16,
+    /// Ticks of 2^30 ns, as [`Flow::last_seen`].
+    pub seen: u32,
+}
+
+/// How long a flow may be idle, in ticks of 2^30 ns (about 1.07 s), by state and protocol.
+/// Calico's values: TCP established 1 h, SYN sent 20 s, FIN 30 s, UDP 60 s, ICMP 5 s, others 10 min.
+pub const fn idle_limit(state: u8, proto: u8) -> u32 {
+    match (state, proto) {
+        (Flow::DENIED, _) => 559,
+        (Flow::ESTABLISHED, crate::wire::PROTO_TCP) => 3353,
+        (Flow::NEW, crate::wire::PROTO_TCP) => 19,
+        (Flow::CLOSING, _) => 28,
+        (_, crate::wire::PROTO_UDP) => 56,
+        (_, crate::wire::PROTO_ICMP) => 5,
+        _ => 559,
+    }
+}
+
+/// How long the ports of a fragmented datagram are kept (the kernel's reassembly limit is 30 s).
+pub const FRAG_LIMIT: u32 = 28;
+
+abi!(FlowKey = 16 align 4, Leg = 20 align 4, Flow = 48 align 4, FragKey = 12 align 4, FragPorts = 8 align 4);
+
+/// The direction-neutral key of a packet, and whether its sender is the side called `hi`.
+#[inline(always)]
+pub const fn flow_key(src: Ip4, dst: Ip4, src_port: u16, dst_port: u16, proto: u8) -> (FlowKey, bool) {
+    let from_hi = src.to_wire() > dst.to_wire() || (src.to_wire() == dst.to_wire() && src_port > dst_port);
+    let key = if from_hi {
+        FlowKey { lo: dst, hi: src, lo_port: dst_port, hi_port: src_port, proto, _pad: [0; 3] }
+    } else {
+        FlowKey { lo: src, hi: dst, lo_port: src_port, hi_port: dst_port, proto, _pad: [0; 3] }
+    };
+    (key, from_hi)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn both_directions_of_a_flow_share_one_key(a: [u8; 4], b: [u8; 4], p: u16, q: u16, proto: u8) {
+            let (a, b) = (Ip4::new(a), Ip4::new(b));
+            let (out, out_hi) = flow_key(a, b, p, q, proto);
+            let (back, back_hi) = flow_key(b, a, q, p, proto);
+            prop_assert_eq!(out, back);
+            prop_assert!(out_hi != back_hi || (a, p) == (b, q));
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! `SETTINGS`: constants of this node, read-only in the kernel; a change means loading the programs again.
+
+use crate::{Ip4, Mac, abi};
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Settings {
+    /// Our VXLAN address: outer source, and the only outer destination we accept.
+    pub node_ip: Ip4,
+    /// Address of `canal.<VNI>`, the `.0` of our subnet: source of what this host sends to remote pods.
+    pub overlay_ip: Ip4,
+    /// Our VTEP MAC, as published in our lease.
+    pub vtep_mac: Mac,
+    /// UDP destination port of VXLAN.
+    pub vxlan_port: u16,
+    pub vni: u32,
+    pub uplink_ifindex: u32,
+    pub overlay_ifindex: u32,
+}
+
+abi!(Settings = 28 align 4);

@@ -1,0 +1,191 @@
+//! Pure packet arithmetic, tested on the host: header sizes, checksums, the VXLAN envelope.
+
+use crate::{Ip4, Mac};
+
+pub const ETH_LEN: usize = 14;
+pub const IPV4_LEN: usize = 20;
+pub const UDP_LEN: usize = 8;
+pub const VXLAN_LEN: usize = 8;
+/// What VXLAN over IPv4 adds to an inner IP packet: outer IPv4, UDP, VXLAN, inner Ethernet (RFC 7348).
+pub const ENVELOPE_LEN: usize = IPV4_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN;
+
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+
+pub const PROTO_ICMP: u8 = 1;
+pub const PROTO_TCP: u8 = 6;
+pub const PROTO_UDP: u8 = 17;
+pub const PROTO_SCTP: u8 = 132;
+
+/// First byte of a VXLAN header with a valid VNI; all reserved bits are zero.
+pub const VXLAN_FLAGS: u8 = 0x08;
+
+/// Source ports of the envelope: the kernel's default ephemeral range, which its own VXLAN device uses.
+pub const SRC_PORT_MIN: u16 = 32768;
+pub const SRC_PORT_MAX: u16 = 60999;
+
+/// Source port by flow hash, so that the receiver's queues and the fabric's paths spread flows (RFC 7348 §5).
+#[inline(always)]
+pub const fn src_port(hash: u32) -> u16 {
+    let mixed = hash ^ (hash << 16);
+    let span = (SRC_PORT_MAX - SRC_PORT_MIN) as u64;
+    // The product's upper half is below `span`, which fits.
+    #[expect(clippy::cast_possible_truncation, reason = "below span, a u16")]
+    let offset = ((mixed as u64 * span) >> 32) as u16;
+    offset + SRC_PORT_MIN
+}
+
+/// Ones' complement sum folded into the checksum of a header.
+#[inline(always)]
+pub const fn fold(mut sum: u32) -> u16 {
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits")]
+    let sum = sum as u16;
+    !sum
+}
+
+/// Checksum of an IPv4 header after its TTL went down by one (RFC 1141): the sum grows by 0x0100.
+#[inline(always)]
+pub const fn checksum_after_ttl_decrement(checksum_be: u16) -> u16 {
+    let sum = u16::from_be(checksum_be) as u32 + 0x0100;
+    #[expect(clippy::cast_possible_truncation, reason = "the carry is folded in")]
+    let folded = (sum + (sum >> 16)) as u16;
+    folded.to_be()
+}
+
+/// Everything between the outer Ethernet header and the inner IP header.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Envelope {
+    pub bytes: [u8; ENVELOPE_LEN],
+}
+
+/// What varies between envelopes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EnvelopeSpec {
+    pub outer_src: Ip4,
+    pub outer_dst: Ip4,
+    pub inner_src_mac: Mac,
+    pub inner_dst_mac: Mac,
+    pub vni: u32,
+    pub src_port: u16,
+    pub dst_port: u16,
+    /// Identification of the outer packet.
+    pub id: u16,
+    /// Length of the inner IP packet, in bytes.
+    pub inner_len: u16,
+    /// Outer ECN bits (the inner ones, CE as ECT(0), as the kernel does it).
+    pub ecn: u8,
+}
+
+/// Outer ECN for an inner TOS byte: copied, but CE becomes ECT(0) (RFC 3168 §9.1.1 full functionality).
+#[inline(always)]
+pub const fn outer_ecn(inner_tos: u8) -> u8 {
+    match inner_tos & 3 {
+        3 => 2,
+        ecn => ecn,
+    }
+}
+
+impl Envelope {
+    #[inline(always)]
+    pub const fn new(spec: &EnvelopeSpec) -> Self {
+        let total = spec.inner_len + ENVELOPE_LEN as u16;
+        let [t1, t0] = total.to_be_bytes();
+        let [i1, i0] = spec.id.to_be_bytes();
+        let [s0, s1, s2, s3] = spec.outer_src.octets;
+        let [d0, d1, d2, d3] = spec.outer_dst.octets;
+        let (sum_src, sum_dst) = (spec.outer_src.to_bits(), spec.outer_dst.to_bits());
+        let sum = (0x4500 | spec.ecn as u32)
+            + total as u32
+            + spec.id as u32
+            + 0x4011
+            + (sum_src >> 16)
+            + (sum_src & 0xffff)
+            + (sum_dst >> 16)
+            + (sum_dst & 0xffff);
+        let [c1, c0] = fold(sum).to_be_bytes();
+        let [sp1, sp0] = spec.src_port.to_be_bytes();
+        let [dp1, dp0] = spec.dst_port.to_be_bytes();
+        let [u1, u0] = (total - IPV4_LEN as u16).to_be_bytes();
+        let [_, v2, v1, v0] = spec.vni.to_be_bytes();
+        let [im0, im1, im2, im3, im4, im5] = spec.inner_dst_mac.octets;
+        let [sm0, sm1, sm2, sm3, sm4, sm5] = spec.inner_src_mac.octets;
+        Self {
+            #[rustfmt::skip]
+            bytes: [
+                // IPv4: no options, DF clear so that a narrow underlay may fragment, TTL 64.
+                0x45, spec.ecn, t1, t0, i1, i0, 0, 0, 64, PROTO_UDP, c1, c0, s0, s1, s2, s3, d0, d1, d2, d3,
+                // UDP without a checksum (RFC 7348 §5: SHOULD be zero over IPv4).
+                sp1, sp0, dp1, dp0, u1, u0, 0, 0,
+                VXLAN_FLAGS, 0, 0, 0, v2, v1, v0, 0,
+                im0, im1, im2, im3, im4, im5, sm0, sm1, sm2, sm3, sm4, sm5, 0x08, 0x00,
+            ],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sum_of(header: &[u8]) -> u16 {
+        fold(header.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum())
+    }
+
+    proptest! {
+        #[test]
+        fn the_outer_header_checksum_is_right(src: [u8; 4], dst: [u8; 4], id: u16, inner_len in 20u16..65000, ecn in 0u8..3) {
+            let envelope = Envelope::new(&EnvelopeSpec {
+                outer_src: Ip4::new(src), outer_dst: Ip4::new(dst),
+                inner_src_mac: Mac::new([2; 6]), inner_dst_mac: Mac::new([4; 6]),
+                vni: 1, src_port: 40000, dst_port: 8472, id, inner_len, ecn,
+            });
+            prop_assert_eq!(sum_of(&envelope.bytes[..IPV4_LEN]), 0);
+        }
+
+        #[test]
+        fn a_checksum_stays_right_when_the_ttl_goes_down(mut header: [u8; 20]) {
+            header[0] = 0x45;
+            header[8] = header[8].max(1);
+            header[10..12].fill(0);
+            let sum = sum_of(&header);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            let stored = u16::from_ne_bytes([header[10], header[11]]);
+            header[8] -= 1;
+            header[10..12].copy_from_slice(&checksum_after_ttl_decrement(stored).to_ne_bytes());
+            // 0xffff and 0x0000 are both zero in ones' complement.
+            prop_assert!(matches!(sum_of(&header), 0 | 0xffff));
+        }
+
+        #[test]
+        fn source_ports_stay_in_the_ephemeral_range(hash: u32) {
+            prop_assert!((SRC_PORT_MIN..=SRC_PORT_MAX).contains(&src_port(hash)));
+        }
+    }
+
+    #[test]
+    fn the_envelope_is_what_a_linux_vxlan_device_sends() {
+        let envelope = Envelope::new(&EnvelopeSpec {
+            outer_src: Ip4::new([192, 168, 50, 1]),
+            outer_dst: Ip4::new([192, 168, 50, 2]),
+            inner_src_mac: Mac::new([0x82, 0xd2, 0x48, 0x77, 0xea, 0xcf]),
+            inner_dst_mac: Mac::new([0xb6, 0x5a, 0xac, 0x9f, 0x0c, 0xc3]),
+            vni: 1,
+            src_port: 40000,
+            dst_port: 8472,
+            id: 0,
+            inner_len: 84,
+            ecn: 0,
+        });
+        assert_eq!(&envelope.bytes[..4], &[0x45, 0, 0, 134]);
+        assert_eq!(&envelope.bytes[20..36], &[0x9c, 0x40, 0x21, 0x18, 0, 114, 0, 0, 8, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(
+            &envelope.bytes[36..50],
+            &[0xb6, 0x5a, 0xac, 0x9f, 0x0c, 0xc3, 0x82, 0xd2, 0x48, 0x77, 0xea, 0xcf, 8, 0]
+        );
+    }
+}
