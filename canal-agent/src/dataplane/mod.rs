@@ -8,9 +8,11 @@
 pub mod counters;
 pub mod events;
 pub mod hooks;
+mod ids;
 pub mod nodes;
 pub mod object;
 pub mod overlay;
 pub mod pins;
-// pub mod policy;
+pub mod policy;
+mod rows;
 pub mod tables;
