@@ -69,12 +69,10 @@ const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 #[unsafe(no_mangle)]
 pub static SETTINGS: Settings = Settings {
     node_ip: Ip4::UNSPECIFIED,
-    overlay_ip: Ip4::UNSPECIFIED,
     vtep_mac: canal_common::Mac::new([0; 6]),
     vxlan_port: 0,
     vni: 0,
     uplink_ifindex: 0,
-    overlay_ifindex: 0,
 };
 
 /// One field of [`SETTINGS`]. Volatile: the compiler must not use the zeros above.
