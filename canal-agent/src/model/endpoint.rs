@@ -278,6 +278,7 @@ struct OutSpec<'a> {
 
 /// JSON as Go writes it: compact, and with three characters escaped that only ever stand inside strings.
 pub(super) fn go_json(value: &impl Serialize) -> String {
-    let text = serde_json::to_string(value).expect("a struct of strings and maps with string keys serialises");
+    let text =
+        serde_json::to_string(value).expect("a struct of strings and maps with string keys serialises");
     text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }

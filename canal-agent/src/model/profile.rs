@@ -100,7 +100,10 @@ pub fn network_profile_json(network: &str, birth: &Birth) -> String {
         api_version: "projectcalico.org/v3",
         metadata: Metadata { name: network, uid: &birth.uid, creation_timestamp: &birth.creation_timestamp },
         spec: Spec {
-            ingress: [OutRule { action: "Allow", source: Some(Source { selector: format!("has({network})") }) }],
+            ingress: [OutRule {
+                action: "Allow",
+                source: Some(Source { selector: format!("has({network})") }),
+            }],
             egress: [OutRule { action: "Allow", source: None }],
             labels_to_apply: [(network, "")].into(),
         },

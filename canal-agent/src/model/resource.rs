@@ -61,7 +61,8 @@ impl Resource {
         let kind = *Kind::ALL.iter().find(|kind| kind.plural() == plural)?;
         let namespace = if kind.namespaced() { segments.next()? } else { "" };
         let name = segments.next()?;
-        let whole = segments.next().is_none() && !name.is_empty() && kind.namespaced() != namespace.is_empty();
+        let whole =
+            segments.next().is_none() && !name.is_empty() && kind.namespaced() != namespace.is_empty();
         whole.then(|| Self { kind, namespace: unescape(namespace), name: unescape(name) })
     }
 
@@ -99,7 +100,12 @@ mod tests {
             ("globalnetworkpolicies/p0", Kind::GlobalNetworkPolicy, "", "p0"),
             ("tiers/default", Kind::Tier, "", "default"),
             ("profiles/kns.shop", Kind::Profile, "", "kns.shop"),
-            ("workloadendpoints/default/node1-cni-ca-eth0", Kind::WorkloadEndpoint, "default", "node1-cni-ca-eth0"),
+            (
+                "workloadendpoints/default/node1-cni-ca-eth0",
+                Kind::WorkloadEndpoint,
+                "default",
+                "node1-cni-ca-eth0",
+            ),
             ("globalnetworksets/a%2fb", Kind::GlobalNetworkSet, "", "a/b"),
         ] {
             let key = format!("{PREFIX}{rest}");

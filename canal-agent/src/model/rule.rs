@@ -139,7 +139,9 @@ pub(super) fn admit(raw: Vec<RawRule>, direction: Direction, faults: &mut Vec<St
         .map(|(index, raw)| {
             let mut admission = Admission { action: Action::Deny, inert: false, problems: Vec::new() };
             let rule = admission.rule(raw);
-            faults.extend(admission.problems.iter().map(|problem| format!("{direction} rule {index}: {problem}")));
+            faults.extend(
+                admission.problems.iter().map(|problem| format!("{direction} rule {index}: {problem}")),
+            );
             rule
         })
         .collect()
@@ -160,16 +162,20 @@ impl Admission {
             "pass" => Action::Pass,
             "log" => Action::Log,
             _ => {
-                self.problems.push(format!("action {action:?} is not one of Allow, Deny, Pass, Log; it denies"));
+                self.problems
+                    .push(format!("action {action:?} is not one of Allow, Deny, Pass, Log; it denies"));
                 Action::Deny
             }
         };
         let ip_version = raw.ip_version.and_then(|version| {
-            self.criterion("ipVersion", match version.as_u64() {
-                Some(4) => Ok(4),
-                Some(6) => Ok(6),
-                _ => Err(format!("{version} is neither 4 nor 6")),
-            })
+            self.criterion(
+                "ipVersion",
+                match version.as_u64() {
+                    Some(4) => Ok(4),
+                    Some(6) => Ok(6),
+                    _ => Err(format!("{version} is neither 4 nor 6")),
+                },
+            )
         });
         let protocol = raw.protocol.and_then(|p| self.criterion("protocol", parse_protocol(&p)));
         let not_protocol = raw.not_protocol.and_then(|p| self.criterion("notProtocol", parse_protocol(&p)));
@@ -201,9 +207,7 @@ impl Admission {
         let is_icmp = |p: Protocol| matches!(p.number, 1 | 58);
         if (rule.icmp.is_some() || rule.not_icmp.is_some()) && !rule.protocol.is_some_and(is_icmp) {
             self.unusable("icmp", "needs protocol ICMP or ICMPv6");
-            if rule.protocol.is_some() {
-                (rule.icmp, rule.not_icmp) = (None, None);
-            }
+            (rule.icmp, rule.not_icmp) = (None, None);
         }
         let numeric = |ports: &[Port]| ports.iter().any(|port| matches!(port, Port::Range(..)));
         let entities = [&rule.source, &rule.destination];
@@ -217,7 +221,9 @@ impl Admission {
                     entity.not_ports.clear();
                 }
             }
-            // A Deny keeps its ports: they are clear, for all three protocols that have any.
+            None if any_numeric && self.action == Action::Deny => {
+                self.problems.push("ports without a protocol: taken for TCP, UDP and SCTP".to_owned());
+            }
             None if any_numeric => self.unusable("ports", "need protocol TCP, UDP or SCTP"),
             _ => {}
         }
@@ -228,7 +234,8 @@ impl Admission {
         if raw.services.is_some_and(|services| !services.is_null()) {
             // Nobody writes services to etcd, so their addresses are the empty set, whatever the action.
             self.inert = true;
-            self.problems.push(format!("{}: services are not known here; the rule never matches", field("services")));
+            self.problems
+                .push(format!("{}: services are not known here; the rule never matches", field("services")));
         }
         let accounts = raw.service_accounts.map(|accounts| ServiceAccounts {
             names: accounts.names.unwrap_or_default(),
@@ -315,7 +322,9 @@ pub(super) fn parse_protocol(raw: &Value) -> Result<Protocol, String> {
     };
     match number.and_then(|number| u8::try_from(number).ok()) {
         Some(number @ 1..) => Ok(Protocol { number, ip_version: None }),
-        _ => Err(format!("{raw} is neither a number from 1 to 255 nor one of TCP, UDP, ICMP, ICMPv6, SCTP, UDPLite")),
+        _ => Err(format!(
+            "{raw} is neither a number from 1 to 255 nor one of TCP, UDP, ICMP, ICMPv6, SCTP, UDPLite"
+        )),
     }
 }
 

@@ -94,14 +94,18 @@ impl Node {
             Self::Compare { label, op, value } => match op {
                 Comparison::Equal => Requirement::OneOf(vec![(label, value)]),
                 Comparison::NotEqual => Requirement::Nothing,
-                Comparison::Contains | Comparison::StartsWith | Comparison::EndsWith => Requirement::Label(label),
+                Comparison::Contains | Comparison::StartsWith | Comparison::EndsWith => {
+                    Requirement::Label(label)
+                }
             },
             Self::Member { label, values, negated: false } => {
                 Requirement::OneOf(values.iter().map(|value| (label.as_str(), value.as_str())).collect())
             }
-            Self::And(nodes) => {
-                nodes.iter().map(Self::requirement).min_by_key(Requirement::breadth).unwrap_or(Requirement::Nothing)
-            }
+            Self::And(nodes) => nodes
+                .iter()
+                .map(Self::requirement)
+                .min_by_key(Requirement::breadth)
+                .unwrap_or(Requirement::Nothing),
             Self::Or(nodes) => {
                 let mut pairs = Vec::new();
                 for node in nodes {
@@ -110,7 +114,9 @@ impl Node {
                 }
                 Requirement::OneOf(pairs)
             }
-            Self::All | Self::Global | Self::Not(_) | Self::Member { negated: true, .. } => Requirement::Nothing,
+            Self::All | Self::Global | Self::Not(_) | Self::Member { negated: true, .. } => {
+                Requirement::Nothing
+            }
         }
     }
 }

@@ -182,13 +182,15 @@ pub(crate) fn any_selector() -> impl Strategy<Value = String> {
     let label = || prop::sample::select(vec!["a", "b", "in", "has"]);
     let value = || prop::sample::select(vec!["'x'", "\"y\"", "''", "\"xy\""]);
     let op = prop::sample::select(vec!["==", "!=", "contains", "starts with", "endswith"]);
-    let leaf = prop_oneof![
-        Just("all()".to_owned()),
-        label().prop_map(|l| format!("has({l})")),
-        (label(), op, value()).prop_map(|(l, op, v)| format!("{l} {op} {v}")),
-        (label(), prop::bool::ANY, prop::collection::vec(value(), 0..3))
-            .prop_map(|(l, not, vs)| format!("{l} {} {{{}}}", if not { "notin" } else { "in" }, vs.join(","))),
-    ];
+    let leaf =
+        prop_oneof![
+            Just("all()".to_owned()),
+            label().prop_map(|l| format!("has({l})")),
+            (label(), op, value()).prop_map(|(l, op, v)| format!("{l} {op} {v}")),
+            (label(), prop::bool::ANY, prop::collection::vec(value(), 0..3)).prop_map(
+                |(l, not, vs)| format!("{l} {} {{{}}}", if not { "notin" } else { "in" }, vs.join(","))
+            ),
+        ];
     leaf.prop_recursive(3, 12, 3, |inner| {
         prop_oneof![
             inner.clone().prop_map(|s| format!("!({s})")),
@@ -200,7 +202,11 @@ pub(crate) fn any_selector() -> impl Strategy<Value = String> {
 
 fn any_labels() -> impl Strategy<Value = Labels> {
     let value = prop::sample::select(vec!["x", "y", "", "xy"]).prop_map(str::to_owned);
-    prop::collection::btree_map(prop::sample::select(vec!["a", "b", "in", "has"]).prop_map(str::to_owned), value, 0..4)
+    prop::collection::btree_map(
+        prop::sample::select(vec!["a", "b", "in", "has"]).prop_map(str::to_owned),
+        value,
+        0..4,
+    )
 }
 
 proptest! {
