@@ -1,0 +1,187 @@
+//! The real `canal-agent` of a node.
+
+use std::{
+    env, fs,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::{
+    cmd::{Cmd, Proc},
+    etcd, until,
+    world::AGENT_READY,
+};
+
+/// A polite stop may take this long.
+const STOP: Duration = Duration::from_secs(10);
+/// An answer on the local socket.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// `$CANAL_BIN_DIR/<name>`, or the workspace's release build.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let folder = env::var_os("CANAL_BIN_DIR").map_or_else(
+        || {
+            let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+            let target =
+                env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+            target.join("release")
+        },
+        PathBuf::from,
+    );
+    let path = folder.join(name);
+    ensure!(path.is_file(), "{} is not built: run `cargo xtask build`, or set CANAL_BIN_DIR", path.display());
+    Ok(path)
+}
+
+/// Starts, stops and asks one node's agent.
+#[derive(Debug)]
+pub struct Agent {
+    netns: String,
+    folder: PathBuf,
+    args: Mutex<Vec<String>>,
+    process: Mutex<Option<Proc>>,
+}
+
+impl Agent {
+    pub(crate) fn new(number: u8, netns: &str, folder: &Path) -> Self {
+        let file = |name: &str| folder.join(name).display().to_string();
+        let args = [
+            ("--etcd-endpoints", etcd::ENDPOINT.to_owned()),
+            ("--iface", "up0".to_owned()),
+            ("--public-ip", format!("192.168.50.{number}")),
+            ("--node-name", format!("node{number}")),
+            ("--subnet-file", file("subnet.env")),
+            ("--state-dir", file("state")),
+            ("--socket", file("agent.sock")),
+            ("--bpffs", file("bpffs")),
+        ];
+        let args = args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        Self {
+            netns: netns.to_owned(),
+            folder: folder.to_owned(),
+            args: Mutex::new(args),
+            process: Mutex::default(),
+        }
+    }
+
+    /// Sets a flag for the next start, in the place of an earlier value.
+    pub fn set_flag(&self, flag: &str, value: &str) {
+        let mut args = self.args.lock().unwrap_or_else(PoisonError::into_inner);
+        match args.iter().position(|a| a == flag) {
+            Some(at) => value.clone_into(&mut args[at + 1]),
+            None => args.extend([flag.to_owned(), value.to_owned()]),
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("agent.sock")
+    }
+
+    pub fn subnet_file(&self) -> PathBuf {
+        self.folder.join("subnet.env")
+    }
+
+    pub fn log_file(&self) -> PathBuf {
+        self.folder.join("agent.log")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// Starts it and waits until it serves.
+    pub fn start(&self) -> Result<()> {
+        self.spawn()?;
+        self.wait_ready(AGENT_READY)
+    }
+
+    /// Starts it.
+    pub fn spawn(&self) -> Result<()> {
+        let args = self.args.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let command = Cmd::new(binary("canal-agent")?).arg("run").args(args).in_netns(&self.netns);
+        *self.process() = Some(command.start(&self.log_file())?);
+        Ok(())
+    }
+
+    /// Waits until it has a subnet and takes requests.
+    pub fn wait_ready(&self, deadline: Duration) -> Result<()> {
+        let serves = || self.subnet_file().exists() && UnixStream::connect(self.socket()).is_ok();
+        let mut ended = false;
+        let ready = until(deadline, || {
+            ended = !self.is_running();
+            ended || serves()
+        });
+        if ended {
+            bail!("the agent in {} ended; the end of its log:\n{}", self.netns, self.log_tail());
+        }
+        ensure!(ready, "no agent serves in {} after {deadline:?}; its log:\n{}", self.netns, self.log_tail());
+        Ok(())
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.process().as_mut().is_some_and(Proc::is_running)
+    }
+
+    /// As a crash, or the kernel short of memory, would end it.
+    pub fn kill_9(&self) {
+        if let Some(mut process) = self.process().take() {
+            process.kill();
+        }
+    }
+
+    /// As systemd stops it; an error if it does not go.
+    pub fn terminate(&self) -> Result<()> {
+        match self.process().take() {
+            Some(mut process) => {
+                process.signal(Signal::SIGTERM)?;
+                process.wait(STOP).map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Kills it without warning and starts a new one.
+    pub fn crash_and_restart(&self) -> Result<()> {
+        self.kill_9();
+        self.start()
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.process().as_ref().map(Proc::pid)
+    }
+
+    /// What `canalctl status` shows, as JSON.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let body = self.get("/v1/status")?;
+        serde_json::from_str(&body).with_context(|| format!("the status is not JSON: {body}"))
+    }
+
+    /// Body of a GET on the local socket.
+    pub fn get(&self, path: &str) -> Result<String> {
+        let mut stream = UnixStream::connect(self.socket()).context("no agent listens")?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: canal\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).context("no answer from the agent")?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+        let status = head.lines().next().unwrap_or_default();
+        ensure!(status.contains(" 200 "), "GET {path}: {status}: {body}");
+        Ok(body.to_owned())
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Proc>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}

@@ -1,0 +1,137 @@
+//! A node programmed by hand exactly as flanneld programs one: device, address, lease, and for each peer a
+//! neighbour, an FDB row and a route.
+
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    sync::Mutex,
+    sync::atomic::{AtomicU8, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::{cmd::Cmd, etcd::Etcd, netns::Netns, node::Node, probe::Host};
+
+const SUBNETS: &str = "/coreos.com/network/subnets/";
+/// flannel's own.
+const LEASE_TTL: Duration = Duration::from_hours(24);
+
+/// A peer that runs flannel instead of Canal, with pods that no policy guards.
+#[derive(Debug)]
+pub struct FlannelNode<'a> {
+    node: &'a Node,
+    etcd: &'a Etcd,
+    subnet: Ipv4Addr,
+    vtep_mac: String,
+    next_pod: AtomicU8,
+    known: Mutex<BTreeSet<String>>,
+}
+
+/// A pod on such a node.
+#[derive(Debug)]
+pub struct FlannelPod {
+    netns: Netns,
+    ip: Ipv4Addr,
+}
+
+impl Host for FlannelPod {
+    fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    fn ip(&self) -> Ipv4Addr {
+        self.ip
+    }
+}
+
+impl<'a> FlannelNode<'a> {
+    pub(crate) fn program(node: &'a Node, etcd: &'a Etcd) -> Result<Self> {
+        let number = node.number();
+        let subnet = Ipv4Addr::new(10, 100, 200u8.wrapping_add(number).wrapping_sub(2), 0);
+        let vtep_mac = format!("0e:00:00:00:00:{number:02x}");
+        let public_ip = node.public_ip();
+        let netns = node.netns();
+        netns.ip(&format!(
+            "link add flannel.1 address {vtep_mac} mtu 1450 type vxlan id 1 local {public_ip} dev up0 \
+             dstport 8472 nolearning udpcsum"
+        ))?;
+        netns.ip("link set flannel.1 up")?;
+        netns.ip(&format!("addr add {subnet}/32 dev flannel.1"))?;
+        let lease = json!({
+            "PublicIP": public_ip,
+            "PublicIPv6": null,
+            "BackendType": "vxlan",
+            "BackendData": {"VNI": 1, "VtepMAC": vtep_mac},
+        });
+        etcd.put_leased(&format!("{SUBNETS}{subnet}-24"), &lease.to_string(), LEASE_TTL)?;
+        Ok(Self { node, etcd, subnet, vtep_mac, next_pod: AtomicU8::new(2), known: Mutex::default() })
+    }
+
+    pub fn node(&self) -> &Node {
+        self.node
+    }
+
+    pub fn subnet(&self) -> Ipv4Addr {
+        self.subnet
+    }
+
+    pub fn vtep_mac(&self) -> &str {
+        &self.vtep_mac
+    }
+
+    /// Programs a peer for every lease but its own; tells how many peers it knows now.
+    pub fn learn_peers(&self) -> Result<usize> {
+        let netns = self.node.netns();
+        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (key, value) in self.etcd.list(SUBNETS)? {
+            // As flanneld, leave out what is not a lease.
+            let Ok(lease) = serde_json::from_str::<Value>(&value) else { continue };
+            let (Some(subnet), Some(peer), Some(mac)) = (
+                key.strip_prefix(SUBNETS).and_then(|k| k.rsplit_once('-')),
+                lease["PublicIP"].as_str(),
+                lease["BackendData"]["VtepMAC"].as_str(),
+            ) else {
+                continue;
+            };
+            let (network, bits) = subnet;
+            if network == self.subnet.to_string() {
+                continue;
+            }
+            netns.ip(&format!("neigh replace {network} lladdr {mac} dev flannel.1 nud permanent"))?;
+            Cmd::line("bridge -n")
+                .arg(netns.name())
+                .args(["fdb", "replace", mac, "dev", "flannel.1", "dst", peer])
+                .run()?;
+            netns.ip(&format!("route replace {network}/{bits} via {network} dev flannel.1 onlink"))?;
+            known.insert(key);
+        }
+        Ok(known.len())
+    }
+
+    /// A pod wired as the Calico plugin wires one.
+    pub fn add_pod(&self, name: &str) -> Result<FlannelPod> {
+        let last = self.next_pod.fetch_add(1, Ordering::Relaxed);
+        let [a, b, c, _] = self.subnet.octets();
+        let ip = Ipv4Addr::new(a, b, c, last);
+        let host = self.node.netns();
+        let world = host.name().strip_suffix(&format!("n{}", self.node.number())).context("a node's name")?;
+        let netns = Netns::create(&format!("{world}pod-{name}"))?;
+        let veth = format!("calif{last}");
+        host.ip(&format!("link add {veth} type veth peer name eth0 netns {}", netns.name()))?;
+        host.ip(&format!("link set {veth} address ee:ee:ee:ee:ee:ee mtu 1450 up"))?;
+        host.ip(&format!("route add {ip}/32 dev {veth}"))?;
+        for line in [
+            "link set eth0 mtu 1450 up",
+            &format!("addr add {ip}/32 dev eth0"),
+            "route add 169.254.1.1 dev eth0 scope link",
+            "route add default via 169.254.1.1",
+            // In place of proxy ARP, which needs a default route on the node.
+            "neigh add 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0",
+        ] {
+            netns.ip(line)?;
+        }
+        Ok(FlannelPod { netns, ip })
+    }
+}

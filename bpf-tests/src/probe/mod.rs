@@ -1,0 +1,69 @@
+//! Questions to the network, asked from inside a namespace.
+
+mod bulk;
+mod live;
+mod ping;
+mod tcp;
+mod udp;
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use anyhow::Result;
+
+pub use bulk::{Throughput, iperf3, tcp_bulk};
+pub use live::LiveConnection;
+pub use ping::{PingStats, Pinger};
+pub use tcp::{Connect, EchoServer};
+pub use udp::UdpEcho;
+
+use crate::netns::Netns;
+
+/// A place to ask from: a pod or a node.
+pub trait Host {
+    fn netns(&self) -> &Netns;
+
+    /// The address by which others reach it.
+    fn ip(&self) -> Ipv4Addr;
+
+    /// Sends `count` pings, 200 ms apart, and counts.
+    fn ping(&self, to: Ipv4Addr, count: u32) -> Result<PingStats> {
+        ping::ping(self.netns(), to, count, 56)
+    }
+
+    /// The same with a payload of `size` bytes.
+    fn ping_sized(&self, to: Ipv4Addr, count: u32, size: u32) -> Result<PingStats> {
+        ping::ping(self.netns(), to, count, size)
+    }
+
+    /// Two pings, both answered.
+    fn pings(&self, to: Ipv4Addr) -> bool {
+        self.ping(to, 2).is_ok_and(|stats| stats.lost == 0)
+    }
+
+    /// Tries one TCP connection, for a second.
+    fn connect(&self, to: Ipv4Addr, port: u16) -> Connect {
+        tcp::connect(self.netns(), SocketAddrV4::new(to, port), Duration::from_secs(1))
+    }
+
+    /// A TCP connection comes about.
+    fn reaches(&self, to: Ipv4Addr, port: u16) -> bool {
+        self.connect(to, port) == Connect::Ok
+    }
+
+    /// A TCP server on all addresses that sends back what it gets.
+    fn serve_tcp(&self, port: u16) -> Result<EchoServer> {
+        EchoServer::start(self.netns(), port)
+    }
+
+    fn serve_udp(&self, port: u16) -> Result<UdpEcho> {
+        UdpEcho::start(self.netns(), port)
+    }
+
+    /// Sends `count` datagrams one after another, and counts those that come back unharmed.
+    fn udp_echoes(&self, to: Ipv4Addr, port: u16, count: u32) -> Result<u32> {
+        udp::echoes(self.netns(), SocketAddrV4::new(to, port), count, 64)
+    }
+}
