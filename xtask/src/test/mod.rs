@@ -17,10 +17,9 @@ mod layer;
 mod summary;
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    thread,
     time::Instant,
 };
 
@@ -117,20 +116,15 @@ fn run_layer(
     for program in programs.iter().filter(|program| program.layer() == layer) {
         let mut command = test_command(program);
         command.args(filter).arg(format!("--test-threads={}", layer.threads()));
-        let outcome = run_program(&mut command).with_context(|| format!("{program}"))?;
-        counts += outcome.counts;
-        if !outcome.success {
-            summary.fail(format!("{program}"));
+        if layer == Layer::Unit {
+            command.arg("--quiet");
         }
+        counts += run_program(&program.to_string(), &mut command, summary)?;
     }
     if layer == Layer::Unit {
         let mut command = run::cargo(workspace.root());
         command.args(["test", "--quiet", "--doc"]).args(SELECTION).arg("--").args(filter);
-        let outcome = run_program(&mut command).context("documentation examples")?;
-        counts += outcome.counts;
-        if !outcome.success {
-            summary.fail("documentation examples".to_owned());
-        }
+        counts += run_program("examples in documentation", &mut command, summary)?;
     }
     summary.add(layer, counts, start.elapsed());
     Ok(counts)
@@ -145,34 +139,67 @@ fn test_command(program: &TestProgram) -> Command {
     command
 }
 
-struct ProgramOutcome {
-    counts: Counts,
-    success: bool,
-}
-
-/// Shows the output as it comes, and counts the results in it. Tests that print nothing but dots and names go to
-/// stdout; what they say about failures as well.
-fn run_program(command: &mut Command) -> Result<ProgramOutcome> {
+/// Shows the output as it comes, and counts the results in it.
+fn run_program(name: &str, command: &mut Command, summary: &mut Summary) -> Result<Counts> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .with_context(|| format!("cannot start `{}`", run::shown(command)))?;
+        .with_context(|| format!("cannot start the tests of {name}: `{}`", run::shown(command)))?;
     let stdout = child.stdout.take().context("the test program's output is piped")?;
-    let reader = thread::spawn(move || -> std::io::Result<Counts> {
-        let mut counts = Counts::default();
-        for line in BufReader::new(stdout).split(b'\n') {
-            let line = String::from_utf8_lossy(&line?).into_owned();
-            println!("{line}");
-            counts += Counts::in_line(&line);
+    let counts =
+        relay(BufReader::new(stdout), name).with_context(|| format!("cannot read the tests of {name}"))?;
+    let status = child.wait().with_context(|| format!("cannot wait for the tests of {name}"))?;
+    if !status.success() {
+        // Without a failed test: it died, or was killed, before it could say more.
+        summary.fail(format!("{name} ({status})"));
+    }
+    Ok(counts)
+}
+
+/// Passes output on line by line. A program without tests, of which a workspace has many, says nothing worth
+/// reading: its output starts only once it says that it runs some.
+fn relay(output: impl BufRead, name: &str) -> std::io::Result<Counts> {
+    let mut counts = Counts::default();
+    let mut empty = true;
+    for line in output.split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        let added = Counts::in_line(&line);
+        let starts_empty = line == "running 0 tests";
+        let says_nothing =
+            line.is_empty() || starts_empty || (line.starts_with("test result: ") && added.total() == 0);
+        if empty && !says_nothing {
+            println!("\n{name}");
+            empty = false;
         }
-        Ok(counts)
-    });
-    let status = child.wait().context("cannot wait for the test program")?;
-    let counts = reader
-        .join()
-        .ok()
-        .context("the reader of test output panicked")?
-        .context("cannot read test output")?;
-    Ok(ProgramOutcome { counts, success: status.success() && counts.failed == 0 })
+        if !empty && !starts_empty {
+            println!("{line}");
+        }
+        counts += added;
+    }
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_programs_in_one_output_are_added_up() {
+        let output = "\nrunning 0 tests\n\ntest result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+                      \nrunning 2 tests\n..\ntest result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+                      \nrunning 1 test\nF\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        let counts = relay(output.as_bytes(), "it").unwrap();
+        assert_eq!(counts, Counts { passed: 2, failed: 1, skipped: 0 });
+    }
+
+    #[test]
+    fn a_program_that_dies_without_a_result_is_a_failure() {
+        let mut summary = Summary::default();
+        let mut dying = run::command("sh", Path::new("/"));
+        dying.args(["-c", "echo running 3 tests; kill -9 $$"]);
+        let counts = run_program("it", &mut dying, &mut summary).unwrap();
+        assert_eq!(counts, Counts::default());
+        assert!(summary.is_failure());
+    }
 }
