@@ -15,14 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{elf, run, setup, toolchain::BpfToolchain, workspace::Workspace};
 
 /// The programs that users get, in the order in which they meet them.
-pub(crate) const BINARIES: [&str; 3] = ["canal-agent", "canal-cni", "canalctl"];
-
-/// What a build made.
-#[derive(Debug)]
-pub(crate) struct Built {
-    pub(crate) object: PathBuf,
-    pub(crate) binaries: Vec<PathBuf>,
-}
+const BINARIES: [&str; 3] = ["canal-agent", "canal-cni", "canalctl"];
 
 /// What the agent's binaries are optimised for. The kernel object is always a release build: the verifier refuses
 /// the code of a debug build.
@@ -42,8 +35,8 @@ impl Profile {
 }
 
 /// The verb: requirements, object, binaries, and a list of what was made.
-pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<Built> {
-    setup::require(workspace, &[setup::Group::Build])?;
+pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<()> {
+    setup::require(workspace, &[setup::Purpose::Build])?;
     let start = Instant::now();
     let object = build_ebpf(workspace)?;
     let binaries = build_binaries(workspace, profile)?;
@@ -51,7 +44,7 @@ pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<Built> {
     for path in std::iter::once(&object).chain(&binaries) {
         eprintln!("    {:>9}  {}", size_of(path)?, relative(path, workspace.root()).display());
     }
-    Ok(Built { object, binaries })
+    Ok(())
 }
 
 /// Compiles the kernel object and puts it where `canal-agent/build.rs` looks for it.
@@ -131,16 +124,31 @@ fn relative<'a>(path: &'a Path, root: &Path) -> &'a Path {
 
 fn size_of(path: &Path) -> Result<String> {
     let bytes = fs::metadata(path).with_context(|| format!("cargo did not make {}", path.display()))?.len();
-    Ok(if bytes < 1 << 20 {
-        format!("{} KiB", bytes.div_ceil(1 << 10))
+    Ok(sized(bytes))
+}
+
+fn sized(bytes: u64) -> String {
+    const KIB: u64 = 1 << 10;
+    const MIB: u64 = 1 << 20;
+    if bytes < MIB {
+        format!("{} KiB", bytes.div_ceil(KIB))
     } else {
-        format!("{}.{} MiB", bytes >> 20, (bytes & ((1 << 20) - 1)) * 10 >> 20)
-    })
+        format!("{}.{} MiB", bytes / MIB, bytes % MIB * 10 / MIB)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_rounded_for_people() {
+        for (bytes, text) in
+            [(0, "0 KiB"), (1, "1 KiB"), (78_536, "77 KiB"), (4_299_161, "4.0 MiB"), (4_718_592, "4.5 MiB")]
+        {
+            assert_eq!(sized(bytes), text);
+        }
+    }
 
     #[test]
     fn an_unchanged_object_is_not_written_again() {

@@ -177,7 +177,7 @@ fn ended(status: ExitStatus) -> String {
 
 /// `4.2 s`, `3 min 12 s`.
 pub(crate) fn seconds(duration: Duration) -> String {
-    if duration < Duration::from_secs(60) {
+    if duration < Duration::from_mins(1) {
         format!("{:.1} s", duration.as_secs_f64())
     } else {
         format!("{} min {} s", duration.as_secs() / 60, duration.as_secs() % 60)

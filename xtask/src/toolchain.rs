@@ -36,8 +36,8 @@ const UNSTABLE_CRATES: &str = "aya_ebpf";
 /// A compiler that can build for the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BpfToolchain {
-    /// rustup's nightly with the sources of `core`.
-    Nightly { rustup: PathBuf },
+    /// A nightly of rustup's with the sources of `core`.
+    Nightly { rustup: PathBuf, name: String },
     /// Debian's compiler with a compiled `core`.
     Debian { rustc: PathBuf },
 }
@@ -63,7 +63,7 @@ impl BpfToolchain {
     /// What it is, in a few words.
     pub(crate) fn describe(&self) -> String {
         match self {
-            Self::Nightly { .. } => "rustup's nightly, building core from source".to_owned(),
+            Self::Nightly { name, .. } => format!("{name}, compiling core from its sources"),
             Self::Debian { rustc } => {
                 format!("{} with Debian's core for {BPF_TARGET}", rustc.display())
             }
@@ -74,9 +74,9 @@ impl BpfToolchain {
     /// package.
     pub(crate) fn cargo(&self, verb: &str, root: &Path, target_dir: &Path) -> Command {
         let mut command = match self {
-            Self::Nightly { rustup } => {
+            Self::Nightly { rustup, name } => {
                 let mut command = run::command(rustup, root);
-                command.args(["run", "nightly", "cargo", verb, "-Zbuild-std=core"]);
+                command.args(["run", name, "cargo", verb, "-Zbuild-std=core"]);
                 command.env_remove("RUSTUP_TOOLCHAIN");
                 command
             }
@@ -101,10 +101,10 @@ impl BpfToolchain {
     /// The same, with clippy's lints instead of code; `None` where this toolchain has no clippy.
     pub(crate) fn clippy(&self, root: &Path, target_dir: &Path) -> Option<Command> {
         match self {
-            Self::Nightly { rustup } => {
+            Self::Nightly { rustup, name } => {
                 let found = run::answer(
                     run::command(rustup, root)
-                        .args(["run", "nightly", "cargo-clippy", "--version"])
+                        .args(["run", name, "cargo-clippy", "--version"])
                         .env_remove("RUSTUP_TOOLCHAIN"),
                 );
                 found.ok().map(|_| self.cargo("clippy", root, target_dir))
@@ -133,20 +133,41 @@ fn prepend_path(command: &mut Command, directory: Option<&Path>) {
     }
 }
 
+/// The first nightly that fits, whatever its date.
 fn detect_nightly() -> Result<BpfToolchain, String> {
     let rustup = run::find_program("rustup").ok_or("no rustup")?;
-    let mut rustc = run::command(&rustup, Path::new("/"));
-    rustc.args(["run", "nightly", "rustc", "-vV"]).env_remove("RUSTUP_TOOLCHAIN");
-    let text = run::answer(&mut rustc).map_err(|_| "rustup has no nightly toolchain".to_owned())?;
-    check_compiler("rustup's nightly", &text)?;
-    let mut sysroot = run::command(&rustup, Path::new("/"));
-    sysroot.args(["run", "nightly", "rustc", "--print", "sysroot"]).env_remove("RUSTUP_TOOLCHAIN");
-    let sysroot = run::answer(&mut sysroot).map_err(|error| error.to_string())?;
-    let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
-    if !source.is_dir() {
-        return Err("rustup's nightly has no rust-src component".to_owned());
+    let list = run::answer(run::command(&rustup, Path::new("/")).args(["toolchain", "list"]))
+        .map_err(|error| format!("{error:#}"))?;
+    let mut reasons = Vec::new();
+    for name in nightlies(&list) {
+        match check_nightly(&rustup, name) {
+            Ok(()) => return Ok(BpfToolchain::Nightly { rustup, name: name.to_owned() }),
+            Err(reason) => reasons.push(reason),
+        }
     }
-    Ok(BpfToolchain::Nightly { rustup })
+    if reasons.is_empty() {
+        reasons.push("rustup has no nightly toolchain".to_owned());
+    }
+    Err(reasons.join("; "))
+}
+
+/// The nightlies in the output of `rustup toolchain list`, whose lines may go on with ` (active)`.
+fn nightlies(list: &str) -> impl Iterator<Item = &str> {
+    list.lines().filter_map(|line| line.split_whitespace().next()).filter(|name| name.starts_with("nightly"))
+}
+
+fn check_nightly(rustup: &Path, name: &str) -> Result<(), String> {
+    let ask = |arguments: &[&str]| {
+        let mut rustc = run::command(rustup, Path::new("/"));
+        rustc.args(["run", name, "rustc"]).args(arguments).env_remove("RUSTUP_TOOLCHAIN");
+        run::answer(&mut rustc).map_err(|error| format!("{error:#}"))
+    };
+    // The cheap question first: most nightlies have no sources.
+    let sysroot = ask(&["--print", "sysroot"])?;
+    if !Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir() {
+        return Err(format!("{name} has no rust-src component"));
+    }
+    check_compiler(name, &ask(&["-vV"])?)
 }
 
 fn detect_debian() -> Result<BpfToolchain, String> {
@@ -204,6 +225,18 @@ mod tests {
                 Some(reason) => assert!(judged.unwrap_err().contains(reason), "{release} {llvm}"),
             }
         }
+    }
+
+    #[test]
+    fn nightlies_of_any_date_are_found_in_rustups_list() {
+        let list = "stable-x86_64-unknown-linux-gnu (active, default)\nnightly-x86_64-unknown-linux-gnu\n\
+                    nightly-2026-05-20-x86_64-unknown-linux-gnu\n1.95.0-x86_64-unknown-linux-gnu\n";
+        let found: Vec<&str> = nightlies(list).collect();
+        assert_eq!(
+            found,
+            ["nightly-x86_64-unknown-linux-gnu", "nightly-2026-05-20-x86_64-unknown-linux-gnu"]
+        );
+        assert_eq!(nightlies("no installed toolchains\n").count(), 0);
     }
 
     #[test]
