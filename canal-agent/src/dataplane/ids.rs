@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// Small integers from 1 up. The one that was freed longest ago is taken first, and only in a later round than the
 /// one that freed it: a program that still runs may hold it.
 #[derive(Debug, Clone)]
-pub struct Pool {
+pub(super) struct Pool {
     limit: u32,
     next: u32,
     reserved: BTreeSet<u32>,
@@ -15,17 +15,17 @@ pub struct Pool {
 
 impl Pool {
     /// Ids below `limit`, without those that an earlier process uses.
-    pub fn new(limit: u32, reserved: impl IntoIterator<Item = u32>) -> Self {
+    pub(super) fn new(limit: u32, reserved: impl IntoIterator<Item = u32>) -> Self {
         let reserved = reserved.into_iter().collect();
         Self { limit, next: 1, reserved, free: VecDeque::new(), resting: Vec::new() }
     }
 
     /// A new round: what was freed until now may be taken.
-    pub fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         self.free.extend(self.resting.drain(..));
     }
 
-    pub fn take(&mut self) -> Option<u32> {
+    pub(super) fn take(&mut self) -> Option<u32> {
         // Fresh ids first: the freed ones rest as long as there is room.
         while self.next < self.limit {
             let id = self.next;
@@ -37,17 +37,17 @@ impl Pool {
         self.free.pop_front()
     }
 
-    pub fn give_back(&mut self, id: u32) {
+    pub(super) fn give_back(&mut self, id: u32) {
         self.resting.push(id);
     }
 
     /// Ids that were reserved are nobody's now.
-    pub fn release_reserved(&mut self) {
+    pub(super) fn release_reserved(&mut self) {
         self.release_reserved_but(&BTreeSet::new());
     }
 
     /// As above, but those in `taken` have found a new owner.
-    pub fn release_reserved_but(&mut self, taken: &BTreeSet<u32>) {
+    pub(super) fn release_reserved_but(&mut self, taken: &BTreeSet<u32>) {
         let passed = self.next;
         let (stay, go): (BTreeSet<u32>, BTreeSet<u32>) =
             std::mem::take(&mut self.reserved).into_iter().partition(|id| taken.contains(id));
@@ -58,26 +58,26 @@ impl Pool {
 
 /// Contents and their ids.
 #[derive(Debug, Clone)]
-pub struct Ids<T> {
+pub(super) struct Ids<T> {
     pool: Pool,
     by_content: BTreeMap<T, u32>,
 }
 
 impl<T: Ord + Clone> Ids<T> {
-    pub fn new(pool: Pool) -> Self {
+    pub(super) fn new(pool: Pool) -> Self {
         Self { pool, by_content: BTreeMap::new() }
     }
 
-    pub fn pool(&mut self) -> &mut Pool {
+    pub(super) fn pool(&mut self) -> &mut Pool {
         &mut self.pool
     }
 
-    pub fn get(&self, content: &T) -> Option<u32> {
+    pub(super) fn get(&self, content: &T) -> Option<u32> {
         self.by_content.get(content).copied()
     }
 
     /// The id of `content`, and whether it is new; `None` when there is no room.
-    pub fn ensure(&mut self, content: &T) -> Option<(u32, bool)> {
+    pub(super) fn ensure(&mut self, content: &T) -> Option<(u32, bool)> {
         if let Some(id) = self.by_content.get(content) {
             return Some((*id, false));
         }
@@ -86,12 +86,12 @@ impl<T: Ord + Clone> Ids<T> {
         Some((id, true))
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&T, u32)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&T, u32)> {
         self.by_content.iter().map(|(content, id)| (content, *id))
     }
 
     /// Frees every id whose content `keep` rejects.
-    pub fn retain(&mut self, mut keep: impl FnMut(&T, u32) -> bool) {
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&T, u32) -> bool) {
         let pool = &mut self.pool;
         self.by_content.retain(|content, id| {
             let kept = keep(content, *id);

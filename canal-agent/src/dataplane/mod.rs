@@ -9,6 +9,8 @@ pub mod counters;
 pub mod events;
 pub mod hooks;
 mod ids;
+pub mod inspect;
+pub mod masquerade;
 pub mod nodes;
 pub mod object;
 pub mod overlay;

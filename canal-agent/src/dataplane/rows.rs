@@ -14,7 +14,7 @@ use super::{
 use crate::compile::{Row, RuleId, pages};
 
 #[derive(Debug)]
-pub struct Rows {
+pub(super) struct Rows {
     pool: Pool,
     by_content: HashMap<Row, u32>,
     written: BTreeMap<u32, Written>,
@@ -30,7 +30,7 @@ struct Written {
 
 /// Why a row could not be written.
 #[derive(Debug, thiserror::Error)]
-pub enum RowError<E: std::error::Error + 'static> {
+pub(super) enum RowError<E: std::error::Error + 'static> {
     #[error(transparent)]
     TooBig(#[from] pages::TooBig),
     #[error("all {} rows are in use", MAX_ROWS - 1)]
@@ -41,7 +41,7 @@ pub enum RowError<E: std::error::Error + 'static> {
 
 impl Rows {
     /// `reserved`: rows that an earlier process wrote and that are still read.
-    pub fn new(reserved: impl IntoIterator<Item = u32>) -> Self {
+    pub(super) fn new(reserved: impl IntoIterator<Item = u32>) -> Self {
         Self {
             pool: Pool::new(MAX_ROWS, reserved),
             by_content: HashMap::new(),
@@ -50,26 +50,26 @@ impl Rows {
         }
     }
 
-    pub fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         self.pool.begin();
         self.rules.pool().begin();
     }
 
-    pub fn release_reserved(&mut self) {
+    pub(super) fn release_reserved(&mut self) {
         self.pool.release_reserved();
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.written.values().map(|w| w.pages.len()).sum()
     }
 
     /// The rule behind an id in the kernel.
-    pub fn rule(&self, id: u32) -> Option<&Arc<RuleId>> {
+    pub(super) fn rule(&self, id: u32) -> Option<&Arc<RuleId>> {
         self.rules.iter().find(|(_, known)| *known == id).map(|(rule, _)| rule)
     }
 
     /// Writes `row` unless an equal one is there; its id is the caller's until [`Rows::release`].
-    pub fn acquire<T: Tables>(&mut self, tables: &mut T, row: &Row) -> Result<u32, RowError<T::Error>> {
+    pub(super) fn acquire<T: Tables>(&mut self, tables: &mut T, row: &Row) -> Result<u32, RowError<T::Error>> {
         if let Some(id) = self.by_content.get(row) {
             if let Some(written) = self.written.get_mut(id) {
                 written.users += 1;
@@ -101,7 +101,7 @@ impl Rows {
         Ok(root)
     }
 
-    pub fn release(&mut self, root: u32) {
+    pub(super) fn release(&mut self, root: u32) {
         let Some(written) = self.written.get_mut(&root) else { return };
         written.users -= 1;
         if written.users == 0 {

@@ -135,7 +135,9 @@ impl LeaseManager {
                 public_ip: want.public_ip,
                 previous: self.previous,
             };
-            let taken = match choose(request, &held, &mut rand::rng()) {
+            // The generator is not `Send` and must not live across an await.
+            let choice = choose(request, &held, &mut rand::rng());
+            let taken = match choice {
                 Some(Choice::Retake(held)) => self.retake(held, want).await?,
                 Some(Choice::Create { subnet, replaces }) => {
                     self.create(subnet, &replaces, listing.revision, want).await?
