@@ -1,1 +1,90 @@
-//! (to be written)
+//! The CNI plugin: attaches a container to the pod network, and detaches it.
+//!
+//! Owns: the protocol with the container runtime, the veth pair, and the call of `host-local`.
+//! Promises: ADD returns when the endpoint's policy is enforced in the kernel, or fails and leaves nothing behind;
+//! DEL may be called any number of times, in any state of the node.
+//! Does not: attach programs, fill tables, add host routes or publish endpoints. That is the agent's, to which ADD
+//! hands the endpoint. No runtime is started and no kernel object loaded, so a call costs milliseconds.
+//!
+//! ```json
+//! {"cniVersion": "1.0.0", "name": "canal", "type": "canal-cni",
+//!  "socket": "/run/canal/agent.sock", "subnetFile": "/run/flannel/subnet.env",
+//!  "ipam": {"type": "host-local", "dataDir": "/var/lib/cni/networks"},
+//!  "args": {"cni": {"labels": [{"key": "app", "value": "web"}]}}}
+//! ```
+//!
+//! All but the first three are optional.
+
+mod attach;
+mod config;
+mod error;
+mod interface;
+mod ipam;
+mod request;
+mod result;
+mod subnet;
+mod undo;
+
+#[cfg(test)]
+mod attach_tests;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io::{self, Read, Write},
+    process::ExitCode,
+};
+
+pub use config::{Config, LATEST, VERSIONS};
+pub use error::{CniError, Code};
+pub use interface::{GATEWAY, HOST_MAC};
+pub use request::{Attachment, Environment, Verb};
+pub use subnet::Subnet;
+
+/// A configuration is a few kilobytes; this much is an error or an attack.
+const STDIN_MAX: u64 = 4 << 20;
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    // Variables that are not text cannot be meant for us.
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let mut stdin = Vec::new();
+    let answer = match io::stdin().lock().take(STDIN_MAX).read_to_end(&mut stdin) {
+        Ok(_) => call(&environment, &stdin),
+        Err(e) => Err(CniError::new(Code::Io, "cannot read standard input", e.to_string())),
+    };
+    let (text, code) = match answer {
+        Ok(text) => (text, ExitCode::SUCCESS),
+        Err(error) => (error.to_json(config::answer_version(&stdin)), ExitCode::FAILURE),
+    };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => code,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// One call; what it returns belongs on standard output.
+pub fn call(environment: &Environment, stdin: &[u8]) -> Result<String, CniError> {
+    match Verb::read(environment)? {
+        Verb::Version => config::versions(stdin),
+        Verb::Add => {
+            let attachment = Attachment::read(Verb::Add, environment)?;
+            let config = Config::read(stdin)?;
+            let made = attach::add(&config, &attachment, environment)?;
+            Ok(made.to_json(config.version))
+        }
+        Verb::Del => {
+            let attachment = Attachment::read(Verb::Del, environment)?;
+            let config = Config::read(stdin)?;
+            attach::del(&config, &attachment, environment)?;
+            Ok(String::new())
+        }
+        verb @ (Verb::Check | Verb::Gc | Verb::Status) => Err(CniError::new(
+            Code::UnsupportedVerb,
+            format!("{verb:?} is not supported"),
+            "ADD, DEL and VERSION are; `disableCheck` in the configuration list keeps runtimes from asking",
+        )),
+    }
+}

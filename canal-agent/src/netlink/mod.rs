@@ -20,7 +20,7 @@ mod socket;
 pub mod sysctl;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use addr::Address;
 pub use error::Error;

@@ -1,0 +1,86 @@
+//! What the plugin answers when it cannot: the specification's error object.
+
+use serde::Serialize;
+
+/// The published codes: the specification's below 100, ours from 100 on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Code {
+    /// The configuration asks for a version of CNI that this plugin does not speak.
+    IncompatibleVersion = 1,
+    /// A field of the configuration that this plugin does not support.
+    UnsupportedField = 2,
+    /// The container's network namespace does not exist. Nothing was done; no DEL is needed.
+    UnknownContainer = 3,
+    /// An environment variable is missing or has an impossible value.
+    InvalidEnvironment = 4,
+    /// Standard input could not be read, or standard output not written.
+    Io = 5,
+    /// The configuration is not JSON, or has a field of the wrong type.
+    Decode = 6,
+    /// The configuration is readable and wrong.
+    InvalidConfig = 7,
+    /// The agent is not there or not ready: the same call may succeed in a moment.
+    TryAgain = 11,
+    /// The agent will not take this endpoint, and will not in a moment either.
+    AgentRefused = 100,
+    /// The subnet file is missing or unusable: the node has no subnet (yet).
+    NoSubnet = 101,
+    /// `host-local` is not in any folder of `CNI_PATH`, or cannot be run.
+    IpamMissing = 102,
+    /// `host-local` failed.
+    IpamFailed = 103,
+    /// Every address of the node's subnet is in use.
+    PoolFull = 104,
+    /// The container has an interface of this name already. Nothing was done.
+    InterfaceExists = 105,
+    /// The kernel refused a link, an address or a route.
+    Kernel = 106,
+    /// The verb is a valid one that this version of the plugin does not have.
+    UnsupportedVerb = 107,
+}
+
+/// A failed call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{msg}: {details}")]
+pub struct CniError {
+    pub code: Code,
+    /// One line: what failed, on what.
+    pub msg: String,
+    /// The cause, and what to do.
+    pub details: String,
+}
+
+impl CniError {
+    pub fn new(code: Code, msg: impl Into<String>, details: impl Into<String>) -> Self {
+        Self { code, msg: msg.into(), details: details.into() }
+    }
+
+    pub(super) fn kernel(error: &crate::netlink::Error) -> Self {
+        Self::new(Code::Kernel, "cannot set up the container's interface", error.to_string())
+    }
+
+    /// Adds what could not be undone, so that someone can do it by hand.
+    #[must_use]
+    pub(super) fn with_leftovers(mut self, leftovers: &[String]) -> Self {
+        for leftover in leftovers {
+            self.details = format!("{}; and in undoing: {leftover}", self.details);
+        }
+        self
+    }
+
+    /// The answer for standard output.
+    pub fn to_json(&self, version: &str) -> String {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Answer<'a> {
+            cni_version: &'a str,
+            code: u32,
+            msg: &'a str,
+            details: &'a str,
+        }
+        let answer =
+            Answer { cni_version: version, code: self.code as u32, msg: &self.msg, details: &self.details };
+        serde_json::to_string(&answer).expect("strings and a number are always JSON")
+    }
+}

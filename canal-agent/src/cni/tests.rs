@@ -1,0 +1,248 @@
+//! What can be decided without touching anything.
+
+use std::cell::RefCell;
+
+use serde_json::{Value, json};
+
+use super::{
+    interface::{mark, names},
+    result::Made,
+    undo::Undo,
+    *,
+};
+
+fn environment(pairs: &[(&str, &str)]) -> Environment {
+    pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+}
+
+const ADD: [(&str, &str); 5] = [
+    ("CNI_COMMAND", "ADD"),
+    ("CNI_CONTAINERID", "abc"),
+    ("CNI_IFNAME", "eth0"),
+    ("CNI_NETNS", "/no/such/netns"),
+    ("CNI_PATH", "/usr/lib/cni"),
+];
+
+const CONFIG: &str = r#"{"cniVersion":"1.0.0","name":"canal","type":"canal-cni"}"#;
+
+/// ADD with one variable replaced, or taken away.
+fn add_but(name: &str, value: Option<&str>) -> Environment {
+    let mut environment = environment(&ADD);
+    environment.remove(name);
+    environment.extend(value.map(|v| (name.to_owned(), v.to_owned())));
+    environment
+}
+
+#[test]
+fn each_bad_environment_has_its_own_message() {
+    let long = "sixteen-letters-";
+    for (environment, message) in [
+        (environment(&[]), "CNI_COMMAND is not set"),
+        (environment(&[("CNI_COMMAND", "add")]), "CNI_COMMAND is \"add\""),
+        (environment(&[("CNI_COMMAND", "ADD")]), "not set: CNI_CONTAINERID, CNI_IFNAME, CNI_NETNS, CNI_PATH"),
+        (environment(&[("CNI_COMMAND", "DEL")]), "not set: CNI_CONTAINERID, CNI_IFNAME"),
+        (add_but("CNI_NETNS", None), "not set: CNI_NETNS"),
+        (add_but("CNI_NETNS", Some("")), "not set: CNI_NETNS"),
+        (add_but("CNI_CONTAINERID", Some("a/b")), "CNI_CONTAINERID is \"a/b\""),
+        (add_but("CNI_CONTAINERID", Some("-a")), "CNI_CONTAINERID is \"-a\""),
+        (add_but("CNI_IFNAME", Some(long)), "CNI_IFNAME is \"sixteen-letters-\""),
+        (add_but("CNI_IFNAME", Some("a b")), "CNI_IFNAME is \"a b\""),
+        (add_but("CNI_IFNAME", Some("..")), "CNI_IFNAME is \"..\""),
+    ] {
+        let error = call(&environment, CONFIG.as_bytes()).unwrap_err();
+        assert_eq!((error.code, error.msg.as_str()), (Code::InvalidEnvironment, message));
+        assert!(!error.details.is_empty() && !error.msg.contains('\n'));
+    }
+}
+
+#[test]
+fn each_bad_configuration_has_its_own_message() {
+    for (stdin, code, message) in [
+        ("", Code::Decode, "standard input is empty: the runtime gives"),
+        ("{", Code::Decode, "cannot read the network configuration: EOF"),
+        ("\u{1}\u{2}", Code::Decode, "cannot read the network configuration: expected value"),
+        ("[1]", Code::Decode, "cannot read the network configuration: it is JSON, but not an object"),
+        ("{}", Code::IncompatibleVersion, "the configuration has no `cniVersion`: supported are 0.3.1, "),
+        (r#"{"cniVersion":"0.2.0"}"#, Code::IncompatibleVersion, "CNI version \"0.2.0\" is not supported: "),
+        (r#"{"cniVersion":"1.0.0"}"#, Code::InvalidConfig, "`name` is \"\": "),
+        (r#"{"cniVersion":"1.0.0","name":"a/b"}"#, Code::InvalidConfig, "`name` is \"a/b\": "),
+        (
+            r#"{"cniVersion":"1.0.0","name":7}"#,
+            Code::Decode,
+            "cannot read the network configuration: invalid type",
+        ),
+        (
+            r#"{"cniVersion":"1.0.0","name":"canal","ipam":{"type":"dhcp"}}"#,
+            Code::InvalidConfig,
+            "`ipam.type` is \"dhcp\": ",
+        ),
+        (
+            r#"{"cniVersion":"1.0.0","name":"canal","ipam":{"subnet":"10.0.0.0/8"}}"#,
+            Code::UnsupportedField,
+            "`ipam.subnet` is not supported: ",
+        ),
+        (
+            r#"{"cniVersion":"1.0.0","name":"canal","args":{"cni":{"labels":[{"key":"a","value":"1"},{"key":"a","value":"2"}]}}}"#,
+            Code::InvalidConfig,
+            "`args.cni.labels` has the key \"a\" more than once, or empty: ",
+        ),
+        (
+            r#"{"cniVersion":"1.0.0","name":"canal","args":{"cni":{"labels":[{"key":"a"}]}}}"#,
+            Code::Decode,
+            "cannot read the network configuration: missing field `value`",
+        ),
+    ] {
+        let error = call(&environment(&ADD), stdin.as_bytes()).unwrap_err();
+        assert_eq!(error.code, code, "{stdin}");
+        assert!(error.to_string().starts_with(message), "{stdin}: {error}");
+    }
+}
+
+#[test]
+fn a_configuration_has_defaults_and_keeps_what_host_local_may_use() {
+    let config = Config::read(CONFIG.as_bytes()).unwrap();
+    assert_eq!((config.version, config.network.as_str()), ("1.0.0", "canal"));
+    assert_eq!(config.socket.to_str(), Some("/run/canal/agent.sock"));
+    assert_eq!(config.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
+    assert_eq!(Value::Object(config.ipam), json!({"type": "host-local"}));
+
+    let full = json!({
+        "cniVersion": "0.3.1", "name": "canal", "type": "canal-cni", "socket": "/s", "subnetFile": "/f",
+        "ipam": {"type": "host-local", "dataDir": "/d", "resolvConf": "/r"}, "unknown": [1],
+        "args": {"cni": {"labels": [{"key": "app", "value": "web"}, {"key": "x", "value": ""}]}},
+    });
+    let config = Config::read(full.to_string().as_bytes()).unwrap();
+    assert_eq!((config.socket.to_str(), config.subnet_file.to_str()), (Some("/s"), Some("/f")));
+    assert_eq!(
+        Value::Object(config.ipam),
+        json!({"type": "host-local", "dataDir": "/d", "resolvConf": "/r"})
+    );
+    assert_eq!(config.labels, [("app".into(), "web".into()), ("x".into(), String::new())].into());
+}
+
+#[test]
+fn version_answers_whatever_version_is_asked_for() {
+    let version = environment(&[("CNI_COMMAND", "VERSION")]);
+    for (stdin, echoed) in
+        [("", "1.1.0"), (r#"{"cniVersion":"0.4.0"}"#, "0.4.0"), (r#"{"cniVersion":"9.9.9"}"#, "9.9.9")]
+    {
+        let answer: Value = serde_json::from_str(&call(&version, stdin.as_bytes()).unwrap()).unwrap();
+        assert_eq!(
+            answer,
+            json!({"cniVersion": echoed, "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]})
+        );
+    }
+    assert_eq!(call(&version, b"garbage").unwrap_err().code, Code::Decode);
+}
+
+#[test]
+fn verbs_of_the_specification_that_are_not_there_say_so() {
+    for verb in ["CHECK", "GC", "STATUS"] {
+        let error = call(&environment(&[("CNI_COMMAND", verb)]), CONFIG.as_bytes()).unwrap_err();
+        assert_eq!(error.code, Code::UnsupportedVerb);
+    }
+}
+
+#[test]
+fn an_error_is_answered_in_the_version_asked_for_or_else_in_the_latest() {
+    let error = CniError::new(Code::TryAgain, "the agent did not take the endpoint", "a \"reason\"");
+    let answer: Value = serde_json::from_str(&error.to_json("0.4.0")).unwrap();
+    let wanted = json!({"cniVersion": "0.4.0", "code": 11, "msg": "the agent did not take the endpoint", "details": "a \"reason\""});
+    assert_eq!(answer, wanted);
+    assert_eq!(config::answer_version(CONFIG.as_bytes()), "1.0.0");
+    for broken in ["", "{", r#"{"cniVersion":"7"}"#, r#"{"cniVersion":7}"#] {
+        assert_eq!(config::answer_version(broken.as_bytes()), LATEST);
+    }
+}
+
+#[test]
+fn a_result_is_shaped_by_its_version() {
+    let made = Made {
+        host_interface: "caliabc".into(),
+        host_mac: HOST_MAC,
+        interface: "eth0".into(),
+        mac: "02:00:00:00:00:07".parse().unwrap(),
+        mtu: 1450,
+        sandbox: "/run/netns/abc".into(),
+        ip: [10, 100, 7, 2].into(),
+        dns: None,
+    };
+    let answer = |version: &str| serde_json::from_str::<Value>(&made.to_json(version)).unwrap();
+    let modern = json!({
+        "cniVersion": "1.0.0",
+        "interfaces": [
+            {"name": "caliabc", "mac": "ee:ee:ee:ee:ee:ee"},
+            {"name": "eth0", "mac": "02:00:00:00:00:07", "sandbox": "/run/netns/abc"},
+        ],
+        "ips": [{"address": "10.100.7.2/32", "interface": 1}],
+        "routes": [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}],
+        "dns": {},
+    });
+    assert_eq!(answer("1.0.0"), modern);
+    for version in ["0.3.1", "0.4.0"] {
+        assert_eq!(
+            answer(version)["ips"],
+            json!([{"version": "4", "address": "10.100.7.2/32", "interface": 1}])
+        );
+    }
+    let latest = answer("1.1.0");
+    assert_eq!(
+        (&latest["interfaces"][0]["mtu"], &latest["interfaces"][1]["mtu"]),
+        (&json!(1450), &json!(1450))
+    );
+    assert_eq!(latest["ips"], modern["ips"]);
+}
+
+#[test]
+fn the_subnet_file_is_read_as_flannel_and_canal_write_it() {
+    let flannels = "FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    let subnet = Subnet { net: "10.100.7.0/24".parse().unwrap(), mtu: 1450 };
+    assert_eq!(Subnet::parse(flannels), Ok(subnet));
+    for (text, error) in [
+        ("", "FLANNEL_SUBNET is missing"),
+        ("FLANNEL_SUBNET=\nFLANNEL_MTU=1450", "FLANNEL_SUBNET is missing"),
+        ("FLANNEL_SUBNET=10.1.1.1/24", "FLANNEL_MTU is missing"),
+        ("FLANNEL_SUBNET=fd00::1/64\nFLANNEL_MTU=1450", "FLANNEL_SUBNET=fd00::1/64 is not an IPv4 network"),
+        ("FLANNEL_SUBNET=10.1.1.1/32\nFLANNEL_MTU=1450", "FLANNEL_SUBNET=10.1.1.1/32 has no room for a pod"),
+        ("FLANNEL_SUBNET=10.1.1.1/24\nFLANNEL_MTU=-1", "FLANNEL_MTU=-1 is not a number from 68 to 65535"),
+    ] {
+        assert_eq!(Subnet::parse(text), Err(error.to_owned()), "{text}");
+    }
+}
+
+#[test]
+fn undoing_goes_backwards_and_past_what_fails() {
+    let seen = RefCell::new(Vec::new());
+    let mut undo = Undo::default();
+    for (step, result) in [(1, Ok(())), (2, Err("two stays".to_owned())), (3, Ok(()))] {
+        let seen = &seen;
+        undo.push(move || {
+            seen.borrow_mut().push(step);
+            result
+        });
+    }
+    assert_eq!(undo.back(), ["two stays"]);
+    assert_eq!(*seen.borrow(), [3, 2, 1]);
+    let error = CniError::new(Code::Kernel, "m", "cause").with_leftovers(&["two stays".to_owned()]);
+    assert_eq!(error.to_string(), "m: cause; and in undoing: two stays");
+}
+
+#[test]
+fn the_first_name_is_calicos_and_every_name_and_mark_is_one_the_kernel_takes() {
+    let attachment = |id: &str| Attachment {
+        container_id: id.to_owned(),
+        interface: "eth0".to_owned(),
+        netns: None,
+        path: Vec::new(),
+    };
+    assert_eq!(names(&attachment("0123456789abcdef")).next().unwrap(), "cali0123456789a");
+    assert_eq!(names(&attachment("ca")).next().unwrap(), "calica");
+    assert_eq!(mark(&attachment("ca")), "canal ca eth0");
+    let long = attachment(&"f".repeat(1000));
+    assert!(mark(&long).len() < 64);
+    let mut all: Vec<_> = names(&long).collect();
+    assert!(all.iter().all(|n| n.len() <= 15 && n.starts_with("cali")));
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 8);
+}
