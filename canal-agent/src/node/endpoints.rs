@@ -185,7 +185,6 @@ fn connect(
     if !local.up && local.ours {
         // Forwarding for this interface, whatever the default for new ones was.
         sysctl::set_if_present(&format!("net.ipv4.conf.{}.forwarding", local.interface.replace('.', "/")), "1")?;
-        netlink.set_alias(desired.ifindex, &local.key.to_string())?;
         netlink.set_up(desired.ifindex)?;
     }
     let reachable = routes.iter().any(|r| r.dst == route.dst && r.oif == route.oif);
