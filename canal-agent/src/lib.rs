@@ -8,12 +8,16 @@
 //! `model` and `compile` are pure: no tokio, no aya, no clock, no I/O.
 
 pub mod api;
+pub mod app;
 pub mod cni;
 pub mod compile;
 pub mod config;
 pub mod ctl;
 pub mod dataplane;
 pub mod endpoint;
+mod lock;
 pub mod model;
 pub mod netlink;
+pub mod node;
+mod preflight;
 pub mod store;

@@ -31,4 +31,15 @@ pub const EVENTS_PER_TICK: u32 = 128;
 /// Bytes in the ring.
 pub const EVENTS_BYTES: u32 = 256 * 1024;
 
-abi!(Event = 40 align 8);
+/// `EVENT_BUDGET`: one CPU's account.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct EventBudget {
+    /// Tick of 2^30 ns that `sent` belongs to.
+    pub tick: u32,
+    pub sent: u32,
+    /// Events that found no budget or no room in the ring.
+    pub lost: u64,
+}
+
+abi!(Event = 40 align 8, EventBudget = 16 align 8);

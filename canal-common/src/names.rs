@@ -51,6 +51,8 @@ names! {
     RULE_HITS = "RULE_HITS",
     /// Sampled drops.
     EVENTS = "EVENTS",
+    /// How many events each CPU has sent in this tick.
+    EVENT_BUDGET = "EVENT_BUDGET",
 }
 
 /// Read-only globals, filled at load; not pinned.

@@ -7,15 +7,13 @@ use crate::{Ip4, Mac, abi};
 pub struct Settings {
     /// Our VXLAN address: outer source, and the only outer destination we accept.
     pub node_ip: Ip4,
-    /// Address of `canal.<VNI>`, the `.0` of our subnet: source of what this host sends to remote pods.
-    pub overlay_ip: Ip4,
     /// Our VTEP MAC, as published in our lease.
     pub vtep_mac: Mac,
     /// UDP destination port of VXLAN.
     pub vxlan_port: u16,
     pub vni: u32,
+    /// Where envelopes leave.
     pub uplink_ifindex: u32,
-    pub overlay_ifindex: u32,
 }
 
-abi!(Settings = 28 align 4);
+abi!(Settings = 20 align 4);

@@ -54,11 +54,15 @@ pub const fn checksum_after_ttl_decrement(checksum_be: u16) -> u16 {
     folded.to_be()
 }
 
-/// Everything between the outer Ethernet header and the inner IP header.
+/// Everything between the outer Ethernet header and the inner IP header, as it lies in the packet. In words, so
+/// that the kernel side writes it with a few wide stores.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Envelope {
-    pub bytes: [u8; ENVELOPE_LEN],
+    /// Outer IPv4 (5), UDP (2), VXLAN (2), inner Ethernet addresses (3).
+    pub words: [u32; 12],
+    /// Inner ethertype.
+    pub ethertype: u16,
 }
 
 /// What varies between envelopes.
@@ -91,39 +95,39 @@ pub const fn outer_ecn(inner_tos: u8) -> u8 {
 impl Envelope {
     #[inline(always)]
     pub const fn new(spec: &EnvelopeSpec) -> Self {
-        let total = spec.inner_len + ENVELOPE_LEN as u16;
-        let [t1, t0] = total.to_be_bytes();
-        let [i1, i0] = spec.id.to_be_bytes();
-        let [s0, s1, s2, s3] = spec.outer_src.octets;
-        let [d0, d1, d2, d3] = spec.outer_dst.octets;
-        let (sum_src, sum_dst) = (spec.outer_src.to_bits(), spec.outer_dst.to_bits());
-        let sum = (0x4500 | spec.ecn as u32)
-            + total as u32
-            + spec.id as u32
-            + 0x4011
-            + (sum_src >> 16)
-            + (sum_src & 0xffff)
-            + (sum_dst >> 16)
-            + (sum_dst & 0xffff);
-        let [c1, c0] = fold(sum).to_be_bytes();
-        let [sp1, sp0] = spec.src_port.to_be_bytes();
-        let [dp1, dp0] = spec.dst_port.to_be_bytes();
-        let [u1, u0] = (total - IPV4_LEN as u16).to_be_bytes();
-        let [_, v2, v1, v0] = spec.vni.to_be_bytes();
-        let [im0, im1, im2, im3, im4, im5] = spec.inner_dst_mac.octets;
-        let [sm0, sm1, sm2, sm3, sm4, sm5] = spec.inner_src_mac.octets;
+        let total = spec.inner_len as u32 + ENVELOPE_LEN as u32;
+        let (src, dst) = (spec.outer_src.to_bits(), spec.outer_dst.to_bits());
+        // No options; DF clear, so that a narrow underlay may fragment; TTL 64.
+        let version_tos_length = 0x4500_0000 | (spec.ecn as u32) << 16 | total;
+        let id = (spec.id as u32) << 16;
+        let ttl_proto = 64 << 24 | (PROTO_UDP as u32) << 16;
+        let sum = halves(version_tos_length) + halves(id) + halves(ttl_proto) + halves(src) + halves(dst);
+        let [m0, m1, m2, m3, m4, m5] = spec.inner_dst_mac.octets;
+        let [n0, n1, n2, n3, n4, n5] = spec.inner_src_mac.octets;
         Self {
-            #[rustfmt::skip]
-            bytes: [
-                // IPv4: no options, DF clear so that a narrow underlay may fragment, TTL 64.
-                0x45, spec.ecn, t1, t0, i1, i0, 0, 0, 64, PROTO_UDP, c1, c0, s0, s1, s2, s3, d0, d1, d2, d3,
-                // UDP without a checksum (RFC 7348 §5: SHOULD be zero over IPv4).
-                sp1, sp0, dp1, dp0, u1, u0, 0, 0,
-                VXLAN_FLAGS, 0, 0, 0, v2, v1, v0, 0,
-                im0, im1, im2, im3, im4, im5, sm0, sm1, sm2, sm3, sm4, sm5, 0x08, 0x00,
+            words: [
+                version_tos_length.to_be(),
+                id.to_be(),
+                (ttl_proto | fold(sum) as u32).to_be(),
+                spec.outer_src.to_wire(),
+                spec.outer_dst.to_wire(),
+                ((spec.src_port as u32) << 16 | spec.dst_port as u32).to_be(),
+                // The UDP checksum stays zero (RFC 7348 §5: SHOULD be, over IPv4).
+                ((total - IPV4_LEN as u32) << 16).to_be(),
+                ((VXLAN_FLAGS as u32) << 24).to_be(),
+                (spec.vni << 8).to_be(),
+                u32::from_ne_bytes([m0, m1, m2, m3]),
+                u32::from_ne_bytes([m4, m5, n0, n1]),
+                u32::from_ne_bytes([n2, n3, n4, n5]),
             ],
+            ethertype: ETHERTYPE_IPV4.to_be(),
         }
     }
+}
+
+#[inline(always)]
+const fn halves(word: u32) -> u32 {
+    (word >> 16) + (word & 0xffff)
 }
 
 #[cfg(test)]
@@ -131,6 +135,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn bytes(envelope: &Envelope) -> Vec<u8> {
+        let mut bytes: Vec<u8> = envelope.words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        bytes.extend(envelope.ethertype.to_ne_bytes());
+        assert_eq!(bytes.len(), ENVELOPE_LEN);
+        bytes
+    }
 
     fn sum_of(header: &[u8]) -> u16 {
         fold(header.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum())
@@ -144,7 +155,7 @@ mod tests {
                 inner_src_mac: Mac::new([2; 6]), inner_dst_mac: Mac::new([4; 6]),
                 vni: 1, src_port: 40000, dst_port: 8472, id, inner_len, ecn,
             });
-            prop_assert_eq!(sum_of(&envelope.bytes[..IPV4_LEN]), 0);
+            prop_assert_eq!(sum_of(&bytes(&envelope)[..IPV4_LEN]), 0);
         }
 
         #[test]
@@ -181,10 +192,11 @@ mod tests {
             inner_len: 84,
             ecn: 0,
         });
-        assert_eq!(&envelope.bytes[..4], &[0x45, 0, 0, 134]);
-        assert_eq!(&envelope.bytes[20..36], &[0x9c, 0x40, 0x21, 0x18, 0, 114, 0, 0, 8, 0, 0, 0, 0, 0, 1, 0]);
+        let bytes = bytes(&envelope);
+        assert_eq!(&bytes[..4], &[0x45, 0, 0, 134]);
+        assert_eq!(&bytes[20..36], &[0x9c, 0x40, 0x21, 0x18, 0, 114, 0, 0, 8, 0, 0, 0, 0, 0, 1, 0]);
         assert_eq!(
-            &envelope.bytes[36..50],
+            &bytes[36..50],
             &[0xb6, 0x5a, 0xac, 0x9f, 0x0c, 0xc3, 0x82, 0xd2, 0x48, 0x77, 0xea, 0xcf, 8, 0]
         );
     }

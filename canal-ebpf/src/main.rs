@@ -1,1 +1,61 @@
-fn main() {}
+//! Canal's kernel programs, one object. Read [`hook`] for the packet's itinerary, [`step`] for what the hooks share.
+//!
+//! | program | attached to | sees |
+//! |---|---|---|
+//! | `from_pod` | tcx ingress, host side of a pod's veth | what the pod sends |
+//! | `to_pod` | tcx egress, host side of a pod's veth | what the host stack delivers to the pod |
+//! | `from_wire` | tcx ingress, uplink | VXLAN from other nodes |
+//! | `to_overlay` | tcx egress, `canal.<VNI>` | what the host stack sends to other nodes' pods |
+//! | `from_overlay` | tcx ingress, `canal.<VNI>` | what the kernel device decapsulated |
+//!
+//! An established packet makes these lookups: `FLOWS` (hash), `GENERATIONS` per local pod (array), `NODES` for a
+//! remote peer (array), `COUNTERS` (per-CPU array).
+
+#![no_std]
+#![no_main]
+#![expect(unreachable_pub, reason = "a binary: `pub` marks what a module offers to the others")]
+
+mod hook;
+mod maps;
+mod packet;
+mod step;
+mod verdict;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use canal_common::reason::Hook;
+
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    verdict::conclude(&ctx, Hook::FromPod, hook::from_pod::run(&ctx))
+}
+
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    verdict::conclude(&ctx, Hook::ToPod, hook::to_pod::run(&ctx))
+}
+
+#[classifier]
+pub fn from_wire(ctx: TcContext) -> i32 {
+    verdict::conclude(&ctx, Hook::FromWire, hook::from_wire::run(&ctx))
+}
+
+#[classifier]
+pub fn to_overlay(ctx: TcContext) -> i32 {
+    verdict::conclude(&ctx, Hook::ToOverlay, hook::to_overlay::run(&ctx))
+}
+
+#[classifier]
+pub fn from_overlay(ctx: TcContext) -> i32 {
+    verdict::conclude(&ctx, Hook::FromOverlay, hook::from_overlay::run(&ctx))
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Several helpers are GPL-only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

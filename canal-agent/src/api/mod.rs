@@ -8,4 +8,5 @@
 //! | `GET /v1/status` | | [`wire::Status`] |
 
 pub mod client;
+pub mod server;
 pub mod wire;

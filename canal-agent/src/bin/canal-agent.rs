@@ -1,1 +1,74 @@
-fn main() {}
+//! The node daemon: arguments and exit codes only.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use canal_agent::{
+    app,
+    config::{Config, RunArgs, go_flags},
+    dataplane::inspect,
+};
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "canal-agent", version = env!("CANAL_VERSION"), about = "Canal's node daemon: overlay network and policy")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon until SIGTERM, which leaves the data path in place
+    Run(Box<RunArgs>),
+    /// Remove every trace of Canal from this node: programs, tables, device, routes, files
+    Cleanup(Box<RunArgs>),
+    /// Attach and pin on one interface, to look at programs and tables with bpftool
+    DebugLoad(DebugArgs),
+    /// Take away what debug-load left
+    DebugUnload(DebugArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct DebugArgs {
+    #[arg(long, value_name = "NAME")]
+    iface: String,
+    /// Mounted BPF file system for pins
+    #[arg(long, value_name = "FOLDER", default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(go_flags(std::env::args_os()));
+    match perform(cli.verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("canal-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(verb: Verb) -> anyhow::Result<()> {
+    match verb {
+        Verb::Run(args) => {
+            app::init_logging();
+            app::run(Config::from_args(*args)?)
+        }
+        Verb::Cleanup(args) => {
+            let done = app::cleanup(&Config::from_args(*args)?)?;
+            done.iter().for_each(|line| println!("{line}"));
+            if done.is_empty() {
+                println!("nothing to remove");
+            }
+            Ok(())
+        }
+        Verb::DebugLoad(DebugArgs { iface, bpffs }) => {
+            inspect::load(&bpffs, &iface)?.iter().for_each(|line| println!("{line}"));
+            Ok(())
+        }
+        Verb::DebugUnload(DebugArgs { iface, bpffs }) => {
+            inspect::unload(&bpffs, &iface)?.iter().for_each(|line| println!("{line}"));
+            Ok(())
+        }
+    }
+}

@@ -1,1 +1,43 @@
-//! (to be written)
+//! `canalctl`: what the agent of this node does, for people and for scripts.
+
+mod status;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(name = "canalctl", version = env!("CANAL_VERSION"), about = "Shows what Canal does on this node")]
+pub struct Cli {
+    /// The agent's socket
+    #[arg(long, global = true, env = "CANAL_SOCKET", default_value = "/run/canal/agent.sock", value_name = "FILE")]
+    socket: PathBuf,
+    /// Where the agent pins its tables: counters are shown from there when it is down
+    #[arg(long, global = true, env = "CANAL_BPFFS", default_value = "/sys/fs/bpf", value_name = "FOLDER")]
+    bpffs: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Agent, store, lease, peers, endpoints, attached programs, counters by reason.
+    /// Exit status: 0 all is well, 1 something is degraded, 2 the agent does not answer
+    Status {
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// Performs the verb; the answer is the exit status.
+pub fn run(cli: &Cli) -> anyhow::Result<u8> {
+    match &cli.verb {
+        Verb::Status { output } => status::run(cli, *output),
+    }
+}

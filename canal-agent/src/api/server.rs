@@ -1,0 +1,78 @@
+//! The agent's end of the local socket. Root only: whoever can connect can open pods.
+
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
+
+use axum::{
+    Json, Router,
+    extract::{Path as UrlPath, State},
+    http::StatusCode,
+    routing::{delete, get, post},
+};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+};
+use tracing::warn;
+
+use super::wire::{AddEndpoint, ApiError, Status};
+use crate::node::Message;
+
+type Sender = mpsc::UnboundedSender<Message>;
+type Answer<T> = Result<Json<T>, (StatusCode, Json<ApiError>)>;
+
+/// Takes the socket over from an agent that is gone (the node's lock says that it is).
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+pub async fn serve(listener: UnixListener, messages: Sender) {
+    let router = Router::new()
+        .route("/v1/endpoints", post(add))
+        .route("/v1/endpoints/{container}/{interface}", delete(remove))
+        .route("/v1/status", get(status))
+        .with_state(messages);
+    if let Err(error) = axum::serve(listener, router).await {
+        warn!(%error, "the local socket is gone");
+    }
+}
+
+async fn add(State(messages): State<Sender>, Json(endpoint): Json<AddEndpoint>) -> Answer<serde_json::Value> {
+    ask(&messages, |reply| Message::AddEndpoint { endpoint, reply }).await?.map_err(refused)?;
+    Ok(Json(serde_json::json!({})))
+}
+
+async fn remove(
+    State(messages): State<Sender>,
+    UrlPath((container_id, interface)): UrlPath<(String, String)>,
+) -> Answer<serde_json::Value> {
+    ask(&messages, |reply| Message::DeleteEndpoint { container_id, interface, reply }).await?.map_err(refused)?;
+    Ok(Json(serde_json::json!({})))
+}
+
+async fn status(State(messages): State<Sender>) -> Answer<Status> {
+    Ok(Json(ask(&messages, |reply| Message::Status { reply }).await?))
+}
+
+async fn ask<T>(
+    messages: &Sender,
+    message: impl FnOnce(oneshot::Sender<T>) -> Message,
+) -> Result<T, (StatusCode, Json<ApiError>)> {
+    let stopping = || refused(ApiError { message: "the agent is stopping".to_owned(), try_again: true });
+    let (reply, answer) = oneshot::channel();
+    messages.send(message(reply)).map_err(|_| stopping())?;
+    answer.await.map_err(|_| stopping())
+}
+
+fn refused(error: ApiError) -> (StatusCode, Json<ApiError>) {
+    let status = if error.try_again { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_REQUEST };
+    (status, Json(error))
+}

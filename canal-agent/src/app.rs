@@ -1,0 +1,342 @@
+//! The composition root of `canal-agent run`: finds out where it is, takes the lease, wires the tasks to the node's
+//! thread, and stops them again. The first file to read.
+//!
+//! | task | does |
+//! |---|---|
+//! | two mirrors | etcd → [`Message::Store`] |
+//! | lease keeper | etcd ↔ [`Message::Lease`] |
+//! | publisher | endpoints → etcd |
+//! | API server | local socket ↔ messages |
+//! | kernel monitor (thread) | netlink → [`Message::Kernel`] |
+//! | node (thread) | all state, all kernel writes |
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context as _;
+use canal_common::Mac;
+use futures::{Stream, StreamExt as _, stream};
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    api::server,
+    config::Config,
+    dataplane::{overlay, pins::Pins},
+    endpoint::publish::{self, Wanted},
+    lock::AgentLock,
+    netlink::{Monitor, Netlink},
+    node::{
+        Message, Node, Published, Start,
+        uplink::{self, Host, Uplink},
+    },
+    preflight,
+    store::{
+        Attributes, Backend, LeaseManager, Mirror, NetworkConfig, Prefix, RESOURCES, Store, own_entry,
+        retry::Backoff, subnet_file::read_previous_subnet,
+    },
+};
+
+/// How often everything is looked at without a reason.
+const TICK: Duration = Duration::from_secs(10);
+
+/// `RUST_LOG` sets the level (`info` if unset); `CANAL_LOG_FORMAT=json` one JSON object a line. Journald adds the time itself.
+pub fn init_logging() {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
+    if std::env::var("CANAL_LOG_FORMAT").is_ok_and(|format| format == "json") {
+        builder.json().init();
+    } else if std::env::var_os("JOURNAL_STREAM").is_some() {
+        builder.with_ansi(false).without_time().init();
+    } else {
+        builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    }
+}
+
+pub fn run(config: Config) -> anyhow::Result<()> {
+    info!(version = env!("CANAL_VERSION"), config = ?config, "canal-agent starts");
+    preflight::check()?;
+    let _lock = AgentLock::take()?;
+    Pins::open(&config.bpffs)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let cancel = CancellationToken::new();
+    let stopped = {
+        let cancel = cancel.clone();
+        async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            let _ = sd_notify::notify(&[NotifyState::Stopping]);
+            cancel.cancel();
+        }
+    };
+    let signals = tokio::spawn(stopped);
+    let result = match cancel.run_until_cancelled(start(config)).await {
+        None => Ok(()), // Asked to stop before everything was up.
+        Some(Err(error)) => Err(error),
+        Some(Ok(running)) => running.until(cancel).await,
+    };
+    signals.abort();
+    result
+}
+
+struct Running {
+    messages: mpsc::UnboundedSender<Message>,
+    node: std::thread::JoinHandle<()>,
+    tasks: JoinSet<()>,
+    stop_tasks: CancellationToken,
+    _monitor: Monitor,
+}
+
+impl Running {
+    async fn until(mut self, cancel: CancellationToken) -> anyhow::Result<()> {
+        let died = tokio::select! {
+            () = cancel.cancelled() => false,
+            _ = self.tasks.join_next() => true,
+            () = self.messages.closed() => true,
+        };
+        self.stop_tasks.cancel();
+        let _ = self.messages.send(Message::Stop);
+        let node = tokio::task::spawn_blocking(move || self.node.join()).await?;
+        self.tasks.shutdown().await;
+        if node.is_err() || died {
+            anyhow::bail!("a part of the agent died; the data path goes on as it was, restart the agent");
+        }
+        info!("stopped");
+        Ok(())
+    }
+}
+
+async fn start(config: Config) -> anyhow::Result<Running> {
+    let store = Store::connect_patiently(&config.etcd, |error| {
+        warn!(%error, "cannot reach etcd; trying again");
+        status("waiting for etcd");
+    })
+    .await;
+    let network = network_config(&store).await;
+    let uplink = blocking(|config: Config| choose_uplink(&config), config.clone()).await?;
+    let vtep_mac = vtep_mac(&store, &network, &config, &uplink).await?;
+    let mut keeper = LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
+    let lease = acquire(&mut keeper, Attributes {
+        public_ip: uplink.public_ip,
+        vtep_mac,
+        vni: vni(&network),
+        node: config.node_name.clone(),
+    })
+    .await;
+
+    let (messages, inbox) = mpsc::unbounded_channel();
+    let (wanted, wanted_rx) = watch::channel(Wanted::default());
+    let (ready, ready_rx) = oneshot::channel();
+    let listener = server::bind(&config.socket)
+        .with_context(|| format!("cannot listen on {}; name another socket with --socket", config.socket.display()))?;
+    let start = Start { config: config.clone(), network, uplink, vtep_mac, lease, wanted, ready };
+    let node = blocking(Node::start, start).await?;
+    let monitor = {
+        let messages = messages.clone();
+        Monitor::start(move |change| drop(messages.send(Message::Kernel(change))))?
+    };
+    let node = std::thread::Builder::new()
+        .name("node".to_owned())
+        .spawn(move || node.run(inbox))
+        .context("cannot start the node's thread")?;
+
+    let stop_tasks = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    for (prefix, under) in [(Prefix::Network, config.etcd.prefix.all()), (Prefix::Resources, RESOURCES.to_owned())] {
+        let (events, mut received) = mpsc::channel(64);
+        tasks.spawn(Mirror::new(store.clone(), prefix, under, events).run(stop_tasks.clone()));
+        forward(&mut tasks, &messages, stream::poll_fn(move |cx| received.poll_recv(cx)).map(Message::Store));
+    }
+    let (events, mut received) = mpsc::channel(8);
+    let stop_keeper = stop_tasks.clone();
+    tasks.spawn(async move { keeper.maintain(events, stop_keeper).await });
+    forward(&mut tasks, &messages, stream::poll_fn(move |cx| received.poll_recv(cx)).map(Message::Lease));
+    let (gone, mut left) = mpsc::unbounded_channel();
+    tasks.spawn(publish::run(store, wanted_rx, gone));
+    forward(&mut tasks, &messages, stream::poll_fn(move |cx| left.poll_recv(cx)).map(|key| Message::Published(Published(key))));
+    tasks.spawn(server::serve(listener, messages.clone()));
+    let mut tick = tokio::time::interval(TICK);
+    forward(&mut tasks, &messages, stream::poll_fn(move |cx| tick.poll_tick(cx).map(|_| Some(Message::Tick))));
+    tokio::spawn(async move {
+        if ready_rx.await.is_ok() {
+            info!("ready: lease held, peers and policies in the kernel, subnet file written");
+            let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("ready")]);
+        }
+    });
+    Ok(Running { messages, node, tasks, stop_tasks, _monitor: monitor })
+}
+
+/// Feeds the node from a source until either ends.
+fn forward(
+    tasks: &mut JoinSet<()>,
+    messages: &mpsc::UnboundedSender<Message>,
+    mut source: impl Stream<Item = Message> + Unpin + Send + 'static,
+) {
+    let messages = messages.clone();
+    tasks.spawn(async move {
+        while let Some(message) = source.next().await {
+            if messages.send(message).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+async fn blocking<I, T, E>(work: impl FnOnce(I) -> Result<T, E> + Send + 'static, input: I) -> anyhow::Result<T>
+where
+    I: Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+    anyhow::Error: From<E>,
+{
+    Ok(tokio::task::spawn_blocking(move || work(input)).await??)
+}
+
+/// Until there is one that can be used: somebody may be writing it right now.
+async fn network_config(store: &Store) -> NetworkConfig {
+    let key = store.options().prefix.config();
+    let mut said = None;
+    loop {
+        let problem = match store.get(&key).await {
+            Ok(Some(entry)) => match NetworkConfig::parse(&entry.value) {
+                Ok(config) => {
+                    config.notes.iter().for_each(|note| warn!("{key}: {note}"));
+                    info!(network = %config.network, backend = ?config.backend, "read the network configuration");
+                    return config;
+                }
+                Err(error) => format!("{key}: {error}"),
+            },
+            Ok(None) => format!(
+                "{key} does not exist; write it, for example: etcdctl put {key} \
+                 '{{\"Network\":\"10.100.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}'"
+            ),
+            Err(error) => error.to_string(),
+        };
+        if said.as_ref() != Some(&problem) {
+            warn!("waiting for a network configuration: {problem}");
+            status("waiting for a network configuration");
+            said = Some(problem);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn choose_uplink(config: &Config) -> anyhow::Result<Uplink> {
+    let mut netlink = Netlink::open()?;
+    let uplink = uplink::choose(&Host::read(&mut netlink)?, config.iface.as_deref(), config.public_ip)?;
+    info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, mtu = uplink.mtu, reason = uplink.reason, "chose the uplink");
+    Ok(uplink)
+}
+
+/// The MAC that peers know stays ours: that of the device, else that of our lease, else a new one.
+async fn vtep_mac(store: &Store, network: &NetworkConfig, config: &Config, uplink: &Uplink) -> anyhow::Result<Mac> {
+    let vni = vni(network);
+    let existing = blocking(
+        move |vni| -> anyhow::Result<_> { Ok(overlay::existing_mac(&mut Netlink::open()?, vni)?) },
+        vni,
+    )
+    .await?;
+    if let Some(mac) = existing {
+        return Ok(mac);
+    }
+    let subnets = config.etcd.prefix.subnets();
+    let mut backoff = Backoff::default();
+    let listing = loop {
+        match store.list(&subnets).await {
+            Ok(listing) => break listing,
+            Err(error) => warn!(%error, "cannot read the leases; trying again"),
+        }
+        backoff.wait().await;
+    };
+    let leased = own_entry(&listing.entries, &subnets, &config.node_name, uplink.public_ip)
+        .and_then(|lease| lease.vxlan_data().ok())
+        .map(|data| data.vtep_mac);
+    Ok(leased.unwrap_or_else(overlay::random_mac))
+}
+
+async fn acquire(keeper: &mut LeaseManager, want: Attributes) -> crate::store::Lease {
+    let mut backoff = Backoff::default();
+    let mut said = None;
+    loop {
+        match keeper.acquire(want.clone()).await {
+            Ok(lease) => return lease,
+            Err(error) => {
+                let text = error.to_string();
+                if said.as_ref() != Some(&text) {
+                    warn!(error = text, "no subnet lease yet; trying again");
+                    status("waiting for a subnet lease");
+                    said = Some(text);
+                }
+            }
+        }
+        backoff.wait().await;
+    }
+}
+
+fn vni(network: &NetworkConfig) -> u32 {
+    match &network.backend {
+        Backend::Vxlan(options) => options.vni,
+    }
+}
+
+fn status(text: &str) {
+    let _ = sd_notify::notify(&[NotifyState::Status(text)]);
+}
+
+/// Removes every trace of Canal from this node; the lease in etcd expires by itself.
+pub fn cleanup(config: &Config) -> anyhow::Result<Vec<String>> {
+    preflight::check()?;
+    let _lock = AgentLock::take()?;
+    let mut done = Vec::new();
+    if Pins::open(&config.bpffs)?.remove_all()? {
+        done.push(format!("detached the programs and removed the tables below {}", config.bpffs.join("canal").display()));
+    }
+    let mut netlink = Netlink::open()?;
+    for device in overlay::remove(&mut netlink)? {
+        done.push(format!("removed {device} with its address and route"));
+    }
+    for route in netlink.routes()?.iter().filter(|r| r.protocol == overlay::ROUTE_PROTOCOL) {
+        if netlink.delete_route(route)? {
+            done.push(format!("removed the {route}"));
+        }
+    }
+    if crate::dataplane::masquerade::remove().unwrap_or(false) {
+        done.push("removed the masquerade table".to_owned());
+    }
+    for path in [&config.subnet_file, &config.socket] {
+        if std::fs::remove_file(path).is_ok() {
+            done.push(format!("removed {}", path.display()));
+        }
+    }
+    let endpoints = config.state_dir.join("endpoints");
+    if remove_dir(&endpoints)? {
+        done.push(format!("removed {}", endpoints.display()));
+    }
+    Ok(done)
+}
+
+fn remove_dir(path: &Path) -> anyhow::Result<bool> {
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+    }
+}

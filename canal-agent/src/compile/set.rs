@@ -1,0 +1,278 @@
+//! A policy set: all that decides about one endpoint address in one direction, for any peer.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
+use canal_common::policy::key;
+
+use super::{
+    area::{self, Open, Piece, SrcPorts},
+    predicate::{Class, Predicate},
+    rules::{Step, Verb},
+    verdict::{Decision, Final, Row, RuleId},
+};
+
+/// The steps of one policy or profile; many sets share one.
+#[derive(Debug)]
+pub(super) struct Block {
+    name: String,
+    steps: Vec<Step>,
+    hash: u64,
+}
+
+impl Block {
+    pub(super) fn new(name: String, steps: Vec<Step>) -> Self {
+        // A fixed key: equal content has an equal hash in every process.
+        let mut hasher = DefaultHasher::new();
+        (&name, &steps).hash(&mut hasher);
+        Self { name, steps, hash: hasher.finish() }
+    }
+}
+
+impl PartialEq for Block {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.name == other.name && self.steps == other.steps
+    }
+}
+
+impl Eq for Block {}
+
+/// Blocks in order, and what happens to packets that meet their end.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stage {
+    pub(super) blocks: Vec<Arc<Block>>,
+    pub(super) end: End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum End {
+    Deny,
+    /// On to the next stage.
+    Pass,
+    /// The last stage: nobody is left to pass to, so Pass denies as well.
+    Profiles,
+}
+
+/// Equal sets give equal rows for every class.
+pub struct PolicySet {
+    hash: u64,
+    stages: Vec<Stage>,
+    plan: Vec<Plan>,
+    predicates: BTreeSet<Predicate>,
+}
+
+/// The steps of a stage, found by what the peer is.
+struct Plan {
+    steps: Vec<PlannedStep>,
+    /// Steps that ask for nothing.
+    always: Vec<usize>,
+    /// For each predicate, the steps that need it or another one of their list.
+    needing: HashMap<usize, Vec<usize>>,
+}
+
+/// Where a step stands in its stage, and its questions as positions among the set's predicates.
+struct PlannedStep {
+    block: usize,
+    step: usize,
+    any: Vec<Vec<usize>>,
+    none: Vec<usize>,
+    holes: Vec<usize>,
+}
+
+impl PolicySet {
+    pub(super) fn new(stages: Vec<Stage>) -> Self {
+        let steps = || stages.iter().flat_map(|stage| &stage.blocks).flat_map(|block| &block.steps);
+        let predicates: BTreeSet<Predicate> =
+            steps().flat_map(|step| step.peer.predicates()).cloned().collect();
+        let ids: HashMap<&Predicate, usize> = predicates.iter().zip(0..).collect();
+        let plan = stages.iter().map(|stage| Plan::new(stage, &ids)).collect();
+        let mut hasher = DefaultHasher::new();
+        for stage in &stages {
+            stage.end.hash(&mut hasher);
+            for block in &stage.blocks {
+                block.hash.hash(&mut hasher);
+            }
+        }
+        Self { hash: hasher.finish(), stages, plan, predicates }
+    }
+
+    /// Verdicts for peers of this class.
+    pub fn row(&self, class: &Class) -> Row {
+        let mut member = vec![false; self.predicates.len()];
+        // Both are ascending, so one walk finds what they share.
+        let mut held = class.predicates().iter().peekable();
+        for (id, predicate) in self.predicates.iter().enumerate() {
+            while held.next_if(|have| *have < predicate).is_some() {}
+            member[id] = held.peek() == Some(&predicate);
+        }
+        let mut decided: Vec<(u32, u32, (SrcPorts, Final))> = Vec::new();
+        let mut open = Open::everything();
+        for (stage, plan) in self.stages.iter().zip(&self.plan) {
+            open = stage.walk(plan, &member, open, &mut decided);
+            if open.is_empty() {
+                break;
+            }
+        }
+        decided.extend(open.into_pieces().map(|piece| done(piece, &Final::DENY)));
+        assemble(decided)
+    }
+
+    /// What the rows depend on.
+    pub fn predicates(&self) -> &BTreeSet<Predicate> {
+        &self.predicates
+    }
+
+    /// An address that is nobody's may matter by the CIDRs around it: those of rules, or those of a network set
+    /// that a selector finds.
+    pub fn uses_nets(&self) -> bool {
+        self.predicates.iter().any(|p| matches!(p, Predicate::Net(_) | Predicate::Selector(_)))
+    }
+
+    /// Policies, then (where they are reached) profiles, in order of evaluation.
+    pub fn policies(&self) -> Vec<String> {
+        self.stages.iter().flat_map(|stage| &stage.blocks).map(|block| block.name.clone()).collect()
+    }
+
+    /// Every rule that a row may name.
+    pub fn rules(&self) -> BTreeSet<Arc<RuleId>> {
+        let steps = self.stages.iter().flat_map(|stage| &stage.blocks).flat_map(|block| &block.steps);
+        steps.filter_map(|step| step.rule.clone()).collect()
+    }
+}
+
+impl Stage {
+    /// No packet goes on from here.
+    pub(super) fn is_last(&self) -> bool {
+        let passes = |block: &Arc<Block>| block.steps.iter().any(|step| step.verb == Verb::Pass);
+        self.end != End::Pass && !self.blocks.iter().any(passes)
+    }
+
+    fn walk(
+        &self,
+        plan: &Plan,
+        member: &[bool],
+        mut open: Open,
+        decided: &mut Vec<(u32, u32, (SrcPorts, Final))>,
+    ) -> Open {
+        let mut passed = Vec::new();
+        let mut taken = Vec::new();
+        for planned in plan.candidates(member) {
+            if open.is_empty() {
+                break;
+            }
+            let step = &self.blocks[planned.block].steps[planned.step];
+            let holes = step.peer.holes.iter().zip(&planned.holes).filter(|(_, id)| member[**id]);
+            let mut cut = None;
+            for ((_, hole), _) in holes {
+                hole.cut(cut.get_or_insert_with(|| step.area.clone()));
+            }
+            open.take(cut.as_ref().unwrap_or(&step.area), &mut taken);
+            let verdict = match step.verb {
+                Verb::Pass if self.end != End::Profiles => {
+                    passed.append(&mut taken);
+                    continue;
+                }
+                verb => Final { allow: verb == Verb::Allow, rule: step.rule.clone() },
+            };
+            decided.extend(taken.drain(..).map(|piece| done(piece, &verdict)));
+        }
+        match self.end {
+            End::Pass => passed.extend(open.into_pieces()),
+            End::Deny | End::Profiles => {
+                decided.extend(open.into_pieces().map(|piece| done(piece, &Final::DENY)))
+            }
+        }
+        Open::from_pieces(passed)
+    }
+}
+
+impl Plan {
+    fn new(stage: &Stage, ids: &HashMap<&Predicate, usize>) -> Self {
+        let mut plan = Self { steps: Vec::new(), always: Vec::new(), needing: HashMap::new() };
+        for (block, content) in stage.blocks.iter().enumerate() {
+            for (step, content) in content.steps.iter().enumerate() {
+                let at = plan.steps.len();
+                let peer = &content.peer;
+                let any: Vec<Vec<usize>> =
+                    peer.any.iter().map(|list| list.iter().map(|p| ids[p]).collect()).collect();
+                match any.iter().min_by_key(|list| list.len()) {
+                    None => plan.always.push(at),
+                    Some(list) => {
+                        for id in list {
+                            plan.needing.entry(*id).or_default().push(at);
+                        }
+                    }
+                }
+                plan.steps.push(PlannedStep {
+                    block,
+                    step,
+                    any,
+                    none: peer.none.iter().map(|p| ids[p]).collect(),
+                    holes: peer.holes.iter().map(|(p, _)| ids[p]).collect(),
+                });
+            }
+        }
+        plan
+    }
+
+    /// Steps whose questions are all answered as they want, in order.
+    fn candidates(&self, member: &[bool]) -> impl Iterator<Item = &PlannedStep> {
+        let held = (0..member.len()).filter(|id| member[*id]);
+        let needing = held.filter_map(|id| self.needing.get(&id)).flatten();
+        let mut found: Vec<usize> = needing.chain(&self.always).copied().collect();
+        found.sort_unstable();
+        found.dedup();
+        found.into_iter().map(|at| &self.steps[at]).filter(|step| {
+            step.any.iter().all(|list| list.iter().any(|id| member[*id]))
+                && !step.none.iter().any(|id| member[*id])
+        })
+    }
+}
+
+fn done(piece: Piece, verdict: &Final) -> (u32, u32, (SrcPorts, Final)) {
+    (piece.low, piece.high, (piece.src, verdict.clone()))
+}
+
+fn assemble(decided: Vec<(u32, u32, (SrcPorts, Final))>) -> Row {
+    let mut row: Vec<(u32, Decision)> = Vec::new();
+    area::sweep(decided, |low, _, here| {
+        let mut by_src = area::by_src_port(here);
+        let decision = if by_src.len() == 1 {
+            Decision::Final(by_src.remove(0).1)
+        } else {
+            // Steps about source ports are about one protocol, and so is this stretch.
+            let protocol = low & !0xffff;
+            let bound = |port| if port == 0 { 0 } else { protocol | port };
+            Decision::BySrcPort(by_src.into_iter().map(|(port, verdict)| (bound(port), verdict)).collect())
+        };
+        if row.last().is_none_or(|(_, last)| *last != decision) {
+            row.push((low, decision));
+        }
+    });
+    debug_assert_eq!(row.first().map(|(bound, _)| *bound), Some(key(0, 0)));
+    Row(row)
+}
+
+impl PartialEq for PolicySet {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.stages == other.stages
+    }
+}
+
+impl Eq for PolicySet {}
+
+impl Hash for PolicySet {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl fmt::Debug for PolicySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PolicySet").field("policies", &self.policies()).finish_non_exhaustive()
+    }
+}

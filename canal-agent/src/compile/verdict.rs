@@ -1,0 +1,73 @@
+//! What compiled policy answers.
+
+use std::{fmt, sync::Arc};
+
+use canal_common::policy::key;
+
+use crate::model::{resource::Resource, rule::Direction};
+
+/// The rule that decided.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleId {
+    /// Empty for a profile.
+    pub tier: String,
+    /// The policy or profile.
+    pub policy: Resource,
+    pub direction: Direction,
+    /// Position in the list, from 0.
+    pub index: u32,
+}
+
+/// The end of an evaluation.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Final {
+    pub allow: bool,
+    /// `None`: no rule matched, or what should have decided is missing.
+    pub rule: Option<Arc<RuleId>>,
+}
+
+impl Final {
+    pub const DENY: Self = Self { allow: false, rule: None };
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Decision {
+    Final(Final),
+    /// By [`key`] of protocol and source port: ascending breakpoints, the first is 0, no equal neighbours.
+    BySrcPort(Vec<(u32, Final)>),
+}
+
+/// Verdicts of one set for one class, by [`key`] of protocol and destination port (ICMP: type and code):
+/// ascending breakpoints, the first is 0, no equal neighbours.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Row(pub Vec<(u32, Decision)>);
+
+impl Row {
+    pub fn deny_all() -> Self {
+        Self(vec![(0, Decision::Final(Final::DENY))])
+    }
+
+    /// `port`: destination port, or ICMP type and code, or 0.
+    pub fn lookup(&self, protocol: u8, src_port: u16, port: u16) -> &Final {
+        match at(&self.0, key(protocol, port)) {
+            Decision::Final(verdict) => verdict,
+            Decision::BySrcPort(by) => at(by, key(protocol, src_port)),
+        }
+    }
+}
+
+fn at<T>(breakpoints: &[(u32, T)], key: u32) -> &T {
+    let above = breakpoints.partition_point(|(bound, _)| *bound <= key);
+    &breakpoints[above.saturating_sub(1)].1
+}
+
+/// `GlobalNetworkPolicy p0 (tier default) ingress rule 2`, `Profile canal egress rule 0`.
+impl fmt::Display for RuleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.policy)?;
+        if !self.tier.is_empty() {
+            write!(f, " (tier {})", self.tier)?;
+        }
+        write!(f, " {} rule {}", self.direction, self.index)
+    }
+}

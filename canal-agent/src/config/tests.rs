@@ -1,0 +1,164 @@
+use std::{fs, path::Path};
+
+use super::*;
+
+type Given<'a> = (&'a str, &'a str);
+
+fn resolve(flags: &[Given<'_>], variables: &[Given<'_>]) -> Result<Config, ConfigError> {
+    let mut args = RunArgs::default();
+    for (flag, value) in flags {
+        let field = match *flag {
+            "etcd-endpoints" => &mut args.etcd_endpoints,
+            "etcd-prefix" => &mut args.etcd_prefix,
+            "etcd-cafile" => &mut args.etcd_cafile,
+            "etcd-certfile" => &mut args.etcd_certfile,
+            "etcd-keyfile" => &mut args.etcd_keyfile,
+            "etcd-username" => &mut args.etcd_username,
+            "etcd-password" => &mut args.etcd_password,
+            "iface" => &mut args.iface,
+            "public-ip" => &mut args.public_ip,
+            "ip-masq" => &mut args.ip_masq,
+            "node-name" => &mut args.node_name,
+            other => panic!("no flag {other}"),
+        };
+        *field = Some((*value).to_owned());
+    }
+    Config::resolve(args, &Environment::of(variables))
+}
+
+fn pem_files(folder: &Path) -> (String, String) {
+    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    fs::write(&cert, "-----BEGIN CERTIFICATE-----\n").unwrap();
+    fs::write(&key, "-----BEGIN EC PRIVATE KEY-----\n").unwrap();
+    (cert.to_str().unwrap().into(), key.to_str().unwrap().into())
+}
+
+#[test]
+fn with_nothing_given_the_defaults_are_flannels() {
+    let config = resolve(&[], &[]).unwrap();
+    assert_eq!(config.etcd.endpoints, ["http://127.0.0.1:2379"]);
+    assert_eq!(config.etcd.prefix.to_string(), "/coreos.com/network");
+    assert_eq!(config.subnet_file, Path::new("/run/flannel/subnet.env"));
+    assert_eq!(config.state_dir, Path::new("/var/lib/canal"));
+    assert_eq!(config.socket, Path::new("/run/canal/agent.sock"));
+    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf"));
+    assert_eq!(config.node_name, "host-1");
+    assert_eq!((config.iface, config.public_ip, config.ip_masq), (None, None, false));
+    assert_eq!((config.etcd.credentials, config.etcd.tls), (None, crate::store::TlsFiles::default()));
+}
+
+#[test]
+fn the_flag_beats_our_variable_beats_flannels_beats_calicos() {
+    let all = [
+        ("CANAL_ETCD_ENDPOINTS", "http://canal:1"),
+        ("FLANNELD_ETCD_ENDPOINTS", "http://flannel:1"),
+        ("ETCD_ENDPOINTS", "http://calico:1/"),
+    ];
+    let endpoint = |flags: &[Given<'_>], variables: &[Given<'_>]| {
+        resolve(flags, variables).unwrap().etcd.endpoints.join(" ")
+    };
+    assert_eq!(endpoint(&[("etcd-endpoints", "http://flag:1")], &all), "http://flag:1");
+    assert_eq!(endpoint(&[], &all), "http://canal:1");
+    assert_eq!(endpoint(&[], &all[1..]), "http://flannel:1");
+    assert_eq!(endpoint(&[], &all[2..]), "http://calico:1");
+    assert_eq!(endpoint(&[], &[("CANAL_ETCD_ENDPOINTS", ""), all[1]]), "http://flannel:1");
+}
+
+#[test]
+fn the_node_is_named_as_calico_names_it() {
+    let all = [("NODENAME", "Node-A"), ("FELIX_FELIXHOSTNAME", "felix"), ("HOSTNAME", "Shell-Host")];
+    let name = |flags: &[Given<'_>], variables: &[Given<'_>]| resolve(flags, variables).unwrap().node_name;
+    assert_eq!(name(&[("node-name", "flag")], &all), "flag");
+    assert_eq!(name(&[], &all), "Node-A");
+    assert_eq!(name(&[], &all[1..]), "felix");
+    assert_eq!(name(&[], &all[2..]), "shell-host");
+    assert_eq!(name(&[], &[("NODENAME", "192.0.2.11")]), "192.0.2.11");
+}
+
+#[test]
+fn truth_values_are_gos() {
+    let masquerade = |value| resolve(&[("ip-masq", value)], &[]).map(|config| config.ip_masq);
+    for value in ["1", "t", "T", "true", "TRUE", "True"] {
+        assert_eq!(masquerade(value), Ok(true));
+    }
+    for value in ["0", "f", "F", "false", "FALSE", "False"] {
+        assert_eq!(masquerade(value), Ok(false));
+    }
+    assert!(masquerade("yes").is_err());
+    assert!(resolve(&[], &[("FLANNELD_IP_MASQ", "true")]).unwrap().ip_masq);
+}
+
+#[test]
+fn a_ca_is_enough_and_decides_the_scheme() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = pem_files(folder.path());
+    let config =
+        resolve(&[("etcd-cafile", &cert), ("etcd-endpoints", "a:1,[::1]:2, https://c:3/")], &[]).unwrap();
+    assert_eq!(config.etcd.endpoints, ["https://a:1", "https://[::1]:2", "https://c:3"]);
+    assert!(config.etcd.tls.client.is_none());
+    let both = [("etcd-certfile", cert.as_str()), ("etcd-keyfile", &key), ("etcd-endpoints", "https://a:1")];
+    assert!(resolve(&both, &[]).unwrap().etcd.tls.client.is_some());
+}
+
+#[test]
+fn every_mistake_names_its_setting_and_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = pem_files(folder.path());
+    let missing = folder.path().join("none").to_str().unwrap().to_owned();
+    let cases: Vec<(Vec<Given<'_>>, Vec<Given<'_>>, &str)> = vec![
+        (
+            vec![("etcd-endpoints", "ftp://a:1")],
+            vec![],
+            r#"--etcd-endpoints: "ftp://a:1" has an unknown scheme"#,
+        ),
+        (vec![("etcd-endpoints", "http://a")], vec![], "write http://host:2379"),
+        (vec![("etcd-endpoints", "http://a:b")], vec![], "write http://host:2379"),
+        (vec![("etcd-endpoints", "http://a:1/x")], vec![], "write http://host:2379"),
+        (vec![("etcd-endpoints", "http://u:secret@a:1")], vec![], r#""a:1" must not carry a user"#),
+        (vec![("etcd-endpoints", ",")], vec![], "names no server"),
+        (vec![("etcd-endpoints", "http://a:1,https://b:1")], vec![], "mixes http and https"),
+        (vec![], vec![("ETCD_ENDPOINTS", "x y")], r#"ETCD_ENDPOINTS: "x y" is not an etcd server"#),
+        (
+            vec![("etcd-endpoints", "http://a:1"), ("etcd-cafile", &cert)],
+            vec![],
+            r#""http://a:1" is not TLS, but --etcd-cafile is given; write https://"#,
+        ),
+        (vec![("etcd-certfile", &cert)], vec![], "--etcd-certfile: "),
+        (vec![("etcd-endpoints", "https://a:1"), ("etcd-certfile", &cert)], vec![], "add --etcd-keyfile"),
+        (vec![("etcd-endpoints", "https://a:1"), ("etcd-keyfile", &key)], vec![], "add --etcd-certfile"),
+        (
+            vec![("etcd-endpoints", "https://a:1"), ("etcd-cafile", &missing)],
+            vec![],
+            "cannot be read: No such file",
+        ),
+        (
+            vec![("etcd-endpoints", "https://a:1"), ("etcd-cafile", &key)],
+            vec![],
+            "holds no certificate in PEM",
+        ),
+        (vec![("etcd-username", "u")], vec![], "set CANAL_ETCD_PASSWORD"),
+        (vec![("etcd-password", "p")], vec![], "add --etcd-username"),
+        (vec![("etcd-prefix", "/")], vec![], "--etcd-prefix: etcd prefix \"/\" is empty"),
+        (vec![("public-ip", "fd00::1")], vec![], r#"--public-ip: "fd00::1" is not an IPv4 address"#),
+        (vec![("public-ip", "0.0.0.0")], vec![], "not an address that peers can send to"),
+        (vec![], vec![("FLANNELD_IP_MASQ", "yes")], r#"FLANNELD_IP_MASQ: "yes" is not a truth value"#),
+        (vec![("node-name", "a/b")], vec![], r#"--node-name: "a/b" is no node name"#),
+        (vec![], vec![("NODENAME", "-a")], "NODENAME: \"-a\" must begin and end"),
+    ];
+    for (flags, variables, want) in cases {
+        let error = resolve(&flags, &variables).map(|config| config.node_name).expect_err(want).to_string();
+        if !want.ends_with("file: ") {
+            assert!(error.contains(want), "{flags:?} {variables:?}: {error}");
+        }
+        assert!(!error.contains('\n') && !error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let config = resolve(&[("etcd-username", "user"), ("etcd-password", "hunter2")], &[("X", "y")]).unwrap();
+    let credentials = config.etcd.credentials.as_ref().unwrap();
+    assert_eq!(credentials.password.reveal(), "hunter2");
+    let shown = format!("{config:?} {}", serde_json::to_string(&config).unwrap());
+    assert!(shown.contains("user") && shown.contains("redacted") && !shown.contains("hunter2"), "{shown}");
+}

@@ -1,0 +1,144 @@
+//! `canalctl status`.
+
+use std::fmt::Write as _;
+
+use anyhow::Context as _;
+use comfy_table::{Table, presets};
+
+use super::{Cli, Output};
+use crate::{
+    api::{client::Client, wire::{CounterStatus, Status}},
+    dataplane::counters::Counters,
+};
+
+pub(super) fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
+    let status = match Client::new(&cli.socket).status() {
+        Ok(status) => status,
+        Err(error) => return without_agent(cli, output, &error.into()),
+    };
+    match output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+        Output::Table => print!("{}", render(&status)),
+    }
+    Ok(u8::from(!status.problems.is_empty()))
+}
+
+/// The data path goes on without an agent: show what it counts.
+fn without_agent(cli: &Cli, output: Output, error: &anyhow::Error) -> anyhow::Result<u8> {
+    let counters = Counters::open(&cli.bpffs)
+        .and_then(|c| c.read())
+        .with_context(|| format!("{error:#}; and there are no pinned tables below {}", cli.bpffs.display()))?;
+    match output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&Status { problems: vec![format!("{error:#}")], counters, ..Status::default() })?),
+        Output::Table => {
+            eprintln!("canalctl: {error:#}; the data path is still there:");
+            print!("{}", counters_table(&counters));
+        }
+    }
+    Ok(2)
+}
+
+fn render(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| {
+        let _ = writeln!(text, "{label:<11}{value}");
+    };
+    line("Agent", format!("{} on {}, up {}", status.version, status.node, duration(status.uptime_seconds)));
+    line(
+        "Store",
+        format!(
+            "{}, {}, revision {}",
+            status.store.endpoints.join(" "),
+            if status.store.connected { "connected" } else { "AWAY" },
+            status.store.revision
+        ),
+    );
+    if let Some(lease) = &status.lease {
+        line(
+            "Lease",
+            format!(
+                "{} of {}{}, published as {}",
+                lease.subnet,
+                lease.network,
+                if lease.reservation { " (reserved)" } else { "" },
+                lease.public_ip
+            ),
+        );
+        line("VXLAN", format!("VNI {}, UDP {}, MTU {}, MAC {}", lease.vni, lease.port, lease.mtu, lease.vtep_mac));
+    }
+    if status.problems.is_empty() {
+        line("Health", "ok".to_owned());
+    }
+    for problem in &status.problems {
+        line("PROBLEM", problem.clone());
+    }
+    for (key, reason) in &status.invalid {
+        line("INVALID", format!("{key}: {reason}"));
+    }
+    text.push('\n');
+    let mut peers = table(["PEER SUBNET", "NODE", "ADDRESS", "VTEP MAC"]);
+    for peer in &status.peers {
+        peers.add_row([
+            peer.subnet.to_string(),
+            peer.node.clone().unwrap_or_else(|| "-".to_owned()),
+            peer.public_ip.to_string(),
+            peer.vtep_mac.to_string(),
+        ]);
+    }
+    let mut endpoints = table(["ENDPOINT", "ADDRESS", "INTERFACE", "STATE", "INGRESS", "EGRESS"]);
+    for endpoint in &status.endpoints {
+        let state = match &endpoint.reason {
+            Some(reason) => format!("{}: {reason}", endpoint.state),
+            None => endpoint.state.clone(),
+        };
+        endpoints.add_row([
+            endpoint.key.clone(),
+            endpoint.address.to_string(),
+            endpoint.host_interface.clone(),
+            state,
+            endpoint.ingress.join("\n"),
+            endpoint.egress.join("\n"),
+        ]);
+    }
+    let mut programs = table(["PROGRAM", "INTERFACE", "ID"]);
+    for program in &status.programs {
+        programs.add_row([program.program.clone(), program.interface.clone(), program.id.to_string()]);
+    }
+    let mut tables = table(["TABLE", "ENTRIES", "CAPACITY"]);
+    for row in &status.tables {
+        tables.add_row([row.table.clone(), row.entries.to_string(), row.capacity.to_string()]);
+    }
+    for part in [peers, endpoints, programs, tables] {
+        let _ = writeln!(text, "{part}\n");
+    }
+    text + &counters_table(&status.counters)
+}
+
+fn counters_table(counters: &[CounterStatus]) -> String {
+    let mut rows = table(["HOOK", "REASON", "PACKETS", "BYTES", "MEANING"]);
+    for counter in counters {
+        rows.add_row([
+            counter.hook.clone(),
+            format!("{}{}", if counter.drop { "DROP " } else { "" }, counter.reason),
+            counter.packets.to_string(),
+            counter.bytes.to_string(),
+            counter.sentence.clone(),
+        ]);
+    }
+    format!("{rows}\n")
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    table
+}
+
+fn duration(seconds: u64) -> String {
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds} s"),
+        (0, _) => format!("{minutes} min"),
+        _ => format!("{hours} h {minutes} min"),
+    }
+}

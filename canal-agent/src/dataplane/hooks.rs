@@ -1,0 +1,170 @@
+//! Attachments: one pinned tcx link per interface and program.
+//!
+//! A fresh process knows an attachment as ours by its pin below `links/`. A restart or upgrade updates the link in
+//! place, so no packet passes unseen; an interface that is gone leaves a dead link, whose pin is swept.
+
+use std::{collections::BTreeSet, io};
+
+use aya::programs::{
+    ProgramError, SchedClassifier, TcAttachType,
+    links::{FdLink, LinkError, LinkOrder, PinnedLink},
+    tc::{SchedClassifierLink, TcAttachOptions},
+};
+use canal_common::names;
+use tracing::{debug, info, warn};
+
+use super::{
+    object::Object,
+    pins::{PinError, Pins},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    #[error("cannot attach {program} to {interface}: {source}")]
+    Attach { program: &'static str, interface: String, source: Box<ProgramError> },
+    #[error("cannot take over the link of {program} on {interface}: {source}")]
+    Link { program: &'static str, interface: String, source: LinkError },
+    #[error("cannot pin {program} on {interface}: {source}")]
+    PinLink { program: &'static str, interface: String, source: aya::pin::PinError },
+    #[error(transparent)]
+    Pin(#[from] PinError),
+}
+
+/// Which programs belong on which kind of interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    Pod,
+    Uplink,
+    Overlay,
+}
+
+impl Place {
+    fn programs(self) -> &'static [(&'static str, TcAttachType)] {
+        match self {
+            Self::Pod => {
+                &[(names::TO_POD, TcAttachType::Egress), (names::FROM_POD, TcAttachType::Ingress)]
+            }
+            Self::Uplink => &[(names::FROM_WIRE, TcAttachType::Ingress)],
+            Self::Overlay => {
+                &[(names::TO_OVERLAY, TcAttachType::Egress), (names::FROM_OVERLAY, TcAttachType::Ingress)]
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Hooks {
+    pins: Pins,
+    /// File names of the pins that this process has attached or updated.
+    current: BTreeSet<String>,
+}
+
+impl Hooks {
+    pub fn new(pins: Pins) -> Self {
+        Self { pins, current: BTreeSet::new() }
+    }
+
+    /// Puts the programs of this process on `interface`, in place of those of an earlier one.
+    pub fn attach(&mut self, object: &mut Object, place: Place, interface: &str) -> Result<(), HookError> {
+        for (program, kind) in place.programs() {
+            let path = self.pins.link(interface, program);
+            let file = file_name(&path);
+            if self.current.contains(&file) && is_attached(&path) {
+                continue;
+            }
+            let classifier = object.program(program);
+            if path.exists() {
+                match update(classifier, &path) {
+                    Ok(()) => {
+                        info!(program, interface, "took over the attachment");
+                        self.current.insert(file);
+                        continue;
+                    }
+                    // The interface was replaced by another of the same name, or the pin is not a tcx link.
+                    Err(error) => {
+                        debug!(program, interface, %error, "the pinned link is dead");
+                        Pins::unpin(&path)?;
+                    }
+                }
+            }
+            attach(classifier, program, *kind, interface, &path)?;
+            info!(program, interface, "attached");
+            self.current.insert(file);
+        }
+        Ok(())
+    }
+
+    /// Detaches from an interface that is no longer ours, or is gone.
+    pub fn detach(&mut self, place: Place, interface: &str) -> Result<(), HookError> {
+        for (program, _) in place.programs() {
+            let path = self.pins.link(interface, program);
+            Pins::unpin(&path)?;
+            self.current.remove(&file_name(&path));
+        }
+        Ok(())
+    }
+
+    /// Forgets the attachments of interfaces that are gone, and detaches what is not `wanted` any more.
+    pub fn sweep(&mut self, wanted: &BTreeSet<(Place, String)>) -> Result<(), HookError> {
+        let keep: BTreeSet<String> = wanted
+            .iter()
+            .flat_map(|(place, interface)| {
+                place.programs().iter().map(|(program, _)| file_name(&self.pins.link(interface, program)))
+            })
+            .collect();
+        for (file, path) in self.pins.links()? {
+            if !keep.contains(&file) {
+                warn!(link = file, "detaching what belongs to no endpoint");
+                Pins::unpin(&path)?;
+                self.current.remove(&file);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn file_name(path: &std::path::Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn is_attached(path: &std::path::Path) -> bool {
+    PinnedLink::from_pin(path).is_ok_and(|link| FdLink::from(link).info().is_ok())
+}
+
+/// Swaps the program of a pinned link, atomically.
+fn update(classifier: &mut SchedClassifier, path: &std::path::Path) -> Result<(), ProgramError> {
+    let pinned = PinnedLink::from_pin(path)
+        .map_err(|e| ProgramError::IOError(io::Error::other(e.to_string())))?;
+    let link = SchedClassifierLink::try_from(FdLink::from(pinned))
+        .map_err(|e| ProgramError::IOError(io::Error::other(e.to_string())))?;
+    let id = classifier.attach_to_link(link)?;
+    // Our handle on the link; the pin keeps the attachment.
+    drop(classifier.take_link(id)?);
+    Ok(())
+}
+
+fn attach(
+    classifier: &mut SchedClassifier,
+    program: &'static str,
+    kind: TcAttachType,
+    interface: &str,
+    path: &std::path::Path,
+) -> Result<(), HookError> {
+    let failed = |source| HookError::Attach {
+        program,
+        interface: interface.to_owned(),
+        source: Box::new(source),
+    };
+    // First: nobody may take a pod's packet away before it is checked.
+    let id = classifier
+        .attach_with_options(interface, kind, TcAttachOptions::TcxOrder(LinkOrder::first()))
+        .map_err(failed)?;
+    let link = classifier.take_link(id).map_err(failed)?;
+    let link = FdLink::try_from(link)
+        .map_err(|source| HookError::Link { program, interface: interface.to_owned(), source })?;
+    let pinned = link
+        .pin(path)
+        .map_err(|source| HookError::PinLink { program, interface: interface.to_owned(), source })?;
+    drop(pinned);
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! The peers of the overlay in the kernel: `NODES`, `ROUTES`, `NODE_IPS`.
+//!
+//! A peer's entry in `NODES` is written once, before anything points at it. A peer that changed gets a new entry, then
+//! its route is flipped, then the old entry loses its life flag, at which flows that remember it look again.
+//! A fresh process reads the tables back and keeps what is still right.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::Ipv4Addr,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap as BpfHashMap, LpmTrie, MapData, MapError, lpm_trie::Key},
+};
+use canal_common::{
+    Ip4, Mac, names,
+    node::{MAX_NODES, Node, NodeRef},
+};
+use ipnet::Ipv4Net;
+use tracing::{info, warn};
+
+use super::tables::{absent_is_fine, take};
+
+/// Another node, as its lease describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    pub ip: Ipv4Addr,
+    pub vtep_mac: Mac,
+    /// Largest inner packet, in bytes.
+    pub mtu: u16,
+}
+
+impl Peer {
+    fn node(self) -> Node {
+        Node { ip: self.ip.into(), vtep_mac: self.vtep_mac, mtu: self.mtu, flags: Node::ALIVE }
+    }
+}
+
+pub struct Nodes {
+    nodes: Array<MapData, Node>,
+    routes: LpmTrie<MapData, Ip4, NodeRef>,
+    node_ips: BpfHashMap<MapData, Ip4, NodeRef>,
+    /// What the kernel holds.
+    programmed: BTreeMap<Ipv4Net, (Peer, u32)>,
+    /// Unused indices; the one that was freed longest ago is taken first.
+    free: VecDeque<u32>,
+}
+
+impl Nodes {
+    /// Reads back what an earlier process programmed.
+    pub fn adopt(ebpf: &mut Ebpf) -> Result<Self, MapError> {
+        let nodes: Array<_, Node> = take(ebpf, names::NODES)?;
+        let routes: LpmTrie<_, Ip4, NodeRef> = take(ebpf, names::ROUTES)?;
+        let node_ips = take(ebpf, names::NODE_IPS)?;
+        let mut programmed = BTreeMap::new();
+        let mut used = vec![false; MAX_NODES as usize];
+        for entry in routes.iter() {
+            let (key, NodeRef { node: index }) = entry?;
+            let node = nodes.get(&index, 0)?;
+            let length = u8::try_from(key.prefix_len()).unwrap_or(32);
+            let (Ok(subnet), true) = (Ipv4Net::new(key.data().into(), length), node.flags & Node::ALIVE != 0)
+            else {
+                continue;
+            };
+            used[index as usize] = true;
+            let peer = Peer { ip: node.ip.into(), vtep_mac: node.vtep_mac, mtu: node.mtu };
+            programmed.insert(subnet, (peer, index));
+        }
+        let free = (1..MAX_NODES).filter(|i| !used[*i as usize]).collect();
+        Ok(Self { nodes, routes, node_ips, programmed, free })
+    }
+
+    pub fn len(&self) -> usize {
+        self.programmed.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.programmed.is_empty()
+    }
+
+    /// Makes the kernel hold exactly `desired`. A peer that cannot be programmed is reported and does not keep the
+    /// others back.
+    pub fn apply(&mut self, desired: &BTreeMap<Ipv4Net, Peer>) -> Vec<String> {
+        let mut problems = Vec::new();
+        let gone: Vec<Ipv4Net> =
+            self.programmed.keys().filter(|subnet| !desired.contains_key(subnet)).copied().collect();
+        for (subnet, peer) in desired {
+            match self.programmed.get(subnet) {
+                Some((known, _)) if known == peer => {}
+                _ => {
+                    if let Err(error) = self.program(*subnet, *peer) {
+                        problems.push(format!("cannot program the route to {subnet} via {}: {error}", peer.ip));
+                    }
+                }
+            }
+        }
+        for subnet in gone {
+            if let Err(error) = self.remove(subnet) {
+                problems.push(format!("cannot remove the route to {subnet}: {error}"));
+            }
+        }
+        problems
+    }
+
+    fn program(&mut self, subnet: Ipv4Net, peer: Peer) -> Result<(), MapError> {
+        let Some(index) = self.free.pop_front() else {
+            warn!(%subnet, limit = MAX_NODES - 1, "no room for another node");
+            return Err(MapError::OutOfBounds { index: MAX_NODES, max_entries: MAX_NODES });
+        };
+        self.nodes.set(index, peer.node(), 0)?;
+        self.node_ips.insert(Ip4::from(peer.ip), NodeRef { node: index }, 0)?;
+        self.routes.insert(&key(subnet), NodeRef { node: index }, 0)?;
+        info!(%subnet, node = %peer.ip, vtep_mac = %peer.vtep_mac, "peer programmed");
+        if let Some((old, old_index)) = self.programmed.insert(subnet, (peer, index)) {
+            self.retire(old, old_index)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, subnet: Ipv4Net) -> Result<(), MapError> {
+        if let Some((peer, index)) = self.programmed.remove(&subnet) {
+            absent_is_fine(self.routes.remove(&key(subnet)))?;
+            self.retire(peer, index)?;
+            info!(%subnet, node = %peer.ip, "peer removed");
+        }
+        Ok(())
+    }
+
+    fn retire(&mut self, peer: Peer, index: u32) -> Result<(), MapError> {
+        let mut node = peer.node();
+        node.flags = 0;
+        self.nodes.set(index, node, 0)?;
+        // Another lease of the same node may speak for this address.
+        match self.programmed.values().find(|(other, _)| other.ip == peer.ip) {
+            Some((_, other)) => self.node_ips.insert(Ip4::from(peer.ip), NodeRef { node: *other }, 0)?,
+            None => absent_is_fine(self.node_ips.remove(&peer.ip.into()))?,
+        }
+        self.free.push_back(index);
+        Ok(())
+    }
+}
+
+fn key(subnet: Ipv4Net) -> Key<Ip4> {
+    Key::new(u32::from(subnet.prefix_len()), subnet.network().into())
+}

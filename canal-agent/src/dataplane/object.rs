@@ -1,0 +1,172 @@
+//! The kernel object that is embedded in this binary: checking what an earlier agent left, loading, adopting.
+
+use std::collections::HashMap;
+
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::MapInfo,
+    programs::{ProgramError, SchedClassifier},
+};
+use aya_obj::Object as Parsed;
+use canal_common::{names, settings::Settings};
+use tracing::{info, warn};
+
+use super::pins::{PinError, Pins};
+
+static BYTES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/canal.o"));
+
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error("this kernel has no BTF at /sys/kernel/btf/vmlinux; Canal needs Linux 6.6 or later with CONFIG_DEBUG_INFO_BTF")]
+    NoBtf,
+    #[error("Linux {0} is too old: Canal attaches its programs by tcx, which came with 6.6")]
+    KernelTooOld(String),
+    #[error("the embedded kernel object cannot be read: {0}; this binary is broken")]
+    Broken(String),
+    #[error("cannot load the kernel tables: {0}{hint}", hint = permission_hint(.0))]
+    Load(#[source] Box<aya::EbpfError>),
+    #[error("the kernel refuses program {name}: {}", verifier_summary(.source))]
+    Program { name: &'static str, source: Box<ProgramError> },
+}
+
+fn permission_hint(error: &aya::EbpfError) -> &'static str {
+    let text = format!("{error:?}");
+    if text.contains("PermissionDenied") || text.contains("code: 1,") {
+        "; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    } else {
+        ""
+    }
+}
+
+/// The last lines of the verifier say why.
+fn verifier_summary(error: &ProgramError) -> String {
+    let text = error.to_string();
+    let mut lines: Vec<&str> = text.lines().rev().filter(|l| !l.trim().is_empty()).take(4).collect();
+    lines.reverse();
+    lines.join(" | ")
+}
+
+/// Sizes that depend on the machine; the object's own are the defaults.
+pub type Sizes = HashMap<&'static str, u32>;
+
+/// The loaded object: tables and programs, not attached yet.
+#[derive(Debug)]
+pub struct Object {
+    pub ebpf: Ebpf,
+}
+
+impl Object {
+    /// Loads the object. With `pins`, tables are adopted from there, or made and pinned there.
+    pub fn load(settings: &Settings, pins: Option<&Pins>, sizes: &Sizes) -> Result<Self, ObjectError> {
+        check_kernel()?;
+        let mut loader = EbpfLoader::new();
+        loader.override_global(names::SETTINGS, settings, true);
+        for (name, size) in sizes {
+            loader.map_max_entries(name, *size);
+        }
+        if let Some(pins) = pins {
+            pins.prepare()?;
+            discard_misfits(pins, sizes)?;
+            for name in names::MAPS {
+                loader.map_pin_path(name, pins.table(name));
+            }
+        }
+        let mut ebpf = loader.load(BYTES).map_err(|e| ObjectError::Load(Box::new(e)))?;
+        for name in names::PROGRAMS {
+            classifier(&mut ebpf, name)
+                .load()
+                .map_err(|source| ObjectError::Program { name, source: Box::new(source) })?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    pub fn program(&mut self, name: &str) -> &mut SchedClassifier {
+        classifier(&mut self.ebpf, name)
+    }
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
+    ebpf.program_mut(name)
+        .and_then(|p| p.try_into().ok())
+        .expect("the names in canal-common are the classifiers of the object")
+}
+
+fn check_kernel() -> Result<(), ObjectError> {
+    if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Err(ObjectError::NoBtf);
+    }
+    let release = nix::sys::utsname::uname()
+        .map(|u| u.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    if parse_release(&release).is_some_and(|version| version < (6, 6)) {
+        return Err(ObjectError::KernelTooOld(release));
+    }
+    Ok(())
+}
+
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// aya adopts whatever is pinned under a table's name. What has another shape is unpinned here instead: the
+/// programs that still run keep it until they are swapped, and a new table is filled first.
+fn discard_misfits(pins: &Pins, sizes: &Sizes) -> Result<(), ObjectError> {
+    let parsed = Parsed::parse(BYTES).map_err(|e| ObjectError::Broken(e.to_string()))?;
+    for name in names::MAPS {
+        let path = pins.table(name);
+        if !path.exists() {
+            continue;
+        }
+        let wanted = parsed
+            .maps
+            .get(*name)
+            .ok_or_else(|| ObjectError::Broken(format!("it has no table {name}")))?;
+        let max_entries = sizes.get(name).copied().unwrap_or(wanted.max_entries());
+        let fits = MapInfo::from_pin(&path).is_ok_and(|found| {
+            found.map_type().is_ok_and(|t| t as u32 == wanted.map_type())
+                && found.key_size() == wanted.key_size()
+                && found.value_size() == wanted.value_size()
+                && found.max_entries() == max_entries
+                && found.map_flags() & KEPT_FLAGS == wanted.map_flags() & KEPT_FLAGS
+        });
+        if fits {
+            info!(table = name, "adopting the pinned table");
+        } else {
+            warn!(table = name, path = %path.display(), "the pinned table has another layout or size: starting an empty one");
+            Pins::unpin(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// `BPF_F_NO_PREALLOC`, `BPF_F_NO_COMMON_LRU`, `BPF_F_INNER_MAP`: flags that change behaviour and that the kernel
+/// reports as given.
+const KEPT_FLAGS: u32 = 1 | 2 | 1 << 12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases_of_distributions_are_understood() {
+        for (text, expected) in
+            [("6.18.44-fc", Some((6, 18))), ("5.10.0-8-amd64", Some((5, 10))), ("6.6", Some((6, 6))), ("", None), ("x", None)]
+        {
+            assert_eq!(parse_release(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_embedded_object_holds_every_table_and_program_by_name() {
+        let parsed = Parsed::parse(BYTES).expect("an object");
+        for name in names::MAPS {
+            assert!(parsed.maps.contains_key(*name), "{name}");
+        }
+        for name in names::PROGRAMS {
+            assert!(parsed.programs.contains_key(*name), "{name}");
+        }
+    }
+}

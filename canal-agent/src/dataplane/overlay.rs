@@ -1,0 +1,183 @@
+//! The overlay device `canal.<VNI>`: a kernel VXLAN device in external mode, without any state per peer.
+//!
+//! It owns the UDP port, which makes the kernel aggregate incoming VXLAN; it is where one route sends the whole pod
+//! network; it reassembles and it answers for what the fast path declines. A fresh process knows it by its name.
+
+use std::net::Ipv4Addr;
+
+use canal_common::Mac;
+use ipnet::Ipv4Net;
+use tracing::{info, warn};
+
+use crate::netlink::{self, Link, Netlink, NewVxlan, Route, sysctl};
+
+/// Routes of ours carry this protocol number: `ip route show proto 202`.
+pub const ROUTE_PROTOCOL: u8 = 202;
+
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    #[error(
+        "UDP port {port} is taken{by}, so {name} cannot come up; stop whatever holds it (`ss -lunp sport = :{port}`, \
+         `ip -d link show type vxlan`), or choose another Backend.Port in the network configuration"
+    )]
+    PortTaken { port: u16, name: String, by: String },
+    #[error("{name} exists and is not a VXLAN device; remove or rename it (`ip link del {name}`)")]
+    NameTaken { name: String },
+    #[error("{name} vanished while it was set up")]
+    Vanished { name: String },
+}
+
+/// What the device should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    pub vni: u32,
+    pub port: u16,
+    pub mac: Mac,
+    /// MTU of the device and of the pods, in bytes.
+    pub mtu: u16,
+    /// The whole pod network.
+    pub network: Ipv4Net,
+    /// This node's part of it; the device has its `.0` address.
+    pub subnet: Ipv4Net,
+}
+
+impl Overlay {
+    pub fn name(&self) -> String {
+        name(self.vni)
+    }
+
+    /// Source address of what this host sends to remote pods, as flannel has it.
+    pub fn address(&self) -> Ipv4Addr {
+        self.subnet.network()
+    }
+}
+
+pub fn name(vni: u32) -> String {
+    format!("canal.{vni}")
+}
+
+/// The MAC of the device if an earlier process made one: it stays, because peers know it.
+pub fn existing_mac(netlink: &mut Netlink, vni: u32) -> Result<Option<Mac>, netlink::Error> {
+    Ok(netlink.link_by_name(&name(vni))?.filter(|l| l.kind == "vxlan").and_then(|l| l.mac))
+}
+
+/// Makes or mends device, address and route; what is right is left alone.
+pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayError> {
+    let name = overlay.name();
+    let mut link = match netlink.link_by_name(&name)? {
+        Some(link) if link.kind != "vxlan" => return Err(OverlayError::NameTaken { name }),
+        Some(link) if fits(&link, overlay) => Some(link),
+        Some(link) => {
+            warn!(device = name, "has other parameters than the network configuration: made anew");
+            netlink.delete_link(link.index)?;
+            None
+        }
+        None => None,
+    };
+    if link.is_none() {
+        netlink.add_vxlan_external(&NewVxlan {
+            name: &name,
+            mac: overlay.mac,
+            mtu: overlay.mtu.into(),
+            port: overlay.port,
+        })?;
+        info!(device = name, mac = %overlay.mac, mtu = overlay.mtu, port = overlay.port, "made the overlay device");
+        link = netlink.link_by_name(&name)?;
+    }
+    let link = link.ok_or_else(|| OverlayError::Vanished { name: name.clone() })?;
+    if link.mac != Some(overlay.mac) {
+        netlink.set_mac(link.index, overlay.mac)?;
+    }
+    if link.mtu != u32::from(overlay.mtu) {
+        netlink.set_mtu(link.index, overlay.mtu.into())?;
+    }
+    if !link.noarp {
+        // Every address behind the device is one hop away, and nobody there answers ARP.
+        netlink.set_noarp(link.index)?;
+    }
+    if !link.up {
+        netlink.set_up(link.index).map_err(|error| port_taken(netlink, overlay, error))?;
+    }
+    address(netlink, overlay, link.index)?;
+    route(netlink, overlay, link.index)?;
+    for (key, value) in [("net.ipv4.ip_forward", "1"), (&format!("net.ipv4.conf.{}.forwarding", name.replace('.', "/")), "1")] {
+        match sysctl::set_if_present(key, value) {
+            Ok(true) => info!(key, value, "set sysctl"),
+            Ok(false) => {}
+            Err(error) => warn!(key, %error, "cannot set sysctl: the host will not forward for its pods"),
+        }
+    }
+    Ok(link)
+}
+
+fn fits(link: &Link, overlay: &Overlay) -> bool {
+    link.vxlan.as_ref().is_some_and(|v| v.external && v.port == overlay.port)
+}
+
+fn port_taken(netlink: &mut Netlink, overlay: &Overlay, error: netlink::Error) -> OverlayError {
+    if error.errno() != Some(libc::EADDRINUSE) && error.errno() != Some(libc::EEXIST) {
+        return error.into();
+    }
+    let other = netlink.links().ok().and_then(|links| {
+        links.into_iter().find(|l| {
+            l.name != overlay.name() && l.up && l.vxlan.as_ref().is_some_and(|v| v.port == overlay.port)
+        })
+    });
+    let by = other.map(|l| format!(" by device {}", l.name)).unwrap_or_default();
+    OverlayError::PortTaken { port: overlay.port, name: overlay.name(), by }
+}
+
+fn address(netlink: &mut Netlink, overlay: &Overlay, index: u32) -> Result<(), netlink::Error> {
+    let wanted = Ipv4Net::from(overlay.address());
+    let mut present = false;
+    for address in netlink.addresses(Some(index))? {
+        if address.net == wanted {
+            present = true;
+        } else if overlay.network.contains(&address.net.addr()) {
+            // Of an earlier subnet; addresses that others put there stay.
+            netlink.delete_address(index, address.net)?;
+        }
+    }
+    if !present {
+        netlink.replace_address(index, wanted)?;
+    }
+    Ok(())
+}
+
+fn route(netlink: &mut Netlink, overlay: &Overlay, index: u32) -> Result<(), netlink::Error> {
+    let wanted = Route {
+        src: Some(overlay.address()),
+        protocol: ROUTE_PROTOCOL,
+        ..Route::link(overlay.network, index)
+    };
+    let routes = netlink.routes()?;
+    for stale in routes.iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.oif == Some(index) && r.dst != wanted.dst) {
+        netlink.delete_route(stale)?;
+    }
+    if !routes.contains(&wanted) {
+        netlink.replace_route(&wanted)?;
+        info!(network = %overlay.network, "routed the pod network to the overlay device");
+    }
+    Ok(())
+}
+
+/// Removes every trace of the device; its address and routes go with it.
+pub fn remove(netlink: &mut Netlink) -> Result<Vec<String>, netlink::Error> {
+    let mut removed = Vec::new();
+    for link in netlink.links()? {
+        let ours = link.name.strip_prefix("canal.").is_some_and(|vni| vni.bytes().all(|b| b.is_ascii_digit()));
+        if ours && link.vxlan.is_some_and(|v| v.external) && netlink.delete_link(link.index)? {
+            removed.push(link.name);
+        }
+    }
+    Ok(removed)
+}
+
+/// A MAC for a device that nobody knows yet: locally administered, unicast.
+pub fn random_mac() -> Mac {
+    let mut octets: [u8; 6] = rand::random();
+    octets[0] = octets[0] & 0xfe | 0x02;
+    Mac::new(octets)
+}

@@ -1,0 +1,238 @@
+//! The policy tables in the kernel, one small write each: what [`super::policy`] decides is done here.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use aya::{
+    Ebpf,
+    maps::{Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
+};
+use canal_common::{
+    Ip4,
+    endpoint::{Endpoint, EndpointPolicy, Generation},
+    names,
+    policy::{Class, MAX_SETS, Row, RowRef},
+};
+use ipnet::Ipv4Net;
+
+/// `BPF_F_INNER_MAP`: sets differ in size (Linux 5.10).
+const INNER_MAP: u32 = 1 << 12;
+
+/// Takes a table out of the loaded object, as its type.
+pub fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, MapError> {
+    let map = ebpf.take_map(name).ok_or_else(|| MapError::InvalidName { name: name.to_owned() })?;
+    T::try_from(map)
+}
+
+/// One write is one flip; the order is the caller's business. Deleting what is absent is a success.
+pub trait Tables {
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    fn write_row(&mut self, row: u32, page: &Row) -> Result<(), Self::Error>;
+    /// Puts a set with these columns (class → row) in place, as a whole.
+    fn write_set(&mut self, set: u32, columns: &[u32]) -> Result<(), Self::Error>;
+    fn write_column(&mut self, set: u32, class: u32, row: u32) -> Result<(), Self::Error>;
+    fn delete_set(&mut self, set: u32) -> Result<(), Self::Error>;
+    fn write_peer(&mut self, addr: Ipv4Addr, class: u32) -> Result<(), Self::Error>;
+    fn delete_peer(&mut self, addr: Ipv4Addr) -> Result<(), Self::Error>;
+    fn write_net(&mut self, net: Ipv4Net, class: u32) -> Result<(), Self::Error>;
+    fn delete_net(&mut self, net: Ipv4Net) -> Result<(), Self::Error>;
+    fn write_policy(&mut self, endpoint: u32, policy: EndpointPolicy) -> Result<(), Self::Error>;
+    fn delete_policy(&mut self, endpoint: u32) -> Result<(), Self::Error>;
+    /// Makes every flow of the endpoint be judged again.
+    fn bump_generation(&mut self, endpoint: u32) -> Result<(), Self::Error>;
+    fn write_endpoint(&mut self, addr: Ipv4Addr, endpoint: Endpoint) -> Result<(), Self::Error>;
+    fn delete_endpoint(&mut self, addr: Ipv4Addr) -> Result<(), Self::Error>;
+}
+
+/// What an earlier process left in the policy tables.
+#[derive(Debug, Default, Clone)]
+pub struct Leftovers {
+    pub peers: BTreeMap<Ipv4Addr, u32>,
+    pub nets: BTreeMap<Ipv4Net, u32>,
+    pub endpoints: BTreeMap<Ipv4Addr, Endpoint>,
+    pub policies: BTreeMap<u32, EndpointPolicy>,
+    /// Sets in use, and the rows that they reach.
+    pub sets: Vec<u32>,
+    pub rows: Vec<u32>,
+}
+
+pub struct KernelTables {
+    rows: Array<MapData, Row>,
+    sets: ArrayOfMaps<MapData, Array<MapData, RowRef>>,
+    /// The inner arrays of the sets that this process wrote.
+    columns: BTreeMap<u32, Array<MapData, RowRef>>,
+    peers: BpfHashMap<MapData, Ip4, Class>,
+    nets: LpmTrie<MapData, Ip4, Class>,
+    policy: BpfHashMap<MapData, u32, EndpointPolicy>,
+    generations: Array<MapData, Generation>,
+    endpoints: BpfHashMap<MapData, Ip4, Endpoint>,
+}
+
+impl KernelTables {
+    pub fn adopt(ebpf: &mut Ebpf) -> Result<(Self, Leftovers), MapError> {
+        let tables = Self {
+            rows: take(ebpf, names::ROWS)?,
+            sets: take(ebpf, names::SETS)?,
+            columns: BTreeMap::new(),
+            peers: take(ebpf, names::PEERS)?,
+            nets: take(ebpf, names::NETS)?,
+            policy: take(ebpf, names::POLICY)?,
+            generations: take(ebpf, names::GENERATIONS)?,
+            endpoints: take(ebpf, names::ENDPOINTS)?,
+        };
+        let leftovers = tables.read_back()?;
+        Ok((tables, leftovers))
+    }
+
+    fn read_back(&self) -> Result<Leftovers, MapError> {
+        let mut left = Leftovers::default();
+        for entry in self.peers.iter() {
+            let (addr, class) = entry?;
+            left.peers.insert(addr.into(), class.class);
+        }
+        for entry in self.nets.iter() {
+            let (key, class) = entry?;
+            let bits = u8::try_from(key.prefix_len()).unwrap_or(32);
+            if let Ok(net) = Ipv4Net::new(key.data().into(), bits) {
+                left.nets.insert(net, class.class);
+            }
+        }
+        for entry in self.endpoints.iter() {
+            let (addr, endpoint) = entry?;
+            left.endpoints.insert(addr.into(), endpoint);
+        }
+        for entry in self.policy.iter() {
+            let (id, policy) = entry?;
+            left.policies.insert(id, policy);
+        }
+        for set in 1..MAX_SETS {
+            let columns = match self.sets.get(&set, 0) {
+                Ok(columns) => columns,
+                Err(error) if is_absent(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            if columns.len() == 1 && columns.get(&0, 0)?.row == 0 {
+                continue; // deleted
+            }
+            left.sets.push(set);
+            for column in columns.iter() {
+                self.reach(column?.row, &mut left.rows)?;
+            }
+        }
+        left.rows.sort_unstable();
+        left.rows.dedup();
+        Ok(left)
+    }
+
+    /// Collects a row and the pages below it.
+    fn reach(&self, row: u32, rows: &mut Vec<u32>) -> Result<(), MapError> {
+        use canal_common::policy::Verdict;
+        if row == 0 || rows.last() == Some(&row) {
+            return Ok(());
+        }
+        let mut open = vec![row];
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(row) = open.pop() {
+            if !seen.insert(row) {
+                continue;
+            }
+            let page = self.rows.get(&row, 0)?;
+            open.extend(
+                page.verdicts
+                    .iter()
+                    .filter(|v| matches!(v.kind(), Verdict::PAGE | Verdict::BY_SRC_PORT))
+                    .map(|v| v.id()),
+            );
+        }
+        rows.extend(seen);
+        Ok(())
+    }
+}
+
+impl Tables for KernelTables {
+    type Error = MapError;
+
+    fn write_row(&mut self, row: u32, page: &Row) -> Result<(), MapError> {
+        self.rows.set(row, page, 0)
+    }
+
+    fn write_set(&mut self, set: u32, columns: &[u32]) -> Result<(), MapError> {
+        let size = u32::try_from(columns.len()).unwrap_or(u32::MAX).max(1);
+        let mut inner = Array::<MapData, RowRef>::create(size, INNER_MAP)?;
+        for (class, row) in columns.iter().enumerate().filter(|(_, row)| **row != 0) {
+            inner.set(u32::try_from(class).unwrap_or(u32::MAX), RowRef { row: *row }, 0)?;
+        }
+        self.sets.set(set, &inner, 0)?;
+        self.columns.insert(set, inner);
+        Ok(())
+    }
+
+    fn write_column(&mut self, set: u32, class: u32, row: u32) -> Result<(), MapError> {
+        match self.columns.get_mut(&set) {
+            Some(inner) => inner.set(class, RowRef { row }, 0),
+            None => Err(MapError::KeyNotFound),
+        }
+    }
+
+    fn delete_set(&mut self, set: u32) -> Result<(), MapError> {
+        self.columns.remove(&set);
+        // aya cannot delete an element of an array of maps: the slot gets a set that denies.
+        self.sets.set(set, &Array::<MapData, RowRef>::create(1, INNER_MAP)?, 0)
+    }
+
+    fn write_peer(&mut self, addr: Ipv4Addr, class: u32) -> Result<(), MapError> {
+        self.peers.insert(Ip4::from(addr), Class { class }, 0)
+    }
+
+    fn delete_peer(&mut self, addr: Ipv4Addr) -> Result<(), MapError> {
+        absent_is_fine(self.peers.remove(&addr.into()))
+    }
+
+    fn write_net(&mut self, net: Ipv4Net, class: u32) -> Result<(), MapError> {
+        self.nets.insert(&prefix(net), Class { class }, 0)
+    }
+
+    fn delete_net(&mut self, net: Ipv4Net) -> Result<(), MapError> {
+        absent_is_fine(self.nets.remove(&prefix(net)))
+    }
+
+    fn write_policy(&mut self, endpoint: u32, policy: EndpointPolicy) -> Result<(), MapError> {
+        self.policy.insert(endpoint, policy, 0)
+    }
+
+    fn delete_policy(&mut self, endpoint: u32) -> Result<(), MapError> {
+        absent_is_fine(self.policy.remove(&endpoint))
+    }
+
+    fn bump_generation(&mut self, endpoint: u32) -> Result<(), MapError> {
+        let Generation { generation } = self.generations.get(&endpoint, 0)?;
+        self.generations.set(endpoint, Generation { generation: generation.wrapping_add(1) }, 0)
+    }
+
+    fn write_endpoint(&mut self, addr: Ipv4Addr, endpoint: Endpoint) -> Result<(), MapError> {
+        self.endpoints.insert(Ip4::from(addr), endpoint, 0)
+    }
+
+    fn delete_endpoint(&mut self, addr: Ipv4Addr) -> Result<(), MapError> {
+        absent_is_fine(self.endpoints.remove(&addr.into()))
+    }
+}
+
+fn prefix(net: Ipv4Net) -> Key<Ip4> {
+    Key::new(u32::from(net.prefix_len()), net.network().into())
+}
+
+fn is_absent(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(e) => e.io_error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(error) if is_absent(&error) => Ok(()),
+        other => other,
+    }
+}

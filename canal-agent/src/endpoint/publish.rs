@@ -1,0 +1,85 @@
+//! Telling etcd about this node's endpoints: WorkloadEndpoints and network Profiles in Calico's format.
+//!
+//! A task that is handed the wanted state and works until etcd agrees; it starts over whenever it is poked. An etcd
+//! that is away costs nothing but time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::{
+    endpoint::Record,
+    model::{EndpointKey, endpoint::Birth, profile},
+    store::{
+        RESOURCES, Store, StoreError,
+        publish::{Identity, create_if_absent, delete_if, is_of_container, upsert},
+        retry::Backoff,
+    },
+};
+
+/// What etcd should hold for this node. A new value (even an equal one) makes the publisher check everything.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    pub records: BTreeMap<EndpointKey, Record>,
+    pub node: String,
+}
+
+/// Runs until the sender of `wanted` is gone. Endpoints that have left are told on `gone`.
+pub async fn run(store: Store, mut wanted: watch::Receiver<Wanted>, gone: mpsc::UnboundedSender<EndpointKey>) {
+    let mut backoff = Backoff::default();
+    let mut complaint = None;
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        match publish(&store, &now, &gone).await {
+            Ok(()) => {
+                if complaint.take().is_some() {
+                    info!("endpoints are published");
+                }
+                backoff.reset();
+                if wanted.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if complaint.as_ref() != Some(&text) {
+                    warn!(error = text, "cannot publish endpoints yet; their pods work, other nodes do not see their labels");
+                    complaint = Some(text);
+                }
+                tokio::select! {
+                    () = backoff.wait() => {}
+                    changed = wanted.changed() => if changed.is_err() { return },
+                }
+            }
+        }
+    }
+}
+
+async fn publish(store: &Store, wanted: &Wanted, gone: &mpsc::UnboundedSender<EndpointKey>) -> Result<(), StoreError> {
+    let present = || wanted.records.iter().filter(|(_, record)| !record.leaving);
+    let networks: BTreeSet<&str> = present().map(|(_, record)| record.endpoint.network.as_str()).collect();
+    for network in networks {
+        let key = format!("{RESOURCES}profiles/{network}");
+        let value = profile::network_profile_json(network, &birth(None));
+        if create_if_absent(store, &key, value.into_bytes()).await? {
+            info!(profile = network, "created the network's profile");
+        }
+    }
+    for (key, record) in present() {
+        let workload = record.workload(&wanted.node);
+        upsert(store, &key.store_key(), |existing| workload.to_json(key, &birth(existing)).into_bytes()).await?;
+    }
+    for (key, record) in wanted.records.iter().filter(|(_, record)| record.leaving) {
+        let container = &record.endpoint.container_id;
+        delete_if(store, &key.store_key(), |value| is_of_container(value, container)).await?;
+        // The agent is gone only when it stops; the record stays for the next one.
+        let _ = gone.send(key.clone());
+    }
+    Ok(())
+}
+
+fn birth(existing: Option<&[u8]>) -> Birth {
+    let Identity { uid, creation_timestamp } = Identity::of(existing);
+    Birth { uid, creation_timestamp }
+}

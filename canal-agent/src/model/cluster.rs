@@ -1,0 +1,256 @@
+//! Everything the cluster says, as of the last change.
+//!
+//! Owns: which version of each object is in force, and the list of objects that cannot be used. Promises: what is
+//! in force depends on the last good value of each key and on nothing else. Does not: decide what any of it means
+//! for this node.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use super::{
+    Labels,
+    endpoint::{EndpointKey, WorkloadEndpoint},
+    host::HostEndpoint,
+    labels,
+    netset::NetworkSet,
+    policy::Policy,
+    profile::{self, Profile},
+    reading::Reading,
+    resource::{Kind, Resource},
+    tier::Tier,
+};
+
+/// What an [`Cluster::apply`] did to what is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    None,
+    Object(Kind),
+}
+
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    policies: Store<Policy>,
+    profiles: Store<Profile>,
+    tiers: Store<Tier>,
+    sets: Store<NetworkSet>,
+    hosts: Store<HostEndpoint>,
+    endpoints: BTreeMap<EndpointKey, Slot>,
+    /// Keys that the store holds, of the kinds that count.
+    keys: BTreeSet<Resource>,
+    invalid: BTreeMap<String, String>,
+    allow_all: Arc<Profile>,
+}
+
+type Store<T> = BTreeMap<Resource, Held<T>>;
+
+#[derive(Debug, Clone)]
+struct Held<T> {
+    value: Arc<T>,
+    /// Takes the place of an object that never had a good version.
+    stand_in: bool,
+}
+
+/// What etcd says about an endpoint, and what the pod's own node knows.
+#[derive(Debug, Clone, Default)]
+struct Slot {
+    stored: Option<Held<WorkloadEndpoint>>,
+    local: Option<Arc<WorkloadEndpoint>>,
+}
+
+impl Slot {
+    fn in_force(&self) -> Option<&Arc<WorkloadEndpoint>> {
+        self.local.as_ref().or(self.stored.as_ref().map(|held| &held.value))
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            policies: BTreeMap::new(),
+            profiles: BTreeMap::new(),
+            tiers: BTreeMap::new(),
+            sets: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            keys: BTreeSet::new(),
+            invalid: BTreeMap::new(),
+            allow_all: Arc::new(Profile::allow_all()),
+        }
+    }
+}
+
+impl Cluster {
+    /// A key got a value, or (`None`) is gone. Keys that mean nothing here are ignored.
+    pub fn apply(&mut self, key: &str, value: Option<&[u8]>) -> Change {
+        let Some(resource) = Resource::parse(key) else { return Change::None };
+        if resource.kind == Kind::Profile && resource.name == profile::ALLOW_ALL {
+            return Change::None;
+        }
+        if value.is_some() {
+            self.keys.insert(resource.clone());
+        } else {
+            self.keys.remove(&resource);
+        }
+        let (reason, changed) = match resource.kind {
+            Kind::NetworkPolicy | Kind::GlobalNetworkPolicy => {
+                install(&mut self.policies, &resource, value.map(|value| Policy::read(&resource, value)))
+            }
+            Kind::Profile => install(&mut self.profiles, &resource, value.map(Profile::read)),
+            Kind::Tier => install(&mut self.tiers, &resource, value.map(Tier::read)),
+            Kind::NetworkSet | Kind::GlobalNetworkSet => {
+                install(&mut self.sets, &resource, value.map(|value| NetworkSet::read(&resource, value)))
+            }
+            Kind::HostEndpoint => install(&mut self.hosts, &resource, value.map(HostEndpoint::read)),
+            Kind::WorkloadEndpoint => self.apply_endpoint(&resource, value),
+        };
+        match reason {
+            Some(reason) => self.invalid.insert(key.to_owned(), reason),
+            None => self.invalid.remove(key),
+        };
+        if changed { Change::Object(resource.kind) } else { Change::None }
+    }
+
+    /// The complete content of the store: keys that are not in it are gone.
+    pub fn replace_all(&mut self, entries: impl Iterator<Item = (String, Vec<u8>)>) {
+        let mut vanished = self.keys.clone();
+        for (key, value) in entries {
+            if let Some(resource) = Resource::parse(&key) {
+                vanished.remove(&resource);
+            }
+            self.apply(&key, Some(&value));
+        }
+        for resource in vanished {
+            self.apply(&resource.key(), None);
+        }
+    }
+
+    /// What this node itself knows about an endpoint of its own stands before what the store says.
+    pub fn set_local_endpoint(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) -> Change {
+        let endpoint = endpoint.map(|endpoint| Arc::new(endpoint.normalised(&key)));
+        self.update_slot(key, |slot| slot.local = endpoint)
+    }
+
+    /// Objects that cannot be used, wholly or in part: key → reason, one line.
+    pub fn invalid(&self) -> &BTreeMap<String, String> {
+        &self.invalid
+    }
+
+    pub fn policies(&self) -> impl Iterator<Item = (&Resource, &Arc<Policy>)> {
+        in_force(&self.policies)
+    }
+
+    /// `None`: missing, which denies everything.
+    pub fn profile(&self, name: &str) -> Option<&Arc<Profile>> {
+        if name == profile::ALLOW_ALL {
+            return Some(&self.allow_all);
+        }
+        self.profiles.get(&Resource::new(Kind::Profile, "", name)).map(|held| &held.value)
+    }
+
+    pub fn tier(&self, name: &str) -> Option<Tier> {
+        self.tiers.get(&Resource::new(Kind::Tier, "", name)).map(|held| *held.value)
+    }
+
+    pub fn network_sets(&self) -> impl Iterator<Item = (&Resource, &Arc<NetworkSet>)> {
+        in_force(&self.sets)
+    }
+
+    pub fn host_endpoints(&self) -> impl Iterator<Item = (&Resource, &Arc<HostEndpoint>)> {
+        in_force(&self.hosts)
+    }
+
+    /// Every node's.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&EndpointKey, &WorkloadEndpoint)> {
+        self.endpoints.iter().filter_map(|(key, slot)| Some((key, &**slot.in_force()?)))
+    }
+
+    pub fn endpoint(&self, key: &EndpointKey) -> Option<&WorkloadEndpoint> {
+        self.endpoints.get(key)?.in_force().map(|endpoint| &**endpoint)
+    }
+
+    pub fn endpoints_of(&self, node: &str) -> impl Iterator<Item = (&EndpointKey, &WorkloadEndpoint)> {
+        self.endpoints().filter(move |(_, endpoint)| endpoint.node == node)
+    }
+
+    /// Own labels and those of the profiles, as selectors see them.
+    pub fn inherited(&self, own: &Labels, profiles: &[String]) -> Labels {
+        let parents = profiles.iter().filter_map(|name| self.profile(name));
+        labels::inherit(own, parents.map(|profile| &profile.labels))
+    }
+
+    /// A network set inherits from the profile of its namespace.
+    pub fn set_labels(&self, resource: &Resource, set: &NetworkSet) -> Labels {
+        if resource.kind.namespaced() {
+            self.inherited(&set.labels, &[format!("kns.{}", resource.namespace)])
+        } else {
+            set.labels.clone()
+        }
+    }
+
+    fn apply_endpoint(&mut self, resource: &Resource, value: Option<&[u8]>) -> (Option<String>, bool) {
+        let key = EndpointKey::new(&resource.namespace, &resource.name);
+        let reading = value.map(|value| WorkloadEndpoint::read(&key, value));
+        let previous = self.endpoints.get(&key).and_then(|slot| slot.stored.clone());
+        let (stored, reason) = next(previous, reading);
+        let change = self.update_slot(key, |slot| slot.stored = stored);
+        (reason, change != Change::None)
+    }
+
+    fn update_slot(&mut self, key: EndpointKey, update: impl FnOnce(&mut Slot)) -> Change {
+        let slot = self.endpoints.entry(key.clone()).or_default();
+        let before = slot.in_force().cloned();
+        update(slot);
+        let after = slot.in_force().cloned();
+        if after.is_none() {
+            self.endpoints.remove(&key);
+        }
+        if before == after { Change::None } else { Change::Object(Kind::WorkloadEndpoint) }
+    }
+}
+
+fn in_force<T>(store: &Store<T>) -> impl Iterator<Item = (&Resource, &Arc<T>)> {
+    store.iter().map(|(resource, held)| (resource, &held.value))
+}
+
+/// Puts a reading in force; returns what is wrong with it, and whether anything changed.
+fn install<T: PartialEq>(
+    store: &mut Store<T>,
+    resource: &Resource,
+    reading: Option<Reading<T>>,
+) -> (Option<String>, bool) {
+    let before = store.get(resource).map(|held| held.value.clone());
+    let (held, reason) = next(store.remove(resource), reading);
+    let after = held.as_ref().map(|held| held.value.clone());
+    if let Some(held) = held {
+        store.insert(resource.clone(), held);
+    }
+    (reason, before != after)
+}
+
+/// What is in force after a reading, and what is wrong with that reading.
+fn next<T>(previous: Option<Held<T>>, reading: Option<Reading<T>>) -> (Option<Held<T>>, Option<String>) {
+    let held = |value, stand_in| Some(Held { value: Arc::new(value), stand_in });
+    match reading {
+        None => (None, None),
+        Some(Reading::Good(value)) => (held(value, false), None),
+        Some(Reading::Partly(value, reason)) => (held(value, false), Some(reason)),
+        Some(Reading::Bad { reason, stand_in }) => match previous {
+            Some(previous) if !previous.stand_in => {
+                (Some(previous), Some(format!("{reason}; the last good version stays in force")))
+            }
+            _ => (stand_in.and_then(|value| held(value, true)), Some(reason)),
+        },
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("nothing"),
+            Self::Object(kind) => f.write_str(kind.name()),
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! WorkloadEndpoint: a pod's interface, as Calico stores it and as Canal publishes it.
+
+use std::{fmt, net::Ipv4Addr};
+
+use canal_common::Mac;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Labels,
+    labels::{self, NAMESPACE, ORCHESTRATOR, SERVICE_ACCOUNT},
+    reading::{Envelope, Reading},
+    resource::{Kind, Resource},
+    rule::parse_net,
+};
+
+/// Identity of a workload endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EndpointKey {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl EndpointKey {
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    /// Where etcd has it.
+    pub fn store_key(&self) -> String {
+        Resource::new(Kind::WorkloadEndpoint, &self.namespace, &self.name).key()
+    }
+}
+
+impl fmt::Display for EndpointKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The four parts of an endpoint's name: `<node>-<orchestrator>-<workload>-<endpoint>`, every dash within a part
+/// doubled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointName {
+    pub node: String,
+    pub orchestrator: String,
+    pub workload: String,
+    pub endpoint: String,
+}
+
+/// A part of an endpoint name is empty, or begins or ends with a dash.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("endpoint name: {0:?} is empty, or begins or ends with a dash")]
+pub struct BadName(pub String);
+
+impl EndpointName {
+    pub fn cni(node: &str, container_id: &str, interface: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            orchestrator: "cni".to_owned(),
+            workload: container_id.to_owned(),
+            endpoint: interface.to_owned(),
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        // Dashes pair up from the left, as the writer doubled them; a part never begins or ends with one.
+        let mut parts = vec![String::new()];
+        let mut rest = name.chars().peekable();
+        while let Some(next) = rest.next() {
+            if next == '-' && rest.next_if_eq(&'-').is_none() {
+                parts.push(String::new());
+            } else {
+                parts.last_mut()?.push(next);
+            }
+        }
+        let [node, orchestrator, workload, endpoint] = <[String; 4]>::try_from(parts).ok()?;
+        let name = Self { node, orchestrator, workload, endpoint };
+        name.format().is_ok().then_some(name)
+    }
+
+    pub fn format(&self) -> Result<String, BadName> {
+        let parts = [&self.node, &self.orchestrator, &self.workload, &self.endpoint];
+        if let Some(bad) = parts.iter().find(|p| p.is_empty() || p.starts_with('-') || p.ends_with('-')) {
+            return Err(BadName((*bad).clone()));
+        }
+        Ok(parts.map(|part| part.replace('-', "--")).join("-"))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WorkloadEndpoint {
+    /// Whose it is: the first part of its name, not what the spec claims.
+    pub node: String,
+    pub orchestrator: String,
+    /// Container id, or name of the Kubernetes pod.
+    pub workload: String,
+    /// Interface name inside the pod.
+    pub endpoint: String,
+    pub container_id: String,
+    /// Interface name on the host.
+    pub interface_name: String,
+    pub addresses: Vec<Ipv4Addr>,
+    pub mac: Option<Mac>,
+    /// Own labels: with namespace and service account, without what only profiles may hand out.
+    pub labels: Labels,
+    pub profiles: Vec<String>,
+    pub ports: Vec<NamedPort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    pub name: String,
+    pub protocol: u8,
+    pub port: u16,
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawPort {
+    name: Option<String>,
+    protocol: Option<serde_json::Value>,
+    port: Option<u16>,
+}
+
+pub(super) fn named_ports(raw: Option<Vec<RawPort>>, faults: &mut Vec<String>) -> Vec<NamedPort> {
+    let mut ports = Vec::new();
+    for RawPort { name, protocol, port } in raw.unwrap_or_default() {
+        let Some(name) = name.filter(|name| !name.is_empty()) else { continue };
+        let protocol = match &protocol {
+            None => Ok(6),
+            Some(protocol) => super::rule::parse_protocol(protocol).map(|p| p.number),
+        };
+        match (protocol, port) {
+            (Ok(protocol), Some(port)) => ports.push(NamedPort { name, protocol, port }),
+            (Err(problem), _) => faults.push(format!("port {name:?}: {problem}; it is left out")),
+            (_, None) => faults.push(format!("port {name:?} has no number; it is left out")),
+        }
+    }
+    ports
+}
+
+impl WorkloadEndpoint {
+    pub fn read(key: &EndpointKey, value: &[u8]) -> Reading<Self> {
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        struct Raw {
+            #[serde(rename = "containerID")]
+            container_id: Option<String>,
+            service_account_name: Option<String>,
+            ip_networks: Option<Vec<String>>,
+            profiles: Option<Vec<String>>,
+            interface_name: Option<String>,
+            mac: Option<String>,
+            ports: Option<Vec<RawPort>>,
+        }
+        let Some(name) = EndpointName::parse(&key.name) else {
+            return Reading::bad("the name is not <node>-<orchestrator>-<workload>-<endpoint>");
+        };
+        let envelope = match Envelope::parse(value) {
+            Ok(envelope) => envelope,
+            Err(reason) => return Reading::bad(reason),
+        };
+        let raw: Raw = match envelope.spec() {
+            Ok(raw) => raw,
+            Err(reason) => return Reading::bad(reason),
+        };
+        let mut faults = Vec::new();
+        let mut addresses = Vec::new();
+        for text in raw.ip_networks.unwrap_or_default() {
+            match parse_net(&text) {
+                Ok(IpNet::V4(net)) if net.prefix_len() == 32 => addresses.push(net.addr()),
+                Ok(IpNet::V6(_)) => {}
+                _ => faults.push(format!("ipNetworks: {text:?} is not one address; it is left out")),
+            }
+        }
+        let mac = raw.mac.filter(|text| !text.is_empty()).and_then(|text| {
+            text.parse().map_err(|e| faults.push(format!("mac: {e}; the endpoint has none"))).ok()
+        });
+        let mut own = envelope.labels();
+        if let Some(account) = raw.service_account_name.filter(|account| !account.is_empty()) {
+            own.insert(SERVICE_ACCOUNT.to_owned(), account);
+        }
+        let endpoint = Self {
+            node: name.node,
+            orchestrator: name.orchestrator,
+            workload: name.workload,
+            endpoint: name.endpoint,
+            container_id: raw.container_id.unwrap_or_default(),
+            interface_name: raw.interface_name.unwrap_or_default(),
+            addresses,
+            mac,
+            labels: own,
+            profiles: raw.profiles.unwrap_or_default(),
+            ports: named_ports(raw.ports, &mut faults),
+        };
+        Reading::with_faults(endpoint.normalised(key), &faults)
+    }
+
+    /// Labels as selectors may see them: the namespace is the key's, whatever a writer claimed.
+    #[must_use]
+    pub(super) fn normalised(mut self, key: &EndpointKey) -> Self {
+        self.labels = labels::without_inherited_prefixes(self.labels);
+        self.labels.insert(NAMESPACE.to_owned(), key.namespace.clone());
+        self
+    }
+
+    /// The value for etcd, byte for byte what Calico's CNI plugin writes for orchestrator `cni`.
+    pub fn to_json(&self, key: &EndpointKey, birth: &Birth) -> String {
+        let mut labels = self.labels.clone();
+        labels.insert(NAMESPACE.to_owned(), key.namespace.clone());
+        labels.insert(ORCHESTRATOR.to_owned(), self.orchestrator.clone());
+        go_json(&Out {
+            kind: "WorkloadEndpoint",
+            api_version: "projectcalico.org/v3",
+            metadata: OutMetadata {
+                name: &key.name,
+                namespace: &key.namespace,
+                uid: &birth.uid,
+                creation_timestamp: &birth.creation_timestamp,
+                labels: &labels,
+            },
+            spec: OutSpec {
+                orchestrator: &self.orchestrator,
+                node: &self.node,
+                container_id: &self.container_id,
+                endpoint: &self.endpoint,
+                ip_networks: self.addresses.iter().map(|address| format!("{address}/32")).collect(),
+                profiles: &self.profiles,
+                interface_name: &self.interface_name,
+                mac: self.mac,
+            },
+        })
+    }
+}
+
+/// What an object keeps from its creation on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Birth {
+    /// A random UUID.
+    pub uid: String,
+    /// UTC, `2026-03-04T05:06:07Z`.
+    pub creation_timestamp: String,
+}
+
+#[derive(Serialize)]
+struct Out<'a> {
+    kind: &'static str,
+    #[serde(rename = "apiVersion")]
+    api_version: &'static str,
+    metadata: OutMetadata<'a>,
+    spec: OutSpec<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OutMetadata<'a> {
+    name: &'a str,
+    namespace: &'a str,
+    uid: &'a str,
+    creation_timestamp: &'a str,
+    labels: &'a Labels,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OutSpec<'a> {
+    orchestrator: &'a str,
+    node: &'a str,
+    #[serde(rename = "containerID")]
+    container_id: &'a str,
+    endpoint: &'a str,
+    ip_networks: Vec<String>,
+    profiles: &'a [String],
+    interface_name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mac: Option<Mac>,
+}
+
+/// JSON as Go writes it: compact, and with three characters escaped that only ever stand inside strings.
+pub(super) fn go_json(value: &impl Serialize) -> String {
+    let text =
+        serde_json::to_string(value).expect("a struct of strings and maps with string keys serialises");
+    text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+}

@@ -1,0 +1,63 @@
+//! NetworkSet and GlobalNetworkSet: CIDRs under labels.
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::Deserialize;
+
+use super::{
+    Labels,
+    labels::{self, NAMESPACE},
+    reading::{Envelope, Reading},
+    resource::Resource,
+    rule::parse_net,
+};
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkSet {
+    /// Own labels; those of its namespace's profile come on top.
+    pub labels: Labels,
+    pub nets: Vec<IpNet>,
+}
+
+impl NetworkSet {
+    pub fn read(resource: &Resource, value: &[u8]) -> Reading<Self> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Raw {
+            nets: Option<Vec<String>>,
+        }
+        let envelope = match Envelope::parse(value) {
+            Ok(envelope) => envelope,
+            Err(reason) => return Reading::bad(reason),
+        };
+        let raw: Raw = match envelope.spec() {
+            Ok(raw) => raw,
+            Err(reason) => return Reading::bad(reason),
+        };
+        let (mut nets, mut faults) = (Vec::new(), Vec::new());
+        for text in raw.nets.unwrap_or_default() {
+            match parse_net(&text) {
+                Ok(net) => nets.push(net),
+                Err(problem) => faults.push(format!("nets: {problem}")),
+            }
+        }
+        let mut own = labels::without_inherited_prefixes(envelope.labels());
+        own.remove(NAMESPACE);
+        if resource.kind.namespaced() {
+            own.insert(NAMESPACE.to_owned(), resource.namespace.clone());
+        }
+        let set = Self { labels: own, nets };
+        if faults.is_empty() {
+            Reading::Good(set)
+        } else {
+            // Some Deny may rest on the last good version; without one, on the entries that can be read.
+            Reading::Bad { reason: faults.join("; "), stand_in: Some(set) }
+        }
+    }
+
+    pub fn ipv4_nets(&self) -> impl Iterator<Item = Ipv4Net> {
+        self.nets.iter().filter_map(|net| match net {
+            IpNet::V4(net) => Some(*net),
+            IpNet::V6(_) => None,
+        })
+    }
+}

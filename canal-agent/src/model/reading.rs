@@ -1,0 +1,66 @@
+//! The outcome of reading a value, and the envelope around every value.
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::Labels;
+
+/// What could be made of a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reading<T> {
+    Good(T),
+    /// In force, read closed where it could not be understood; the text says where.
+    Partly(T, String),
+    /// Not in force: the last good version stays. Without one, `stand_in` takes the place.
+    Bad {
+        reason: String,
+        stand_in: Option<T>,
+    },
+}
+
+impl<T> Reading<T> {
+    pub(super) fn bad(reason: impl Into<String>) -> Self {
+        Self::Bad { reason: reason.into(), stand_in: None }
+    }
+
+    /// `Good` if nothing was found fault with.
+    pub(super) fn with_faults(value: T, faults: &[String]) -> Self {
+        if faults.is_empty() { Self::Good(value) } else { Self::Partly(value, faults.join("; ")) }
+    }
+}
+
+/// What every value is wrapped in. Kind, version and name are the key's business; unknown fields are nobody's.
+#[derive(Deserialize)]
+pub(super) struct Envelope {
+    metadata: Option<Metadata>,
+    spec: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    labels: Option<Labels>,
+}
+
+impl Envelope {
+    pub(super) fn parse(value: &[u8]) -> Result<Self, String> {
+        let envelope: Self = serde_json::from_slice(value).map_err(|e| format!("not a resource: {e}"))?;
+        match envelope.spec {
+            Some(Value::Object(_)) => Ok(envelope),
+            _ => Err("has no spec".to_owned()),
+        }
+    }
+
+    pub(super) fn labels(&self) -> Labels {
+        self.metadata.as_ref().and_then(|metadata| metadata.labels.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn spec<S: DeserializeOwned>(&self) -> Result<S, String> {
+        let spec = self.spec.clone().unwrap_or_default();
+        serde_json::from_value(spec).map_err(|e| format!("spec: {e}"))
+    }
+
+    /// A field of the spec that may be of the wrong type.
+    pub(super) fn field<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        serde_json::from_value(self.spec.as_ref()?.get(name)?.clone()).ok()
+    }
+}

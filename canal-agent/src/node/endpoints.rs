@@ -1,0 +1,198 @@
+//! Local endpoints as they stand: what the cluster says about this node, met with the interfaces that exist.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use ipnet::Ipv4Net;
+use tracing::warn;
+
+use crate::{
+    compile::Compiled,
+    dataplane::{overlay::ROUTE_PROTOCOL, policy::Desired},
+    endpoint::Registry,
+    model::{Cluster, EndpointKey, Labels},
+    netlink::{self, Netlink, Route, sysctl},
+};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum State {
+    Ready,
+    /// The interface is not there (yet).
+    Waiting,
+    /// Nothing passes, for this reason.
+    Closed(String),
+}
+
+impl State {
+    pub(super) fn slug(&self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Waiting => "waiting",
+            Self::Closed(_) => "closed",
+        }
+    }
+
+    pub(super) fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Ready => None,
+            Self::Waiting => Some("its interface does not exist"),
+            Self::Closed(reason) => Some(reason),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Local {
+    pub(super) key: EndpointKey,
+    pub(super) interface: String,
+    pub(super) labels: Labels,
+    pub(super) state: State,
+    /// The interface is one that our CNI plugin made and left down for us to open.
+    ours: bool,
+    up: bool,
+    desired: Option<Desired>,
+    pub(super) ingress: Vec<String>,
+    pub(super) egress: Vec<String>,
+}
+
+/// By address: two endpoints that claim one address are told apart by their keys, and the lower one has it.
+#[derive(Debug, Default)]
+pub(super) struct Locals {
+    by_address: BTreeMap<Ipv4Addr, Local>,
+    /// Endpoints without a place in the table above.
+    pub(super) shadowed: Vec<(Ipv4Addr, Local)>,
+}
+
+impl Locals {
+    pub(super) fn find(
+        cluster: &Cluster,
+        registry: &Registry,
+        node: &str,
+        compiled: &Compiled,
+        netlink: &mut Netlink,
+    ) -> Result<Self, netlink::Error> {
+        let links: BTreeMap<String, netlink::Link> = netlink.links()?.into_iter().map(|l| (l.name.clone(), l)).collect();
+        let leaving: BTreeSet<&EndpointKey> =
+            registry.records().iter().filter(|(_, record)| record.leaving).map(|(key, _)| key).collect();
+        let mut locals = Self::default();
+        for (key, workload) in cluster.endpoints_of(node).filter(|(key, _)| !leaving.contains(key)) {
+            for addr in &workload.addresses {
+                let judgement = compiled.endpoints.get(&(key.clone(), *addr));
+                let link = links.get(&workload.interface_name);
+                let (state, desired) = match (judgement, link, workload.mac) {
+                    (_, None, _) => (State::Waiting, None),
+                    (None, ..) => (State::Closed("its policy could not be computed".to_owned()), None),
+                    (_, _, None) => (State::Closed("its WorkloadEndpoint names no MAC address".to_owned()), None),
+                    (Some(judgement), Some(link), Some(pod_mac)) => {
+                        let desired = Desired {
+                            ifindex: link.index,
+                            pod_mac,
+                            host_mac: link.mac.unwrap_or_default(),
+                            ingress: judgement.ingress.clone(),
+                            egress: judgement.egress.clone(),
+                        };
+                        (State::Ready, Some(desired))
+                    }
+                };
+                let local = Local {
+                    key: key.clone(),
+                    interface: workload.interface_name.clone(),
+                    labels: workload.labels.clone(),
+                    state,
+                    ours: registry.records().contains_key(key),
+                    up: link.is_some_and(|l| l.up),
+                    desired,
+                    ingress: judgement.map(|j| j.ingress.policies()).unwrap_or_default(),
+                    egress: judgement.map(|j| j.egress.policies()).unwrap_or_default(),
+                };
+                locals.insert(*addr, local);
+            }
+        }
+        Ok(locals)
+    }
+
+    /// An endpoint whose interface exists has the address before one that waits; else the lower key.
+    fn insert(&mut self, addr: Ipv4Addr, mut local: Local) {
+        let Some(holder) = self.by_address.get(&addr) else {
+            self.by_address.insert(addr, local);
+            return;
+        };
+        if holder.state == State::Waiting && local.state != State::Waiting {
+            local = self.by_address.insert(addr, local).expect("the holder was just seen");
+        }
+        let holder = &self.by_address[&addr];
+        let reason = format!("its address is that of {}", holder.key);
+        self.shadowed.push((addr, Local { state: State::Closed(reason), desired: None, ..local }));
+    }
+
+    pub(super) fn get(&self, addr: Ipv4Addr) -> Option<&Local> {
+        self.by_address.get(&addr)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
+        self.by_address.iter().map(|(addr, local)| (*addr, local)).chain(self.shadowed.iter().map(|(a, l)| (*a, l)))
+    }
+
+    /// Those whose interface exists.
+    pub(super) fn present(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
+        self.by_address.iter().filter(|(_, local)| local.desired.is_some()).map(|(addr, local)| (*addr, local))
+    }
+
+    pub(super) fn close(&mut self, addr: Ipv4Addr, reason: String) {
+        if let Some(local) = self.by_address.get_mut(&addr) {
+            warn!(endpoint = %local.key, reason, "endpoint is closed");
+            local.state = State::Closed(reason);
+            local.desired = None;
+        }
+    }
+
+    pub(super) fn desired(&self) -> BTreeMap<Ipv4Addr, Desired> {
+        self.by_address.iter().filter_map(|(addr, local)| Some((*addr, local.desired.clone()?))).collect()
+    }
+
+    /// Routes and neighbours on the host, and the way into the pod opened; routes of ours that lead nowhere removed.
+    pub(super) fn connect(&self, netlink: &mut Netlink) -> Result<Vec<String>, netlink::Error> {
+        let mut problems = Vec::new();
+        let routes = netlink.routes()?;
+        let mut wanted = BTreeSet::new();
+        for (addr, local) in self.present() {
+            let Some(desired) = &local.desired else { continue };
+            let route = Route { protocol: ROUTE_PROTOCOL, ..Route::link(Ipv4Net::from(addr), desired.ifindex) };
+            wanted.insert((route.dst, desired.ifindex));
+            if let Err(error) = connect(netlink, addr, local, desired, &route, &routes) {
+                problems.push(format!("{}: {error}", local.key));
+            }
+        }
+        for stale in routes.iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.dst.prefix_len() == 32) {
+            if stale.oif.is_some_and(|oif| !wanted.contains(&(stale.dst, oif))) {
+                netlink.delete_route(stale)?;
+            }
+        }
+        Ok(problems)
+    }
+}
+
+fn connect(
+    netlink: &mut Netlink,
+    addr: Ipv4Addr,
+    local: &Local,
+    desired: &Desired,
+    route: &Route,
+    routes: &[Route],
+) -> Result<(), netlink::Error> {
+    if !local.up && local.ours {
+        // Forwarding for this interface, whatever the default for new ones was.
+        sysctl::set_if_present(&format!("net.ipv4.conf.{}.forwarding", local.interface.replace('.', "/")), "1")?;
+        netlink.set_alias(desired.ifindex, &local.key.to_string())?;
+        netlink.set_up(desired.ifindex)?;
+    }
+    let reachable = routes.iter().any(|r| r.dst == route.dst && r.oif == route.oif);
+    if !reachable || (!local.up && local.ours) {
+        netlink.replace_route(route)?;
+        // The host needs not ask, and a pod cannot claim another's answer.
+        netlink.add_neigh_permanent(desired.ifindex, addr, desired.pod_mac)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! What reaches the node's thread.
+
+use tokio::sync::oneshot;
+
+use crate::{
+    api::wire::{AddEndpoint, ApiError, Status},
+    model::EndpointKey,
+    netlink,
+    store::{LeaseEvent, StoreEvent},
+};
+
+#[derive(Debug)]
+pub enum Message {
+    Store(StoreEvent),
+    Lease(LeaseEvent),
+    Kernel(netlink::Change),
+    AddEndpoint { endpoint: AddEndpoint, reply: oneshot::Sender<Result<(), ApiError>> },
+    DeleteEndpoint { container_id: String, interface: String, reply: oneshot::Sender<Result<(), ApiError>> },
+    Status { reply: oneshot::Sender<Status> },
+    Published(Published),
+    /// Look at everything again: something may have failed, or changed without a hint.
+    Tick,
+    Stop,
+}
+
+/// Etcd no longer holds this endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published(pub EndpointKey);

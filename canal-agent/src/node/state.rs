@@ -1,0 +1,550 @@
+//! The node's state and its apply cycle.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::PathBuf,
+    time::Instant,
+};
+
+use canal_common::{Mac, settings::Settings};
+use sd_notify::NotifyState;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    endpoints::{Local, Locals},
+    message::{Message, Published},
+    peers::Peers,
+    uplink::Uplink,
+};
+use crate::{
+    api::wire::{AddEndpoint, ApiError},
+    compile::{self, Compiled},
+    config::Config,
+    dataplane::{
+        counters::Counters,
+        events::Events,
+        hooks::{HookError, Hooks, Place},
+        masquerade,
+        nodes::Nodes,
+        object::{Object, ObjectError, Sizes},
+        overlay::{self, Overlay, OverlayError},
+        pins::{PinError, Pins},
+        policy::PolicyTables,
+        tables::KernelTables,
+    },
+    endpoint::{Registry, RegistryError, publish::Wanted},
+    model::Cluster,
+    netlink::{self, Netlink},
+    store::{Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent, SubnetEnv, VxlanOptions},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error("cannot use the kernel tables: {0}")]
+    Tables(#[from] aya::maps::MapError),
+}
+
+/// What the composition root has found out before the node starts.
+#[derive(Debug)]
+pub struct Start {
+    pub config: Config,
+    pub network: NetworkConfig,
+    pub uplink: Uplink,
+    pub vtep_mac: Mac,
+    pub lease: Lease,
+    pub wanted: watch::Sender<Wanted>,
+    /// Told once the first complete state is in the kernel.
+    pub ready: oneshot::Sender<()>,
+}
+
+/// All of it lives on one thread.
+pub struct Node {
+    pub(super) config: Config,
+    pub(super) network: NetworkConfig,
+    pub(super) uplink: Uplink,
+    pub(super) vtep_mac: Mac,
+    pub(super) lease: Lease,
+    pub(super) lease_problem: Option<String>,
+    pub(super) drift: Option<String>,
+
+    pub(super) pins: Pins,
+    object: Object,
+    hooks: Hooks,
+    pub(super) nodes: Nodes,
+    pub(super) policy: PolicyTables<KernelTables>,
+    pub(super) events: Events,
+    pub(super) counters: Counters,
+    netlink: Netlink,
+
+    pub(super) cluster: Cluster,
+    pub(super) registry: Registry,
+    pub(super) broken_records: BTreeMap<String, String>,
+    pub(super) peers: Peers,
+    pub(super) locals: Locals,
+    pub(super) store: StoreState,
+    pub(super) problems: Vec<String>,
+    pub(super) started: Instant,
+
+    wanted: watch::Sender<Wanted>,
+    ready: Option<oneshot::Sender<()>>,
+    waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
+}
+
+/// What is known about etcd.
+#[derive(Debug, Default)]
+pub(super) struct StoreState {
+    pub(super) synced: BTreeSet<Prefix>,
+    pub(super) disconnected: BTreeMap<Prefix, String>,
+    pub(super) revision: i64,
+}
+
+impl StoreState {
+    pub(super) fn in_sync(&self) -> bool {
+        self.synced.len() == 2
+    }
+}
+
+impl Node {
+    /// Loads the object and adopts what an earlier process left. Attaches and writes nothing yet.
+    pub fn start(start: Start) -> Result<Self, NodeError> {
+        let Start { config, network, uplink, vtep_mac, lease, wanted, ready } = start;
+        let pins = Pins::open(&config.bpffs)?;
+        let options = vxlan(&network);
+        let settings = Settings {
+            node_ip: uplink.address.into(),
+            vtep_mac,
+            vxlan_port: options.port,
+            vni: options.vni,
+            uplink_ifindex: uplink.index,
+        };
+        let mut object = Object::load(&settings, Some(&pins), &Sizes::new())?;
+        let nodes = Nodes::adopt(&mut object.ebpf)?;
+        let (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
+        if !leftovers.endpoints.is_empty() || !nodes.is_empty() {
+            info!(endpoints = leftovers.endpoints.len(), peers = nodes.len(), "adopted what an earlier agent programmed");
+        }
+        let events = Events::adopt(&mut object.ebpf)?;
+        let counters = Counters::open(&config.bpffs)?;
+        let (registry, broken_records) = Registry::open(&config.state_dir, &config.node_name)?;
+        for (file, reason) in &broken_records {
+            error!(file, reason, "cannot read the record of an endpoint; it is closed");
+        }
+        let mut node = Self {
+            network,
+            uplink,
+            vtep_mac,
+            lease,
+            lease_problem: None,
+            drift: None,
+            hooks: Hooks::new(pins.clone()),
+            pins,
+            object,
+            nodes,
+            policy: PolicyTables::new(tables, leftovers),
+            events,
+            counters,
+            netlink: Netlink::open()?,
+            cluster: Cluster::default(),
+            registry,
+            broken_records,
+            peers: Peers::default(),
+            locals: Locals::default(),
+            store: StoreState::default(),
+            problems: Vec::new(),
+            started: Instant::now(),
+            wanted,
+            ready: Some(ready),
+            waiting: Vec::new(),
+            config,
+        };
+        node.forget_vanished()?;
+        node.overlay_registry();
+        Ok(node)
+    }
+
+    /// Runs until told to stop, or until nobody can send messages any more. The data path stays as it is.
+    pub fn run(mut self, mut messages: mpsc::UnboundedReceiver<Message>) {
+        while let Some(first) = messages.blocking_recv() {
+            // A burst is one change.
+            let mut next = Some(first);
+            let mut reconcile = false;
+            while let Some(message) = next {
+                if matches!(message, Message::Stop) {
+                    info!("stopping; the data path stays as it is");
+                    return;
+                }
+                reconcile |= self.handle(message);
+                next = messages.try_recv().ok();
+            }
+            if reconcile {
+                self.reconcile();
+            }
+        }
+    }
+
+    /// Takes a message in; true when the kernel may have to follow.
+    fn handle(&mut self, message: Message) -> bool {
+        match message {
+            Message::Store(event) => self.store_event(event),
+            Message::Lease(event) => self.lease_event(event),
+            Message::Kernel(change) => {
+                debug!(?change, "the host's network changed");
+                true
+            }
+            Message::AddEndpoint { endpoint, reply } => self.add_endpoint(endpoint, reply),
+            Message::DeleteEndpoint { container_id, interface, reply } => {
+                let result = self.delete_endpoint(&container_id, &interface);
+                let changed = matches!(result, Ok(true));
+                let _ = reply.send(result.map(|_| ()).map_err(|e| ApiError { message: e.to_string(), try_again: true }));
+                changed
+            }
+            Message::Published(Published(key)) => {
+                if let Err(error) = self.registry.forget(&key) {
+                    warn!(%error, endpoint = %key, "cannot remove the record of an endpoint");
+                }
+                false
+            }
+            Message::Status { reply } => {
+                self.events.drain();
+                let _ = reply.send(self.status());
+                false
+            }
+            Message::Tick => {
+                self.events.drain();
+                // Fed from here: a node that is stuck gets restarted.
+                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+                true
+            }
+            Message::Stop => false,
+        }
+    }
+
+    fn store_event(&mut self, event: StoreEvent) -> bool {
+        match event {
+            StoreEvent::Connected { prefix } => {
+                if self.store.disconnected.remove(&prefix).is_some() {
+                    info!(?prefix, "etcd is back");
+                }
+                false
+            }
+            StoreEvent::Disconnected { prefix, error } => {
+                warn!(?prefix, error, "etcd is away; going on with what is known");
+                self.store.disconnected.insert(prefix, error);
+                false
+            }
+            StoreEvent::Snapshot { prefix, entries, revision } => {
+                self.store.revision = revision;
+                let entries = entries.into_iter().map(|e| (e.key, e.value));
+                match prefix {
+                    Prefix::Network => {
+                        let entries: Vec<_> = entries.collect();
+                        let config = self.prefix().config();
+                        if let Some((_, value)) = entries.iter().find(|(key, _)| *key == config) {
+                            self.check_drift(value);
+                        }
+                        let (prefix, mtu) = (self.prefix().clone(), self.mtu());
+                        self.peers.replace_all(&prefix, mtu, entries.into_iter());
+                    }
+                    Prefix::Resources => {
+                        self.cluster.replace_all(entries);
+                        // What etcd lost, it gets again.
+                        self.publish();
+                    }
+                }
+                if self.store.synced.insert(prefix) {
+                    info!(?prefix, revision, "first complete list");
+                }
+                true
+            }
+            StoreEvent::Changes { prefix, changes, revision } => {
+                self.store.revision = revision;
+                for change in changes {
+                    match prefix {
+                        Prefix::Network => self.network_change(change),
+                        Prefix::Resources => self.resource_change(change),
+                    }
+                }
+                true
+            }
+        }
+    }
+
+    fn network_change(&mut self, change: Change) {
+        let (prefix, mtu) = (self.prefix().clone(), self.mtu());
+        match change {
+            Change::Put(entry) if entry.key == prefix.config() => self.check_drift(&entry.value),
+            Change::Put(entry) => self.peers.put(&prefix, mtu, &entry.key, &entry.value),
+            Change::Delete { key, .. } => self.peers.delete(&key),
+        }
+    }
+
+    fn resource_change(&mut self, change: Change) {
+        match change {
+            Change::Put(entry) => {
+                self.cluster.apply(&entry.key, Some(&entry.value));
+            }
+            Change::Delete { key, .. } => {
+                self.cluster.apply(&key, None);
+                let ours = key.starts_with(RESOURCES)
+                    && self.registry.records().iter().any(|(k, record)| !record.leaving && k.store_key() == key);
+                if ours {
+                    warn!(key, "somebody deleted an endpoint of ours from etcd; publishing it again");
+                    self.publish();
+                }
+            }
+        }
+    }
+
+    /// The configuration is read at the start; a later change is told, not followed.
+    fn check_drift(&mut self, value: &[u8]) {
+        let drift = match NetworkConfig::parse(value) {
+            Ok(config) if config == self.network => None,
+            Ok(_) => Some("the network configuration in etcd has changed; restart canal-agent to use it".to_owned()),
+            Err(error) => Some(format!("the network configuration in etcd is unusable now: {error}; going on with the old one")),
+        };
+        if drift != self.drift {
+            if let Some(drift) = &drift {
+                warn!("{drift}");
+            }
+            self.drift = drift;
+        }
+    }
+
+    fn lease_event(&mut self, event: LeaseEvent) -> bool {
+        match event {
+            LeaseEvent::Held(lease) => {
+                self.lease = lease;
+                self.lease_problem = None;
+            }
+            LeaseEvent::Lost { reason } => self.lease_problem = Some(format!("the subnet lease is lost: {reason}")),
+            LeaseEvent::Moved(lease) => {
+                warn!(old = %self.lease.subnet, new = %lease.subnet, "this node has another subnet now; pods keep their old addresses until they are made anew");
+                self.lease = lease;
+                self.lease_problem = None;
+            }
+        }
+        true
+    }
+
+    fn add_endpoint(&mut self, endpoint: AddEndpoint, reply: oneshot::Sender<Result<(), ApiError>>) -> bool {
+        if !self.store.in_sync() {
+            let _ = reply.send(Err(ApiError {
+                message: "the agent has not read the policies from etcd yet".to_owned(),
+                try_again: true,
+            }));
+            return false;
+        }
+        match self.registry.insert(endpoint.clone()) {
+            Ok(key) => {
+                let workload = self.registry.records()[&key].workload(&self.config.node_name);
+                self.cluster.set_local_endpoint(key, Some(workload));
+                self.waiting.push((endpoint, reply));
+                true
+            }
+            Err(error) => {
+                let _ = reply.send(Err(ApiError { message: error.to_string(), try_again: false }));
+                false
+            }
+        }
+    }
+
+    fn delete_endpoint(&mut self, container_id: &str, interface: &str) -> Result<bool, RegistryError> {
+        let Some(key) = self.registry.leave(container_id, interface)? else { return Ok(false) };
+        info!(endpoint = %key, "endpoint leaves");
+        self.cluster.set_local_endpoint(key, None);
+        self.publish();
+        Ok(true)
+    }
+
+    /// Endpoints whose interface is gone while no agent ran: their DEL went unheard.
+    fn forget_vanished(&mut self) -> Result<(), NodeError> {
+        let links: BTreeSet<String> = self.netlink.links()?.into_iter().map(|l| l.name).collect();
+        let vanished: Vec<AddEndpoint> = self
+            .registry
+            .records()
+            .values()
+            .filter(|record| !record.leaving && !links.contains(&record.endpoint.host_interface))
+            .map(|record| record.endpoint.clone())
+            .collect();
+        for endpoint in vanished {
+            info!(container = endpoint.container_id, interface = endpoint.host_interface, "the endpoint's interface is gone");
+            self.registry.leave(&endpoint.container_id, &endpoint.interface)?;
+        }
+        Ok(())
+    }
+
+    fn overlay_registry(&mut self) {
+        for (key, record) in self.registry.records().iter().filter(|(_, record)| !record.leaving) {
+            self.cluster.set_local_endpoint(key.clone(), Some(record.workload(&self.config.node_name)));
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.wanted.send_replace(Wanted {
+            records: self.registry.records().clone(),
+            node: self.config.node_name.clone(),
+        });
+    }
+
+    /// Makes the kernel agree with what is known. Order: device, peers, hooks, policy, endpoints, then what is left over.
+    fn reconcile(&mut self) {
+        if !self.store.in_sync() {
+            return;
+        }
+        self.problems.clear();
+        let compiled = compile::compile(&self.cluster, &self.config.node_name);
+        if let Err(error) = self.apply(&compiled) {
+            error!(%error, "cannot bring the kernel up to date; trying again");
+            self.problems.push(error.to_string());
+        }
+        self.answer_waiting();
+        if self.problems.is_empty()
+            && let Some(ready) = self.ready.take()
+        {
+            let _ = ready.send(());
+        }
+    }
+
+    fn apply(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
+        let overlay = self.overlay();
+        overlay::ensure(&mut self.netlink, &overlay)?;
+        self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
+        self.hooks.attach(&mut self.object, Place::Overlay, &overlay.name())?;
+        self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name)?;
+
+        self.locals = Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
+        let mut wanted: BTreeSet<(Place, String)> =
+            [(Place::Overlay, overlay.name()), (Place::Uplink, self.uplink.name.clone())].into();
+        let mut unhooked: Vec<(Ipv4Addr, String)> = Vec::new();
+        for (addr, local) in self.locals.present() {
+            // Hooks before tables: until its policy stands, the endpoint is closed.
+            match self.hooks.attach(&mut self.object, Place::Pod, &local.interface) {
+                Ok(()) => {
+                    wanted.insert((Place::Pod, local.interface.clone()));
+                }
+                Err(error) => unhooked.push((addr, error.to_string())),
+            }
+        }
+        for (addr, reason) in unhooked {
+            self.locals.close(addr, reason);
+        }
+        let desired = self.locals.desired();
+        let problems = self.policy.apply(compiled, &desired)?;
+        for (addr, reason) in problems {
+            if addr.is_unspecified() {
+                self.problems.push(reason);
+            } else {
+                self.locals.close(addr, reason);
+            }
+        }
+        self.problems.extend(self.locals.connect(&mut self.netlink)?);
+        self.hooks.sweep(&wanted)?;
+        if let Err(error) = masquerade::ensure(self.config.ip_masq, self.network.network, self.lease.subnet) {
+            self.problems.push(error.to_string());
+        }
+        self.write_subnet_file();
+        for other in self.pins.remove_other_layouts()? {
+            info!(layout = other, "removed the tables of another layout");
+        }
+        Ok(())
+    }
+
+    fn answer_waiting(&mut self) {
+        for (endpoint, reply) in std::mem::take(&mut self.waiting) {
+            let result = match endpoint.addresses.iter().find_map(|addr| self.refusal(&endpoint, *addr)) {
+                None if !endpoint.addresses.is_empty() => Ok(()),
+                None => Err(ApiError { message: "the endpoint has no IPv4 address".to_owned(), try_again: false }),
+                Some(reason) => Err(ApiError { message: reason, try_again: true }),
+            };
+            match &result {
+                Ok(()) => info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up"),
+                Err(error) => {
+                    warn!(container = endpoint.container_id, %error, "endpoint refused");
+                    self.withdraw(&endpoint);
+                }
+            }
+            let _ = reply.send(result);
+        }
+        self.publish();
+    }
+
+    /// Why the endpoint's address is not enforced yet, if so.
+    fn refusal(&self, endpoint: &AddEndpoint, addr: Ipv4Addr) -> Option<String> {
+        match self.locals.get(addr) {
+            Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => match state.reason() {
+                None if self.problems.is_empty() => None,
+                None => Some(self.problems.join("; ")),
+                Some(reason) => Some(reason.to_owned()),
+            },
+            Some(other) => Some(format!("address {addr} belongs to {}", other.key)),
+            None => Some(format!("interface {} is not there", endpoint.host_interface)),
+        }
+    }
+
+    /// The runtime takes a failed ADD as never having happened.
+    fn withdraw(&mut self, endpoint: &AddEndpoint) {
+        let Ok(key) = self.registry.key(endpoint) else { return };
+        if let Err(error) = self.registry.remove(&key) {
+            warn!(%error, "cannot remove the record of a refused endpoint");
+        }
+        self.cluster.set_local_endpoint(key, None);
+    }
+
+    fn write_subnet_file(&mut self) {
+        let env = SubnetEnv {
+            network: self.network.network,
+            subnet: self.lease.subnet,
+            mtu: self.mtu().into(),
+            ipmasq: self.config.ip_masq,
+        };
+        match env.write(&self.config.subnet_file) {
+            Ok(true) => info!(file = %PathBuf::from(&self.config.subnet_file).display(), subnet = %self.lease.subnet, "wrote the subnet file"),
+            Ok(false) => {}
+            Err(error) => self.problems.push(error.to_string()),
+        }
+    }
+
+    pub(super) fn overlay(&self) -> Overlay {
+        let options = vxlan(&self.network);
+        Overlay {
+            vni: options.vni,
+            port: options.port,
+            mac: self.vtep_mac,
+            mtu: self.mtu(),
+            network: self.network.network,
+            subnet: self.lease.subnet,
+        }
+    }
+
+    /// MTU of the pods: that of the uplink (or what the configuration says it is) without the envelope.
+    pub(super) fn mtu(&self) -> u16 {
+        let outer = vxlan(&self.network).mtu.map_or(self.uplink.mtu, u32::from);
+        let envelope = u32::try_from(canal_common::wire::ENVELOPE_LEN).unwrap_or(50);
+        u16::try_from(outer.saturating_sub(envelope)).unwrap_or(u16::MAX)
+    }
+
+    fn prefix(&self) -> &EtcdPrefix {
+        &self.config.etcd.prefix
+    }
+}
+
+pub(super) fn vxlan(network: &NetworkConfig) -> &VxlanOptions {
+    match &network.backend {
+        Backend::Vxlan(options) => options,
+    }
+}

@@ -1,0 +1,123 @@
+//! What `canalctl status` is told.
+
+use std::collections::BTreeMap;
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use canal_common::names;
+use tracing::debug;
+
+use super::{
+    Node,
+    state::vxlan,
+};
+use crate::api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus};
+
+impl Node {
+    pub(super) fn status(&self) -> Status {
+        let options = vxlan(&self.network);
+        Status {
+            version: env!("CANAL_VERSION").to_owned(),
+            node: self.config.node_name.clone(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            problems: self.all_problems(),
+            store: StoreStatus {
+                endpoints: self.config.etcd.endpoints.clone(),
+                connected: self.store.disconnected.is_empty() && self.store.in_sync(),
+                revision: self.store.revision,
+                in_sync: self.store.in_sync(),
+                last_error: self.store.disconnected.values().next().cloned(),
+            },
+            lease: Some(LeaseStatus {
+                network: self.network.network,
+                subnet: self.lease.subnet,
+                public_ip: self.uplink.public_ip,
+                vtep_mac: self.vtep_mac,
+                vni: options.vni,
+                port: options.port,
+                mtu: self.mtu(),
+                reservation: self.lease.reservation,
+            }),
+            peers: self.peers.status(&self.lease.key),
+            endpoints: self.endpoints_status(),
+            programs: self.programs(),
+            tables: self.tables_status(),
+            invalid: self.invalid(),
+            counters: self.counters.read().unwrap_or_default(),
+        }
+    }
+
+    fn all_problems(&self) -> Vec<String> {
+        let mut problems = self.problems.clone();
+        problems.extend(self.lease_problem.clone());
+        problems.extend(self.drift.clone());
+        if !self.store.in_sync() {
+            problems.push("not everything was read from etcd yet; nothing is changed until then".to_owned());
+        }
+        for (prefix, error) in &self.store.disconnected {
+            problems.push(format!("etcd is away ({prefix:?}): {error}"));
+        }
+        problems
+    }
+
+    fn invalid(&self) -> BTreeMap<String, String> {
+        let lists = [self.cluster.invalid(), self.peers.invalid(), &self.broken_records];
+        lists.into_iter().flatten().map(|(key, reason)| (key.clone(), reason.clone())).collect()
+    }
+
+    fn endpoints_status(&self) -> Vec<EndpointStatus> {
+        self.locals
+            .all()
+            .map(|(address, local)| EndpointStatus {
+                key: local.key.to_string(),
+                address,
+                host_interface: local.interface.clone(),
+                labels: local.labels.clone().into_iter().collect(),
+                state: local.state.slug().to_owned(),
+                reason: local.state.reason().map(str::to_owned),
+                ingress: local.ingress.clone(),
+                egress: local.egress.clone(),
+            })
+            .collect()
+    }
+
+    /// As the kernel says, not as we remember. `bpftool net` of most distributions does not know tcx.
+    fn programs(&self) -> Vec<ProgramStatus> {
+        let mut interfaces: Vec<String> = self.locals.present().map(|(_, local)| local.interface.clone()).collect();
+        interfaces.extend([self.uplink.name.clone(), self.overlay().name()]);
+        let mut found = Vec::new();
+        for interface in interfaces {
+            for kind in [TcAttachType::Ingress, TcAttachType::Egress] {
+                match SchedClassifier::query_tcx(&interface, kind) {
+                    Ok((_, programs)) => found.extend(programs.into_iter().filter_map(|program| {
+                        let name = program.name_as_str()?.to_owned();
+                        names::PROGRAMS.contains(&name.as_str()).then(|| ProgramStatus {
+                            program: name,
+                            interface: interface.clone(),
+                            id: program.id(),
+                        })
+                    })),
+                    Err(error) => debug!(interface, %error, "cannot list the attached programs"),
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    fn tables_status(&self) -> Vec<TableStatus> {
+        let capacities: BTreeMap<&str, u32> = names::MAPS
+            .iter()
+            .filter_map(|name| Some((*name, aya::maps::MapInfo::from_pin(self.pins.table(name)).ok()?.max_entries())))
+            .collect();
+        let mut sizes = self.policy.sizes().to_vec();
+        sizes.push((names::NODES, self.nodes.len()));
+        sizes
+            .into_iter()
+            .map(|(table, entries)| TableStatus {
+                table: table.to_owned(),
+                entries: entries as u64,
+                capacity: capacities.get(table).copied().unwrap_or_default().into(),
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,46 @@
+//! What must be true before anything is touched: privileges.
+
+use std::fs;
+
+#[derive(Debug, thiserror::Error)]
+#[error("missing {}; run as root, or grant it (systemd: AmbientCapabilities=)", .0.join(", "))]
+pub(crate) struct MissingCapabilities(Vec<&'static str>);
+
+/// Bit, name (linux/capability.h).
+const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+/// Implies the last two.
+const SYS_ADMIN: u32 = 21;
+
+pub(crate) fn check() -> Result<(), MissingCapabilities> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let missing = missing(effective(&status).unwrap_or(u64::MAX));
+    if missing.is_empty() { Ok(()) } else { Err(MissingCapabilities(missing)) }
+}
+
+fn effective(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+fn missing(effective: u64) -> Vec<&'static str> {
+    let has = |bit: u32| effective & (1 << bit) != 0;
+    NEEDED
+        .into_iter()
+        .filter(|(bit, _)| !has(*bit) && !(*bit >= 38 && has(SYS_ADMIN)))
+        .map(|(_, name)| name)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert_eq!(effective("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(0x1ff_ffff_ffff));
+        assert_eq!(missing(0x1ff_ffff_ffff), Vec::<&str>::new());
+        assert_eq!(missing(1 << 12 | 1 << 21), Vec::<&str>::new(), "CAP_SYS_ADMIN stands for the new ones");
+        assert_eq!(missing(1 << 39), ["CAP_NET_ADMIN", "CAP_PERFMON"]);
+        assert_eq!(missing(0), ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"]);
+    }
+}

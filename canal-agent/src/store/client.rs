@@ -1,0 +1,362 @@
+//! The connection to etcd. Owns dialling, TLS, credentials, deadlines and the translation of errors. Every call
+//! has a deadline; half-open connections are noticed by HTTP/2 pings within 15 s; a member that lost its leader
+//! refuses instead of going silent. Streams are not resumed here: see `watch`.
+
+use std::{fs, future::Future, path::Path, sync::Arc, time::Duration};
+
+use etcd_client::{
+    Certificate, Client, Compare, ConnectOptions, DeleteOptions, GetOptions, GetResponse, Identity, KvClient,
+    PutOptions, TlsOptions, Txn, TxnOp, WatchClient,
+};
+use tracing::{info, warn};
+
+use super::{
+    error::{self, Cause, StoreError},
+    options::EtcdOptions,
+    retry::Backoff,
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Well above any page of ours, and above one transaction of events: watches are not fragmented, because the
+/// client library does not show where a fragmented revision ends.
+const MESSAGE_LIMIT: usize = 256 << 20;
+/// Keys per page of a list.
+const PAGE: i64 = 1000;
+/// Where distributions keep the certificates that a program trusts when it was not given any.
+const SYSTEM_ROOTS: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// One key as etcd holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub key: String,
+    pub value: Vec<u8>,
+    pub mod_revision: i64,
+    /// Id of the etcd lease, 0 if the key never expires.
+    pub lease: i64,
+}
+
+impl From<&etcd_client::KeyValue> for Entry {
+    fn from(kv: &etcd_client::KeyValue) -> Self {
+        Self {
+            key: key_text(kv.key()),
+            value: kv.value().to_vec(),
+            mod_revision: kv.mod_revision(),
+            lease: kv.lease(),
+        }
+    }
+}
+
+/// A key as text. Bytes that are not UTF-8 are escaped: no writer we know makes such keys, and two of them must
+/// not look like one.
+pub(super) fn key_text(key: &[u8]) -> String {
+    std::str::from_utf8(key).map_or_else(|_| key.escape_ascii().to_string(), str::to_owned)
+}
+
+/// All keys of a range at one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    pub entries: Vec<Entry>,
+    pub revision: i64,
+    pub cluster_id: u64,
+}
+
+/// A range of keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Keys {
+    Under(String),
+    Exactly(String),
+}
+
+impl Keys {
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Under(key) | Self::Exactly(key) => key,
+        }
+    }
+
+    /// First key after the range.
+    pub(super) fn end(&self) -> Vec<u8> {
+        match self {
+            Self::Exactly(key) => successor(key.as_bytes()),
+            Self::Under(prefix) => {
+                let mut end = prefix.clone().into_bytes();
+                while let Some(last) = end.pop() {
+                    if last < 0xff {
+                        end.push(last + 1);
+                        return end;
+                    }
+                }
+                vec![0]
+            }
+        }
+    }
+}
+
+fn successor(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
+}
+
+/// Handle to etcd; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    client: Client,
+    options: Arc<EtcdOptions>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Connects and makes one real call, because dialling alone proves nothing.
+    pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
+        let operation = "connect";
+        let mut wanted = connect_options(options).map_err(|e| StoreError::new(operation, options, e))?;
+        if let Some(user) = &options.credentials {
+            wanted = wanted.with_user(&user.username, user.password.reveal()).with_auto_token_refresh(true);
+        }
+        let mut client = dial(options, wanted).await;
+        if let (Err(Dial::Client(e)), Some(user)) = (&client, &options.credentials)
+            && error::auth_is_off(e)
+        {
+            warn!(
+                user = user.username,
+                "etcd has no authentication enabled; going on without the credentials"
+            );
+            let plain = connect_options(options).map_err(|e| StoreError::new(operation, options, e))?;
+            client = dial(options, plain).await;
+        }
+        let client = client.map_err(|e| match e {
+            Dial::TimedOut => StoreError::new(operation, options, Cause::TimedOut),
+            Dial::Client(e) => StoreError::from_client(operation, options, &e),
+        })?;
+        let store = Self { client, options: Arc::new(options.clone()) };
+        store.get(&options.prefix.config()).await?;
+        Ok(store)
+    }
+
+    /// [`Store::connect`], for as long as it takes. Tells each new reason for the wait once.
+    pub async fn connect_patiently(options: &EtcdOptions, mut on_error: impl FnMut(&StoreError)) -> Self {
+        let mut backoff = Backoff::default();
+        let mut told = None;
+        loop {
+            match Self::connect(options).await {
+                Ok(store) => {
+                    info!(endpoints = options.endpoints.join(","), "connected to etcd");
+                    return store;
+                }
+                Err(error) => {
+                    if told.as_ref() != Some(&error) {
+                        on_error(&error);
+                        told = Some(error);
+                    }
+                }
+            }
+            backoff.wait().await;
+        }
+    }
+
+    pub fn options(&self) -> &EtcdOptions {
+        &self.options
+    }
+
+    pub async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let mut kv = self.kv();
+        let found = self.call(|| format!("read {key}"), kv.get(key, None)).await?;
+        Ok(found.kvs().first().map(Entry::from))
+    }
+
+    /// Everything under `prefix` at one revision, in pages.
+    pub async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        self.list_keys(&Keys::Under(prefix.to_owned())).await
+    }
+
+    pub(super) async fn list_keys(&self, keys: &Keys) -> Result<Listing, StoreError> {
+        let mut listing = Listing::default();
+        let mut from = keys.name().as_bytes().to_vec();
+        loop {
+            let page =
+                GetOptions::new().with_range(keys.end()).with_limit(PAGE).with_revision(listing.revision);
+            let mut kv = self.kv();
+            let got = self.call(|| format!("list {}", keys.name()), kv.get(from.clone(), Some(page))).await?;
+            if listing.revision == 0 {
+                (listing.revision, listing.cluster_id) = header(&got);
+            }
+            listing.entries.extend(got.kvs().iter().map(Entry::from));
+            match got.kvs().last() {
+                Some(last) if got.more() => from = successor(last.key()),
+                _ => return Ok(listing),
+            }
+        }
+    }
+
+    /// The key as it was at `revision`, with the id of the cluster that said so.
+    pub(super) async fn get_at(&self, key: &str, revision: i64) -> Result<(Option<Entry>, u64), StoreError> {
+        let mut kv = self.kv();
+        let at = GetOptions::new().with_revision(revision);
+        let got = self.call(|| format!("read {key} at revision {revision}"), kv.get(key, Some(at))).await?;
+        Ok((got.kvs().first().map(Entry::from), header(&got).1))
+    }
+
+    /// Creates the key if it is absent. `None` means that it exists; else its revision.
+    pub async fn create(&self, key: &str, value: Vec<u8>) -> Result<Option<i64>, StoreError> {
+        let absent = Compare::version(key, etcd_client::CompareOp::Equal, 0);
+        self.transact(&format!("create {key}"), vec![absent], vec![TxnOp::put(key, value, None)]).await
+    }
+
+    /// Writes the key if nobody changed it since `mod_revision`. `None` means that somebody did.
+    pub async fn replace(
+        &self,
+        key: &str,
+        mod_revision: i64,
+        value: Vec<u8>,
+        lease: i64,
+    ) -> Result<Option<i64>, StoreError> {
+        let put = TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
+        self.transact(&format!("update {key}"), vec![unchanged(key, mod_revision)], vec![put]).await
+    }
+
+    /// Deletes exactly this key if nobody changed it since `mod_revision`; tells whether it did.
+    pub async fn delete(&self, key: &str, mod_revision: i64) -> Result<bool, StoreError> {
+        let delete = TxnOp::delete(key, Some(DeleteOptions::new()));
+        let done =
+            self.transact(&format!("delete {key}"), vec![unchanged(key, mod_revision)], vec![delete]).await?;
+        Ok(done.is_some())
+    }
+
+    /// One transaction; its revision, or `None` if a comparison failed.
+    pub(super) async fn transact(
+        &self,
+        operation: &str,
+        when: Vec<Compare>,
+        then: Vec<TxnOp>,
+    ) -> Result<Option<i64>, StoreError> {
+        let mut kv = self.kv();
+        let done = self.call(|| operation.to_owned(), kv.txn(Txn::new().when(when).and_then(then))).await?;
+        Ok(done.succeeded().then(|| done.header().map_or(0, etcd_client::ResponseHeader::revision)))
+    }
+
+    /// Grants an etcd lease; its id and TTL in seconds.
+    pub(super) async fn grant(&self, ttl_seconds: i64) -> Result<(i64, i64), StoreError> {
+        let mut lease = self.client.lease_client();
+        let granted = self.call(|| "grant an etcd lease".into(), lease.grant(ttl_seconds, None)).await?;
+        Ok((granted.id(), granted.ttl()))
+    }
+
+    pub(super) async fn revoke(&self, id: i64) -> Result<(), StoreError> {
+        let mut lease = self.client.lease_client();
+        self.call(|| format!("revoke etcd lease {id:x}"), lease.revoke(id)).await.map(drop)
+    }
+
+    /// Refreshes the lease once; `Cause::LeaseGone` if it does not exist.
+    pub(super) async fn keep_alive(&self, id: i64) -> Result<(), StoreError> {
+        let mut lease = self.client.lease_client();
+        self.call(|| format!("keep etcd lease {id:x} alive"), lease.keep_alive(id)).await.map(drop)
+    }
+
+    /// Seconds that the lease was granted for; `None` if it does not exist.
+    pub(super) async fn granted_ttl(&self, id: i64) -> Result<Option<i64>, StoreError> {
+        let mut lease = self.client.lease_client();
+        let found = self.call(|| format!("look up etcd lease {id:x}"), lease.time_to_live(id, None)).await?;
+        Ok((found.ttl() > 0).then(|| found.granted_ttl()))
+    }
+
+    pub(super) fn watch_client(&self) -> WatchClient {
+        self.client.watch_client().max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// Waits for `call` until the deadline and translates its error.
+    pub(super) async fn call<T>(
+        &self,
+        operation: impl FnOnce() -> String,
+        call: impl Future<Output = Result<T, etcd_client::Error>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(e)) => Err(StoreError::from_client(operation(), &self.options, &e)),
+            Err(_) => Err(self.error(operation(), Cause::TimedOut)),
+        }
+    }
+
+    pub(super) fn error(&self, operation: impl Into<String>, cause: Cause) -> StoreError {
+        StoreError::new(operation, &self.options, cause)
+    }
+
+    fn kv(&self) -> KvClient {
+        self.client.kv_client().max_decoding_message_size(MESSAGE_LIMIT)
+    }
+}
+
+pub(super) fn unchanged(key: &str, mod_revision: i64) -> Compare {
+    Compare::mod_revision(key, etcd_client::CompareOp::Equal, mod_revision)
+}
+
+fn header(answer: &GetResponse) -> (i64, u64) {
+    answer.header().map_or((0, 0), |header| (header.revision(), header.cluster_id()))
+}
+
+enum Dial {
+    TimedOut,
+    Client(etcd_client::Error),
+}
+
+async fn dial(options: &EtcdOptions, wanted: ConnectOptions) -> Result<Client, Dial> {
+    tokio::time::timeout(CALL_TIMEOUT, Client::connect(&options.endpoints, Some(wanted)))
+        .await
+        .map_err(|_| Dial::TimedOut)?
+        .map_err(Dial::Client)
+}
+
+fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, Cause> {
+    let wanted = ConnectOptions::new()
+        .with_keep_alive(PING_EVERY, PING_TIMEOUT)
+        .with_keep_alive_while_idle(true)
+        .with_tcp_keepalive(PING_EVERY)
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_require_leader(true);
+    if !options.is_tls() {
+        return Ok(wanted);
+    }
+    let roots = match &options.tls.ca {
+        Some(ca) => read(ca)?,
+        None => SYSTEM_ROOTS.iter().find_map(|path| fs::read(path).ok()).ok_or_else(|| {
+            Cause::File("this system has no trusted certificates: give the CA with --etcd-cafile".into())
+        })?,
+    };
+    let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(roots));
+    if let Some(client) = &options.tls.client {
+        tls = tls.identity(Identity::from_pem(read(&client.certificate)?, read(&client.key)?));
+    }
+    Ok(wanted.with_tls(tls))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Cause> {
+    fs::read(path).map_err(|e| Cause::File(format!("cannot read {}: {e}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_ends_after_its_last_key() {
+        assert_eq!(Keys::Under("/a/".into()).end(), b"/a0");
+        assert_eq!(Keys::Exactly("/a".into()).end(), b"/a\0");
+    }
+
+    #[test]
+    fn keys_that_are_not_text_stay_apart() {
+        assert_eq!(key_text(b"/a/b"), "/a/b");
+        assert_ne!(key_text(b"/a/\xff"), key_text(b"/a/\xfe"));
+    }
+}

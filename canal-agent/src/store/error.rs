@@ -1,0 +1,226 @@
+//! What went wrong between us and etcd, in words an operator can act on.
+
+use std::{error::Error as _, fmt};
+
+use super::EtcdOptions;
+
+/// One failed call: what was tried, where, why, and what to do about it, in one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot {operation} (etcd at {endpoints}): {cause}{}", hint(.cause))]
+pub struct StoreError {
+    pub operation: String,
+    pub endpoints: String,
+    pub cause: Cause,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    Refused,
+    Unreachable(String),
+    TimedOut,
+    UnknownHost,
+    /// The server's certificate does not verify against the CA that we were given.
+    UntrustedServer(String),
+    /// The server wants a client certificate, or refuses ours.
+    ClientCertificate(String),
+    /// One side speaks TLS, the other does not.
+    NotTls,
+    WrongCredentials,
+    /// The server has users; we gave none, or not one that may do this.
+    CredentialsNeeded,
+    PermissionDenied,
+    NoLeader,
+    /// The revision is compacted away or from the future: list again.
+    RevisionGone,
+    /// The etcd lease is gone.
+    LeaseGone,
+    File(String),
+    Other(String),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused => f.write_str("connection refused"),
+            Self::Unreachable(why) | Self::File(why) | Self::Other(why) => f.write_str(why),
+            Self::TimedOut => f.write_str("no answer in time"),
+            Self::UnknownHost => f.write_str("the host name does not resolve"),
+            Self::UntrustedServer(why) => write!(f, "the server's certificate is not trusted ({why})"),
+            Self::ClientCertificate(why) => {
+                write!(f, "the server does not accept our client certificate ({why})")
+            }
+            Self::NotTls => f.write_str("the server does not answer TLS"),
+            Self::WrongCredentials => f.write_str("wrong user name or password"),
+            Self::CredentialsNeeded => f.write_str("the server asks for a user name and password"),
+            Self::PermissionDenied => f.write_str("permission denied"),
+            Self::NoLeader => f.write_str("the etcd cluster has no leader"),
+            Self::RevisionGone => f.write_str("the revision is not in the store"),
+            Self::LeaseGone => f.write_str("the etcd lease does not exist any more"),
+        }
+    }
+}
+
+fn hint(cause: &Cause) -> &'static str {
+    match cause {
+        Cause::Refused => "; is etcd running there? check --etcd-endpoints",
+        Cause::Unreachable(_) => "; check the network and --etcd-endpoints",
+        Cause::TimedOut => {
+            "; check that etcd is healthy, that it speaks http or https as --etcd-endpoints says, and firewalls"
+        }
+        Cause::UnknownHost => "; check --etcd-endpoints",
+        Cause::UntrustedServer(_) => {
+            "; check --etcd-cafile, and that the certificate names the host of --etcd-endpoints"
+        }
+        Cause::ClientCertificate(_) => "; check --etcd-certfile and --etcd-keyfile",
+        Cause::NotTls => "; write http:// in --etcd-endpoints, or enable TLS on the server",
+        Cause::WrongCredentials => "; check --etcd-username and --etcd-password",
+        Cause::CredentialsNeeded => "; set --etcd-username and --etcd-password",
+        Cause::PermissionDenied => "; grant the user a role for this key (etcdctl role grant-permission)",
+        Cause::NoLeader => "; check the health of its members",
+        Cause::RevisionGone | Cause::LeaseGone | Cause::File(_) | Cause::Other(_) => "",
+    }
+}
+
+// The numbers of gRPC's status codes; tonic's enum is not ours to name.
+const UNKNOWN: i32 = 2;
+const INVALID_ARGUMENT: i32 = 3;
+const DEADLINE_EXCEEDED: i32 = 4;
+const PERMISSION_DENIED: i32 = 7;
+const OUT_OF_RANGE: i32 = 11;
+const FAILED_PRECONDITION: i32 = 9;
+const UNAVAILABLE: i32 = 14;
+const UNAUTHENTICATED: i32 = 16;
+
+impl StoreError {
+    pub(super) fn new(operation: impl Into<String>, options: &EtcdOptions, cause: Cause) -> Self {
+        Self { operation: operation.into(), endpoints: options.endpoints.join(","), cause }
+    }
+
+    pub(super) fn from_client(
+        operation: impl Into<String>,
+        options: &EtcdOptions,
+        error: &etcd_client::Error,
+    ) -> Self {
+        let has_user = options.credentials.is_some();
+        Self::new(operation, options, classify(error, has_user, options.is_tls()))
+    }
+}
+
+/// The server has no users at all: credentials are superfluous, not wrong.
+pub(super) fn auth_is_off(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status)
+        if status.code() as i32 == FAILED_PRECONDITION && status.message().contains("not enabled"))
+}
+
+fn classify(error: &etcd_client::Error, has_user: bool, tls: bool) -> Cause {
+    use etcd_client::Error;
+    match error {
+        Error::GRpcStatus(status) => {
+            let chain = chain(status.message(), status.source());
+            match status.code() as i32 {
+                DEADLINE_EXCEEDED => Cause::TimedOut,
+                PERMISSION_DENIED => Cause::PermissionDenied,
+                OUT_OF_RANGE => Cause::RevisionGone,
+                UNAUTHENTICATED if !has_user => Cause::CredentialsNeeded,
+                UNAUTHENTICATED => Cause::WrongCredentials,
+                // etcd answers these with a code that says nothing, so its text has to.
+                INVALID_ARGUMENT if chain.contains("user name is empty") => Cause::CredentialsNeeded,
+                INVALID_ARGUMENT if chain.contains("authentication failed") => Cause::WrongCredentials,
+                UNAVAILABLE if chain.contains("no leader") => Cause::NoLeader,
+                UNAVAILABLE | UNKNOWN => transport(&chain, tls),
+                _ => Cause::Other(one_line(&chain)),
+            }
+        }
+        Error::TransportError(e) => transport(&chain(&e.to_string(), e.source()), tls),
+        Error::IoError(e) => Cause::Unreachable(one_line(&e.to_string())),
+        Error::LeaseKeepAliveError(_) => Cause::LeaseGone,
+        other => Cause::Other(one_line(&other.to_string())),
+    }
+}
+
+/// A connection that did not come to be, or broke: the layers below us tell why only in their texts.
+fn transport(chain: &str, tls: bool) -> Cause {
+    let lower = chain.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    if has(&["connection refused"]) {
+        Cause::Refused
+    } else if has(&["received corrupt message", "wrong version number"]) {
+        Cause::NotTls
+    } else if has(&["fatal alert"]) {
+        Cause::ClientCertificate(tail(chain))
+    } else if has(&["invalid peer certificate", "unknownissuer", "certificate"]) {
+        Cause::UntrustedServer(tail(chain))
+    } else if has(&["timed out", "timeout", "deadline"]) {
+        Cause::TimedOut
+    } else if has(&["failed to lookup", "name or service", "no address associated"]) {
+        Cause::UnknownHost
+    } else if tls && has(&["broken pipe", "connection reset", "close_notify", "connection closed"]) {
+        // TLS 1.3 lets the client finish first: the server's refusal of its certificate can surface as a cut line.
+        Cause::Unreachable(format!("the server closed the TLS connection ({})", tail(chain)))
+    } else {
+        Cause::Unreachable(one_line(chain))
+    }
+}
+
+/// The error and its causes, outermost first, without repetitions.
+fn chain(first: &str, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
+    let mut parts = vec![first.to_owned()];
+    while let Some(error) = source {
+        let text = error.to_string();
+        if !parts.iter().any(|part| part.contains(&text)) {
+            parts.push(text);
+        }
+        source = error.source();
+    }
+    parts.join(": ")
+}
+
+fn tail(chain: &str) -> String {
+    one_line(chain.rsplit(": ").next().unwrap_or(chain))
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transport_texts_become_causes() {
+        for (text, tls, want) in [
+            ("transport error: tcp connect error: Connection refused (os error 111)", false, Cause::Refused),
+            ("transport error: tcp connect error: deadline has elapsed", false, Cause::TimedOut),
+            ("dns error: failed to lookup address information", false, Cause::UnknownHost),
+            (
+                "tls: invalid peer certificate: UnknownIssuer",
+                true,
+                Cause::UntrustedServer("UnknownIssuer".into()),
+            ),
+            (
+                "h2: received fatal alert: CertificateRequired",
+                true,
+                Cause::ClientCertificate("CertificateRequired".into()),
+            ),
+            ("received corrupt message of type InvalidContentType", true, Cause::NotTls),
+            ("something\nnew", false, Cause::Unreachable("something new".into())),
+        ] {
+            assert_eq!(transport(text, tls), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_one_line_with_operation_object_cause_and_hint() {
+        let error = StoreError {
+            operation: "read /coreos.com/network/config".into(),
+            endpoints: "http://127.0.0.1:2379".into(),
+            cause: Cause::Refused,
+        };
+        assert_eq!(
+            error.to_string(),
+            "cannot read /coreos.com/network/config (etcd at http://127.0.0.1:2379): connection refused; \
+             is etcd running there? check --etcd-endpoints"
+        );
+    }
+}

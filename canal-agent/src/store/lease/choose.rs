@@ -1,0 +1,242 @@
+//! Which subnet a node takes, decided from one complete list of the leases. Pure but for the dice.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use rand::{Rng, seq::IndexedRandom};
+use tracing::warn;
+
+use crate::store::{EtcdPrefix, LeaseValue, NetworkConfig, SubnetKey, client::Entry};
+
+/// Flannel draws from this many free subnets.
+const CANDIDATES: usize = 100;
+
+/// A lease as it stands in etcd. A value that cannot be read still occupies its subnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) key: String,
+    pub(super) subnet: SubnetKey,
+    pub(super) value: Option<LeaseValue>,
+    pub(super) mod_revision: i64,
+    pub(super) etcd_lease: i64,
+}
+
+impl Held {
+    /// All leases among `entries`; what is not a lease is left out, and left alone.
+    pub(super) fn all(prefix: &EtcdPrefix, entries: Vec<Entry>) -> Vec<Self> {
+        let held = entries.into_iter().filter_map(|entry| match prefix.parse_subnet(&entry.key)? {
+            Ok(subnet) => Some(Self {
+                value: LeaseValue::parse(&entry.value).ok(),
+                subnet,
+                key: entry.key,
+                mod_revision: entry.mod_revision,
+                etcd_lease: entry.lease,
+            }),
+            Err(error) => {
+                warn!(key = entry.key, %error, "a key among the leases is none");
+                None
+            }
+        });
+        held.collect()
+    }
+
+    fn is_reservation(&self) -> bool {
+        self.etcd_lease == 0
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub(super) network: &'a NetworkConfig,
+    pub(super) node: &'a str,
+    pub(super) public_ip: Ipv4Addr,
+    /// The subnet of an earlier run.
+    pub(super) previous: Option<Ipv4Net>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Choice<'a> {
+    /// This key is ours already.
+    Retake(&'a Held),
+    /// Take a free subnet, and give up our leases that do not fit the network any more.
+    Create { subnet: Ipv4Net, replaces: Vec<&'a Held> },
+}
+
+/// `None`: the network is full.
+pub(super) fn choose<'a>(request: Request<'_>, held: &'a [Held], rng: &mut impl Rng) -> Option<Choice<'a>> {
+    let Request { network, node, public_ip, previous } = request;
+    let value = |held: &'a Held| held.value.as_ref();
+    for rival in held.iter().filter(|held| value(held).is_some_and(|v| v.rivals(node, public_ip))) {
+        warn!(key = rival.key, %public_ip, "another node publishes our public address; peers can reach only one");
+    }
+    let ours: Vec<_> =
+        held.iter().filter(|held| value(held).is_some_and(|v| v.belongs_to(node, public_ip))).collect();
+    let best = ours.iter().filter(|held| network.accepts(&held.subnet)).max_by_key(|held| {
+        let named = value(held).is_some_and(|v| v.node.is_some());
+        (named, Some(held.subnet.subnet()) == previous, std::cmp::Reverse(held.subnet))
+    });
+    if let Some(held) = best {
+        return Some(Choice::Retake(held));
+    }
+    let taken = Taken::new(held);
+    let fits = |subnet: &Ipv4Net| network.accepts(&SubnetKey::v4(*subnet)) && !taken.overlaps(*subnet);
+    let subnet = previous.filter(fits).or_else(|| {
+        let free: Vec<_> =
+            network.subnets().filter(|subnet| !taken.overlaps(*subnet)).take(CANDIDATES).collect();
+        free.choose(rng).copied()
+    })?;
+    // A reservation is the administrator's to remove, also when it does not fit.
+    let replaces = ours.into_iter().filter(|held| !held.is_reservation()).collect();
+    Some(Choice::Create { subnet, replaces })
+}
+
+/// The addresses that leases cover, as disjoint ranges in ascending order.
+struct Taken(Vec<(u32, u32)>);
+
+impl Taken {
+    fn new(held: &[Held]) -> Self {
+        let mut ranges: Vec<_> = held.iter().map(|held| bounds(held.subnet.subnet())).collect();
+        ranges.sort_unstable();
+        let mut merged: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
+        for (first, last) in ranges {
+            match merged.last_mut() {
+                Some(before) if first <= before.1 => before.1 = before.1.max(last),
+                _ => merged.push((first, last)),
+            }
+        }
+        Self(merged)
+    }
+
+    fn overlaps(&self, subnet: Ipv4Net) -> bool {
+        let (first, last) = bounds(subnet);
+        let next = self.0.partition_point(|range| range.1 < first);
+        self.0.get(next).is_some_and(|range| range.0 <= last)
+    }
+}
+
+fn bounds(subnet: Ipv4Net) -> (u32, u32) {
+    (subnet.network().into(), subnet.broadcast().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    const NODE: &str = "n1";
+
+    fn network(text: &str) -> NetworkConfig {
+        NetworkConfig::parse(format!(r#"{{{text},"Backend":{{"Type":"vxlan"}}}}"#).as_bytes()).unwrap()
+    }
+
+    fn wide() -> NetworkConfig {
+        network(r#""Network":"10.77.0.0/16""#)
+    }
+
+    fn held(leases: &[(&str, &str, i64)]) -> Vec<Held> {
+        let prefix = EtcdPrefix::new("/net").unwrap();
+        let entries = leases.iter().map(|(key, value, lease)| Entry {
+            key: format!("/net/subnets/{key}"),
+            value: value.as_bytes().to_vec(),
+            mod_revision: 7,
+            lease: *lease,
+        });
+        Held::all(&prefix, entries.collect())
+    }
+
+    fn pick(network: &NetworkConfig, held: &[Held], previous: Option<&str>) -> Option<String> {
+        let previous = previous.map(|net| net.parse().unwrap());
+        let request = Request { network, node: NODE, public_ip: Ipv4Addr::new(192, 0, 2, 1), previous };
+        choose(request, held, &mut StdRng::seed_from_u64(1)).map(|choice| match choice {
+            Choice::Retake(held) => format!("retake {}", held.subnet),
+            Choice::Create { subnet, replaces } if replaces.is_empty() => format!("create {subnet}"),
+            Choice::Create { subnet, replaces } => {
+                let gone: Vec<_> = replaces.iter().map(|held| held.subnet.to_string()).collect();
+                format!("create {subnet} instead of {}", gone.join(" "))
+            }
+        })
+    }
+
+    const OURS: &str = r#"{"PublicIP":"192.0.2.9","Canal":{"Node":"n1"}}"#;
+    const FLANNELS: &str = r#"{"PublicIP":"192.0.2.1"}"#;
+    const RIVALS: &str = r#"{"PublicIP":"192.0.2.1","Canal":{"Node":"n2"}}"#;
+    const PEERS: &str = r#"{"PublicIP":"192.0.2.2"}"#;
+
+    #[test]
+    fn our_name_decides_before_our_address() {
+        let leases = held(&[("10.77.1.0-24", FLANNELS, 1), ("10.77.2.0-24", OURS, 1)]);
+        assert_eq!(pick(&wide(), &leases, None).unwrap(), "retake 10.77.2.0-24");
+        let leases = held(&[("10.77.1.0-24", FLANNELS, 1), ("10.77.2.0-24", RIVALS, 1)]);
+        assert_eq!(pick(&wide(), &leases, None).unwrap(), "retake 10.77.1.0-24");
+    }
+
+    #[test]
+    fn a_key_with_another_nodes_name_is_not_ours_even_with_our_address() {
+        let leases = held(&[("10.77.2.0-24", RIVALS, 1)]);
+        assert_eq!(pick(&wide(), &leases, Some("10.77.9.0/24")).unwrap(), "create 10.77.9.0/24");
+    }
+
+    #[test]
+    fn of_several_keys_of_ours_the_previous_one_wins() {
+        let leases = held(&[("10.77.1.0-24", OURS, 1), ("10.77.2.0-24", OURS, 1)]);
+        assert_eq!(pick(&wide(), &leases, Some("10.77.2.0/24")).unwrap(), "retake 10.77.2.0-24");
+        assert_eq!(pick(&wide(), &leases, None).unwrap(), "retake 10.77.1.0-24");
+    }
+
+    #[test]
+    fn the_previous_subnet_is_taken_only_if_it_fits_and_is_free() {
+        let leases = held(&[("10.77.8.0-22", PEERS, 1), ("10.77.4.128-25", "garbage", 1)]);
+        assert_eq!(pick(&wide(), &leases, Some("10.77.7.0/24")).unwrap(), "create 10.77.7.0/24");
+        for previous in ["10.77.9.0/24", "10.77.4.0/24", "10.77.0.0/24", "10.78.1.0/24", "10.77.1.0/25"] {
+            let choice = pick(&wide(), &leases, Some(previous)).unwrap();
+            assert_ne!(choice, format!("create {previous}"));
+            assert!(choice.starts_with("create 10.77."), "{choice}");
+        }
+    }
+
+    #[test]
+    fn a_lease_that_does_not_fit_is_replaced_and_a_reservation_is_not() {
+        let small = network(r#""Network":"10.77.0.0/16","SubnetMin":"10.77.5.0","SubnetMax":"10.77.5.0""#);
+        let leases = held(&[("10.77.1.0-24", OURS, 1)]);
+        assert_eq!(pick(&small, &leases, None).unwrap(), "create 10.77.5.0/24 instead of 10.77.1.0-24");
+        let leases = held(&[("10.77.1.0-24", OURS, 0)]);
+        assert_eq!(pick(&small, &leases, None).unwrap(), "create 10.77.5.0/24");
+    }
+
+    #[test]
+    fn candidates_are_the_first_hundred_free_ones() {
+        let leases = held(&[("10.77.1.0-24", PEERS, 1), ("10.77.2.0-23", PEERS, 1)]);
+        for seed in 0..200 {
+            let request = Request {
+                network: &wide(),
+                node: NODE,
+                public_ip: Ipv4Addr::new(192, 0, 2, 1),
+                previous: None,
+            };
+            let choice = choose(request, &leases, &mut StdRng::seed_from_u64(seed));
+            let Some(Choice::Create { subnet, .. }) = choice else { panic!("{choice:?}") };
+            let third = subnet.addr().octets()[2];
+            assert!((4..104).contains(&third), "{subnet}");
+        }
+    }
+
+    #[test]
+    fn a_full_network_has_no_choice_but_ours() {
+        let small = network(r#""Network":"10.77.0.0/22","SubnetLen":24"#);
+        let mut full = vec![("10.77.1.0-24", PEERS, 1), ("10.77.2.0-24", PEERS, 0), ("10.77.3.0-24", "{", 1)];
+        assert_eq!(pick(&small, &held(&full), Some("10.77.1.0/24")), None);
+        full[2].1 = OURS;
+        assert_eq!(pick(&small, &held(&full), None).unwrap(), "retake 10.77.3.0-24");
+    }
+
+    #[test]
+    fn keys_that_are_no_leases_take_nothing() {
+        let small = network(
+            r#""Network":"10.77.0.0/22","SubnetLen":24,"SubnetMin":"10.77.1.0","SubnetMax":"10.77.1.0""#,
+        );
+        let leases = held(&[("10.77.1.0", PEERS, 1), ("junk", PEERS, 1)]);
+        assert_eq!(pick(&small, &leases, None).unwrap(), "create 10.77.1.0/24");
+    }
+}

@@ -1,0 +1,306 @@
+//! A live copy of one range of keys, as a stream of events.
+//!
+//! Owns the loop *list at one revision, watch from the next*: any end of the stream → back off → resume behind the
+//! last event; a revision that is gone, or another history than the one we followed (a wiped or restored store) →
+//! list again. Promises that a snapshot is always a complete, successful list and never made up from an error,
+//! and that a silent connection is given up within [`SILENCE`]. Does not look into values, and does not
+//! compare snapshots: the consumer diffs, and never clears.
+
+use std::time::Duration;
+
+use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    Store, StoreError,
+    client::{Entry, Keys, Listing, key_text},
+    error::Cause,
+    retry::Backoff,
+};
+
+/// A watch without events is asked for a sign of life this often …
+const ASK_EVERY: Duration = Duration::from_secs(4);
+/// … and torn down when nothing at all came for this long.
+const SILENCE: Duration = Duration::from_secs(12);
+/// A watch that lived this long starts the back-off anew when it ends.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// Which of the agent's two ranges an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Prefix {
+    /// Flannel's config and leases.
+    Network,
+    /// Calico's resources.
+    Resources,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreEvent {
+    /// Everything there is at `revision`. Follows a start, a compaction, or a store with another history.
+    Snapshot { prefix: Prefix, entries: Vec<Entry>, revision: i64 },
+    /// What changed since the last snapshot or changes, in order.
+    Changes { prefix: Prefix, changes: Vec<Change>, revision: i64 },
+    /// Events flow. Comes before the snapshot or changes that it makes possible.
+    Connected { prefix: Prefix },
+    /// Events do not flow, and why; what was said before stays true as far as anybody knows. Once per reason.
+    Disconnected { prefix: Prefix, error: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Put(Entry),
+    Delete { key: String, mod_revision: i64 },
+}
+
+/// The consumer is gone, or asked to stop.
+struct Stop;
+
+enum End {
+    /// Resume behind the last event.
+    Broken(StoreError),
+    /// List again.
+    Gone(&'static str),
+    Stop,
+}
+
+impl From<Stop> for End {
+    fn from(_: Stop) -> Self {
+        Self::Stop
+    }
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        if error.cause == Cause::RevisionGone {
+            Self::Gone("its revision was compacted away, or the store went back in time")
+        } else {
+            Self::Broken(error)
+        }
+    }
+}
+
+/// Where we are in the store's history.
+struct Position {
+    /// All events up to here were delivered.
+    revision: i64,
+    cluster_id: u64,
+    /// A key and the revision that wrote it: another history does not have this pair.
+    anchor: Option<(String, i64)>,
+}
+
+pub struct Mirror {
+    store: Store,
+    prefix: Prefix,
+    keys: Keys,
+    events: mpsc::Sender<StoreEvent>,
+    position: Option<Position>,
+    /// The last thing said: `None` nothing, `Some(None)` connected, `Some(Some(_))` disconnected and why.
+    said: Option<Option<String>>,
+}
+
+impl Mirror {
+    /// A mirror of all keys under `under`, which ends in a slash.
+    pub fn new(
+        store: Store,
+        prefix: Prefix,
+        under: impl Into<String>,
+        events: mpsc::Sender<StoreEvent>,
+    ) -> Self {
+        Self::of(store, prefix, Keys::Under(under.into()), events)
+    }
+
+    pub(super) fn of(store: Store, prefix: Prefix, keys: Keys, events: mpsc::Sender<StoreEvent>) -> Self {
+        Self { store, prefix, keys, events, position: None, said: None }
+    }
+
+    /// Runs until cancelled, or until nobody listens.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let _ = cancel.run_until_cancelled(self.follow()).await;
+    }
+
+    async fn follow(&mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let began = Instant::now();
+            let error = match self.session().await {
+                End::Stop => return,
+                End::Gone(reason) => {
+                    info!(keys = self.keys.name(), reason, "listing the keys again");
+                    self.position = None;
+                    None
+                }
+                End::Broken(error) => Some(error),
+            };
+            if began.elapsed() > SETTLED {
+                backoff.reset();
+            }
+            if let Some(error) = error
+                && self.say(Some(error.to_string())).await.is_err()
+            {
+                return;
+            }
+            backoff.wait().await;
+        }
+    }
+
+    /// One connection's worth of events.
+    async fn session(&mut self) -> End {
+        match self.try_session().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn try_session(&mut self) -> Result<std::convert::Infallible, End> {
+        match &self.position {
+            Some(position) => self.check_history(position).await?,
+            None => {
+                let listing = self.store.list_keys(&self.keys).await?;
+                self.say(None).await?;
+                self.snapshot(listing).await?;
+            }
+        }
+        let (from, cluster_id) = match &self.position {
+            Some(position) => (position.revision + 1, position.cluster_id),
+            None => return Err(End::Gone("there is no position yet")),
+        };
+        let mut stream = self.open(from).await?;
+        loop {
+            let answer = self.next(&mut stream).await?;
+            if answer.header().is_some_and(|header| header.cluster_id() != cluster_id) {
+                return Err(End::Gone("another etcd cluster answers"));
+            }
+            if answer.canceled() {
+                // The creation itself was refused, for instance for want of permission.
+                return Err(if answer.compact_revision() > 0 {
+                    End::Gone("its revision was compacted away")
+                } else {
+                    self.broken(Cause::Other(format!("etcd ended the watch: {}", answer.cancel_reason())))
+                });
+            }
+            self.say(None).await?;
+            self.changes(&answer).await?;
+        }
+    }
+
+    /// A store that was wiped or restored accepts a watch from a revision of its future, and is silent until then.
+    /// So ask whether the past that we remember is its past.
+    async fn check_history(&self, position: &Position) -> Result<(), End> {
+        let (key, revision) =
+            position.anchor.clone().unwrap_or((self.keys.name().to_owned(), position.revision));
+        let (entry, cluster_id) = self.store.get_at(&key, revision).await?;
+        if cluster_id != position.cluster_id {
+            return Err(End::Gone("another etcd cluster answers"));
+        }
+        if position.anchor.is_some() && entry.is_none_or(|entry| entry.mod_revision != revision) {
+            return Err(End::Gone("the store has another history"));
+        }
+        Ok(())
+    }
+
+    async fn open(&self, from: i64) -> Result<WatchStream, End> {
+        let options =
+            WatchOptions::new().with_range(self.keys.end()).with_start_revision(from).with_progress_notify();
+        let mut client = self.store.watch_client();
+        let key = self.keys.name();
+        debug!(key, from, "watching");
+        Ok(self.store.call(|| format!("watch {key}"), client.watch(key, Some(options))).await?)
+    }
+
+    /// The next answer of any kind. In silence, asks the server for a sign of life through the same stream.
+    async fn next(&self, stream: &mut WatchStream) -> Result<WatchResponse, End> {
+        let deadline = Instant::now() + SILENCE;
+        let mut ask = Instant::now() + ASK_EVERY;
+        loop {
+            tokio::select! {
+                answer = timeout_at(deadline, stream.message()) => {
+                    return match answer {
+                        Ok(Ok(Some(answer))) => Ok(answer),
+                        Ok(Ok(None)) => Err(self.broken(Cause::Other("etcd closed the stream".into()))),
+                        Ok(Err(error)) => Err(StoreError::from_client(
+                            format!("watch {}", self.keys.name()), self.store.options(), &error).into()),
+                        Err(_) => Err(self.broken(Cause::TimedOut)),
+                    };
+                }
+                () = sleep_until(ask) => {
+                    ask += ASK_EVERY;
+                    // A full queue means that the connection takes nothing; the deadline deals with it.
+                    let _ = timeout(ASK_EVERY / 4, stream.request_progress()).await;
+                }
+            }
+        }
+    }
+
+    async fn snapshot(&mut self, listing: Listing) -> Result<(), Stop> {
+        let newest = listing.entries.iter().max_by_key(|entry| entry.mod_revision);
+        self.position = Some(Position {
+            revision: listing.revision,
+            cluster_id: listing.cluster_id,
+            anchor: newest.map(|entry| (entry.key.clone(), entry.mod_revision)),
+        });
+        let (prefix, revision) = (self.prefix, listing.revision);
+        self.send(StoreEvent::Snapshot { prefix, entries: listing.entries, revision }).await
+    }
+
+    async fn changes(&mut self, answer: &WatchResponse) -> Result<(), Stop> {
+        let mut changes = Vec::with_capacity(answer.events().len());
+        for event in answer.events() {
+            let Some(kv) = event.kv() else { continue };
+            changes.push(match event.event_type() {
+                EventType::Put => Change::Put(Entry::from(kv)),
+                EventType::Delete => {
+                    Change::Delete { key: key_text(kv.key()), mod_revision: kv.mod_revision() }
+                }
+            });
+        }
+        // The header's revision may be ahead of the events when a watch catches up; the events themselves are not.
+        let last = answer
+            .events()
+            .iter()
+            .filter_map(etcd_client::Event::kv)
+            .map(etcd_client::KeyValue::mod_revision);
+        let (Some(revision), Some(position)) = (last.max(), self.position.as_mut()) else { return Ok(()) };
+        position.revision = revision;
+        let newest_put = changes.iter().rev().find_map(|change| match change {
+            Change::Put(entry) => Some((entry.key.clone(), entry.mod_revision)),
+            Change::Delete { .. } => None,
+        });
+        if newest_put.is_some() {
+            position.anchor = newest_put;
+        }
+        self.send(StoreEvent::Changes { prefix: self.prefix, changes, revision }).await
+    }
+
+    /// Tells a change of the connection's state; `error` is `None` for connected.
+    async fn say(&mut self, error: Option<String>) -> Result<(), Stop> {
+        if self.said.as_ref() == Some(&error) {
+            return Ok(());
+        }
+        self.said = Some(error.clone());
+        let (prefix, keys) = (self.prefix, self.keys.name());
+        let event = match error {
+            None => {
+                info!(keys, "following etcd");
+                StoreEvent::Connected { prefix }
+            }
+            Some(error) => {
+                warn!(keys, error, "not following etcd; what is known stays in force");
+                StoreEvent::Disconnected { prefix, error }
+            }
+        };
+        self.send(event).await
+    }
+
+    async fn send(&self, event: StoreEvent) -> Result<(), Stop> {
+        self.events.send(event).await.map_err(|_| Stop)
+    }
+
+    fn broken(&self, cause: Cause) -> End {
+        End::Broken(self.store.error(format!("watch {}", self.keys.name()), cause))
+    }
+}

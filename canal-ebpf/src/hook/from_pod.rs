@@ -1,0 +1,101 @@
+//! What a pod sends: ARP answer, spoof check, policy of both ends, then the shortest way there.
+
+use aya_ebpf::programs::TcContext;
+use canal_common::{
+    flow::Leg,
+    reason::Reason,
+    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTO_UDP},
+};
+
+use crate::{
+    maps::setting,
+    packet::{self, EthHeader, OUTER, Packet, Part},
+    step::{
+        arp, deliver,
+        flow::{self, Known},
+        leg,
+    },
+    verdict::{Go, Outcome, Stop},
+};
+
+/// Enough for the headers that are read in place: Ethernet, IPv4 without options, TCP without options.
+const HEADERS: usize = OUTER + IPV4_LEN + 20;
+
+#[inline(always)]
+pub fn run(ctx: &TcContext) -> Outcome {
+    packet::make_linear(ctx, HEADERS);
+    let eth: EthHeader = packet::read(ctx, 0).ok_or(Reason::Malformed)?;
+    match u16::from_be(eth.ethertype) {
+        ETHERTYPE_IPV4 => {}
+        ETHERTYPE_ARP => return arp::from_pod(ctx),
+        _ => return Err(Reason::NotIpv4.into()),
+    }
+    let mut packet = packet::parse(ctx, OUTER)?;
+    if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
+        // The stack may know how to put it together; what it forwards is judged at the next hook.
+        owner(ctx, &packet, &eth)?;
+        return Ok(Go::next(Reason::ToStack));
+    }
+    if packet.is_icmp_error() {
+        owner(ctx, &packet, &eth)?;
+        let related = flow::related(ctx, OUTER, &packet)?;
+        return forward(ctx, &packet, related.to, related.via_stack);
+    }
+    match flow::known(&packet)? {
+        Known::Live { from, to, via_stack } => {
+            // The flow's own leg is the spoof check.
+            if from.kind != Leg::POD || from.target != packet::ifindex(ctx) {
+                return Err(Reason::SpoofedIp.into());
+            }
+            if from.mac != eth.src {
+                return Err(Reason::SpoofedMac.into());
+            }
+            forward(ctx, &packet, to, via_stack)
+        }
+        Known::Judge => {
+            let from = owner(ctx, &packet, &eth)?;
+            // As Felix does, whatever the destination: a pod has no business in the overlay.
+            if packet.proto == PROTO_UDP && packet.dst_port == setting!(vxlan_port) {
+                return Err(Reason::PodTunnel.into());
+            }
+            let to = leg::anyone(packet.dst);
+            flow::admit(&packet, &from, &to, false)?;
+            forward(ctx, &packet, &to, false)
+        }
+    }
+}
+
+/// The pod behind this interface, if address and MAC are its own.
+#[inline(always)]
+fn owner(ctx: &TcContext, packet: &Packet, eth: &EthHeader) -> Result<Leg, Stop> {
+    let from = leg::pod(packet.src).ok_or(Reason::SpoofedIp)?;
+    if from.target != packet::ifindex(ctx) {
+        return Err(Reason::SpoofedIp.into());
+    }
+    if from.mac != eth.src {
+        return Err(Reason::SpoofedMac.into());
+    }
+    Ok(from)
+}
+
+#[inline(always)]
+fn forward(ctx: &TcContext, packet: &Packet, to: &Leg, via_stack: bool) -> Outcome {
+    // The stack owns translation, and the ICMP errors for a spent TTL and a packet too large.
+    if via_stack || packet.ttl <= 1 {
+        return Ok(Go::next(Reason::ToStack));
+    }
+    match to.kind {
+        Leg::POD => deliver::to_pod(ctx, to),
+        Leg::NODE => {
+            let Some(node) = leg::node(to.target) else { return Err(Reason::NoRoute.into()) };
+            if !deliver::fits(ctx, packet, node) {
+                return Ok(Go::next(Reason::ToStack));
+            }
+            packet::decrement_ttl(ctx).ok_or(Reason::Malformed)?;
+            // The stack would take the next one off the TTL: what the helper declines has been decremented once,
+            // and once more by the stack, which is legal (RFC 1812 §5.3.1: at least one).
+            deliver::to_node(ctx, packet, node).unwrap_or(Ok(Go::next(Reason::ToStack)))
+        }
+        _ => Ok(Go::next(Reason::ToStack)),
+    }
+}

@@ -1,0 +1,143 @@
+//! VXLAN on the uplink: who sent it, policy of the receiving pod, then out of the envelope and into the pod.
+//! Everything else passes untouched after a cheap match, and what the fast path cannot do goes to the kernel's device.
+
+use aya_ebpf::programs::TcContext;
+use canal_common::{
+    Ip4, Mac,
+    flow::Leg,
+    reason::Reason,
+    wire::{ETHERTYPE_IPV4, IPV4_LEN, PROTO_UDP, VXLAN_FLAGS},
+};
+
+use crate::{
+    maps::{NODE_IPS, setting},
+    packet::{self, EthHeader, INNER, Ipv4Header, OUTER, Packet, Part},
+    step::{
+        deliver,
+        flow::{self, Known},
+        leg,
+    },
+    verdict::{Go, Outcome, Stop},
+};
+
+/// UDP and VXLAN headers, in network order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UdpVxlan {
+    src_port: u16,
+    dst_port: u16,
+    len: u16,
+    checksum: u16,
+    flags: u32,
+    vni: u32,
+}
+
+/// More fragments, or an offset: outer fragments are reassembled by the stack.
+const FRAGMENTED: u16 = 0x3fff;
+
+const UDP: usize = OUTER + IPV4_LEN;
+const INNER_ETH: usize = UDP + size_of::<UdpVxlan>();
+const HEADERS: usize = INNER + IPV4_LEN + 20;
+/// Congestion experienced: merging it into the inner header is left to the kernel's device (RFC 6040).
+const ECN_CE: u8 = 3;
+
+#[inline(always)]
+pub fn run(ctx: &TcContext) -> Outcome {
+    let Some((outer_src, inner_eth)) = ours(ctx) else { return Ok(Go::UNTOUCHED) };
+    if u16::from_be(inner_eth.ethertype) != ETHERTYPE_IPV4 {
+        return Err(Reason::NotIpv4.into());
+    }
+    if inner_eth.dst != setting!(vtep_mac) {
+        return Err(Reason::WrongVtep.into());
+    }
+    let mut packet = packet::parse(ctx, INNER)?;
+    if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
+        // Later fragments reach the same decision in `from_overlay`, once more with the stack's help.
+        return Ok(Go::next(Reason::Fallback));
+    }
+    let to = if packet.is_icmp_error() {
+        sender(outer_src, packet.src)?;
+        let related = flow::related(ctx, INNER, &packet)?;
+        if related.via_stack || related.to.kind != Leg::POD {
+            return Ok(Go::next(Reason::Fallback));
+        }
+        *related.to
+    } else {
+        match approve(&packet, outer_src)? {
+            Some(to) => to,
+            None => return Ok(Go::next(Reason::Fallback)),
+        }
+    };
+    if packet.ttl <= 1 {
+        return Ok(Go::next(Reason::Fallback));
+    }
+    deliver::unwrap(ctx)?;
+    deliver::to_pod(ctx, &to)
+}
+
+/// The pod that may have this packet; `None` when it is not for a pod, or belongs to the stack.
+#[inline(always)]
+pub fn approve(packet: &Packet, outer_src: Ip4) -> Result<Option<Leg>, Stop> {
+    match flow::known(packet)? {
+        Known::Live { from, to, via_stack } => {
+            let from_node = from.kind == Leg::NODE && leg::node(from.target).is_some_and(|n| n.ip == outer_src);
+            if !from_node {
+                sender(outer_src, packet.src)?;
+            }
+            if via_stack || to.kind != Leg::POD {
+                return Ok(None);
+            }
+            Ok(Some(*to))
+        }
+        Known::Judge => {
+            let from = sender(outer_src, packet.src)?;
+            let Some(to) = leg::pod(packet.dst) else { return Ok(None) };
+            flow::admit(packet, &from, &to, false)?;
+            Ok(Some(to))
+        }
+    }
+}
+
+/// A node may speak for its own subnet and for its own address.
+#[inline(always)]
+pub fn sender(outer_src: Ip4, inner_src: Ip4) -> Result<Leg, Stop> {
+    if let Some(from) = leg::remote(inner_src) {
+        if leg::node(from.target).is_some_and(|n| n.ip == outer_src) {
+            return Ok(from);
+        }
+    }
+    // SAFETY: values are plain data; the reference is not kept across an update.
+    let node = unsafe { NODE_IPS.get(outer_src) }.ok_or(Reason::UnknownNode)?.node;
+    if inner_src != outer_src {
+        return Err(Reason::WrongSource.into());
+    }
+    Ok(Leg { target: node, ..leg::other(Leg::NODE) })
+}
+
+/// The outer source and the inner Ethernet header of a plain VXLAN packet to our address, port and VNI.
+#[inline(always)]
+fn ours(ctx: &TcContext) -> Option<(Ip4, EthHeader)> {
+    // SAFETY: the context outlives the program.
+    if unsafe { (*ctx.skb.skb).protocol } != u32::from(ETHERTYPE_IPV4.to_be()) {
+        return None;
+    }
+    let ip: Ipv4Header = packet::read(ctx, OUTER)?;
+    if ip.proto != PROTO_UDP || ip.dst != setting!(node_ip).to_wire() {
+        return None;
+    }
+    packet::make_linear(ctx, HEADERS);
+    let udp: UdpVxlan = packet::read(ctx, UDP)?;
+    if ip.version_ihl != 0x45
+        || ip.fragment & FRAGMENTED.to_be() != 0
+        || ip.tos & ECN_CE == ECN_CE
+        || udp.dst_port != setting!(vxlan_port).to_be()
+        || udp.flags != (u32::from(VXLAN_FLAGS) << 24).to_be()
+        || udp.vni != (setting!(vni) << 8).to_be()
+    {
+        return None;
+    }
+    let eth: EthHeader = packet::read(ctx, INNER_ETH)?;
+    Some((Ip4::from_wire(ip.src), eth))
+}
+
+const _: () = assert!(INNER_ETH + size_of::<EthHeader>() == INNER && size_of::<Mac>() == 6);

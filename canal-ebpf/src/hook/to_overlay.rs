@@ -1,0 +1,80 @@
+//! What the host stack sends to other nodes' pods: its own packets, and what the fast path left to it.
+
+use aya_ebpf::{
+    bindings::{BPF_F_ZERO_CSUM_TX, bpf_tunnel_key},
+    helpers::generated::bpf_skb_set_tunnel_key,
+    programs::TcContext,
+};
+use canal_common::{
+    node::Node,
+    reason::Reason,
+    wire::{ETHERTYPE_IPV4, IPV4_LEN},
+};
+
+use crate::{
+    maps::setting,
+    packet::{self, EthHeader, OUTER, Packet, Part},
+    step::{
+        deliver,
+        flow::{self, Known},
+        leg,
+    },
+    verdict::{Go, Outcome, Stop},
+};
+
+const HEADERS: usize = OUTER + IPV4_LEN + 20;
+
+#[inline(always)]
+pub fn run(ctx: &TcContext) -> Outcome {
+    packet::make_linear(ctx, HEADERS);
+    let eth: EthHeader = packet::read(ctx, 0).ok_or(Reason::Malformed)?;
+    if u16::from_be(eth.ethertype) != ETHERTYPE_IPV4 {
+        return Err(Reason::NotIpv4.into());
+    }
+    let mut packet = packet::parse(ctx, OUTER)?;
+    let to = leg::remote(packet.dst).ok_or(Reason::NoRoute)?;
+    let node = leg::node(to.target).ok_or(Reason::NoRoute)?;
+    // Only a local pod's packet is policed here: the receiving node polices the rest.
+    if packet::ingress_ifindex(ctx) != 0 {
+        if let Some(from) = leg::pod(packet.src) {
+            if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
+                return Err(Reason::FragUnknown.into());
+            }
+            if packet.is_icmp_error() {
+                flow::related(ctx, OUTER, &packet)?;
+            } else if let Known::Judge = flow::known(&packet)? {
+                flow::admit(&packet, &from, &to, true)?;
+            }
+        }
+    }
+    match deliver::to_node(ctx, &packet, node) {
+        Ok(outcome) => outcome,
+        Err(deliver::Declined) => by_device(ctx, &packet, node),
+    }
+}
+
+/// The kernel's device makes the envelope: packets that carry another tunnel, odd aggregates.
+#[inline(always)]
+fn by_device(ctx: &TcContext, packet: &Packet, node: &Node) -> Outcome {
+    // SAFETY: plain data, for which zeros are valid.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    key.tunnel_id = setting!(vni);
+    key.__bindgen_anon_1.remote_ipv4 = node.ip.to_bits();
+    key.tunnel_ttl = 64;
+    key.tunnel_tos = packet.tos & 3;
+    let eth = EthHeader { dst: node.vtep_mac, src: setting!(vtep_mac), ethertype: ETHERTYPE_IPV4.to_be() };
+    packet::write(ctx, 0, eth).ok_or(Stop::from(Reason::Malformed))?;
+    // SAFETY: a helper; the key outlives the call and has the size that is passed.
+    let error = unsafe {
+        bpf_skb_set_tunnel_key(
+            ctx.skb.skb,
+            &raw mut key,
+            size_of::<bpf_tunnel_key>() as u32,
+            BPF_F_ZERO_CSUM_TX.into(),
+        )
+    };
+    if error != 0 {
+        return Err(Reason::EncapFailed.into());
+    }
+    Ok(Go::next(Reason::Fallback))
+}

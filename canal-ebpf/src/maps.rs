@@ -1,0 +1,85 @@
+//! Every table. The names, keys and values are `canal-common`'s; sizes here are defaults that the agent may raise.
+
+use aya_ebpf::{
+    bindings::BPF_F_INNER_MAP,
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use canal_common::{
+    Ip4,
+    endpoint::{Endpoint, EndpointPolicy, Generation, MAX_ENDPOINTS},
+    event::{EVENTS_BYTES, Event, EventBudget},
+    flow::{Flow, FlowKey, FragKey, FragPorts},
+    node::{MAX_NODES, Node, NodeRef},
+    policy::{Class, Hits, MAX_ROWS, MAX_RULES, MAX_SETS, Row, RowRef},
+    reason::{COUNTERS as COUNTER_SLOTS, Counter},
+    settings::Settings,
+};
+
+// Connection tracking; written here, read and swept by the agent.
+#[btf_map]
+pub static FLOWS: LruHashMap<FlowKey, Flow, 262_144> = LruHashMap::new();
+#[btf_map]
+pub static FLOWS_NEW: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
+#[btf_map]
+pub static FRAGS: LruHashMap<FragKey, FragPorts, 8192> = LruHashMap::new();
+
+// Local endpoints; written by the agent.
+#[btf_map]
+pub static GENERATIONS: Array<Generation, { MAX_ENDPOINTS as usize }> = Array::new();
+#[btf_map]
+pub static ENDPOINTS: HashMap<Ip4, Endpoint, { MAX_ENDPOINTS as usize }> = HashMap::new();
+#[btf_map]
+pub static POLICY: HashMap<u32, EndpointPolicy, { MAX_ENDPOINTS as usize }> = HashMap::new();
+
+// Compiled policy; written by the agent.
+#[btf_map]
+pub static PEERS: HashMap<Ip4, Class, 262_144, { NO_PREALLOC }> = HashMap::new();
+#[btf_map]
+pub static NETS: LpmTrie<Ip4, Class, 131_072> = LpmTrie::new();
+#[btf_map]
+pub static SETS: ArrayOfMaps<Columns, { MAX_SETS as usize }> = ArrayOfMaps::new();
+#[btf_map]
+pub static ROWS: Array<Row, { MAX_ROWS as usize }> = Array::new();
+
+/// Class → row. Sets differ in size, hence the flag (kernel 5.10).
+pub type Columns = Array<RowRef, 64, { BPF_F_INNER_MAP as usize }>;
+
+// Other nodes; written by the agent.
+#[btf_map]
+pub static ROUTES: LpmTrie<Ip4, NodeRef, { MAX_NODES as usize }> = LpmTrie::new();
+#[btf_map]
+pub static NODE_IPS: HashMap<Ip4, NodeRef, { MAX_NODES as usize }, { NO_PREALLOC }> = HashMap::new();
+#[btf_map]
+pub static NODES: Array<Node, { MAX_NODES as usize }> = Array::new();
+
+// What happened; written here, read by the agent.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<Counter, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static RULE_HITS: PerCpuArray<Hits, { MAX_RULES as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+
+const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
+
+/// Constants of this node; the agent fills them in before the programs are loaded.
+#[unsafe(no_mangle)]
+pub static SETTINGS: Settings = Settings {
+    node_ip: Ip4::UNSPECIFIED,
+    vtep_mac: canal_common::Mac::new([0; 6]),
+    vxlan_port: 0,
+    vni: 0,
+    uplink_ifindex: 0,
+};
+
+/// One field of [`SETTINGS`]. Volatile: the compiler must not use the zeros above.
+macro_rules! setting {
+    ($field:ident) => {
+        // SAFETY: a field of a static is valid to read.
+        unsafe { core::ptr::read_volatile(&raw const $crate::maps::SETTINGS.$field) }
+    };
+}
+pub(crate) use setting;

@@ -1,0 +1,287 @@
+//! Connection tracking. [`known`] is the fast path: one hash lookup and a generation check. [`admit`] is the slow
+//! one: policy, then a table entry.
+
+use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_ktime_get_coarse_ns, programs::TcContext};
+use canal_common::{
+    flow::{FRAG_LIMIT, Flow, FlowKey, FragPorts, Leg, flow_key, idle_limit},
+    policy::Verdict,
+    reason::Reason,
+    wire::PROTO_TCP,
+};
+
+use crate::{
+    maps::{FLOWS, FLOWS_NEW, FRAGS},
+    packet::{self, Packet, Part, TCP_ACK, TCP_FIN, TCP_RST},
+    step::{
+        leg,
+        policy::{Direction, judge},
+    },
+    verdict::Stop,
+};
+
+/// Ticks of 2^30 ns since boot.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: a helper without arguments. The shift makes a tick of about 1.07 s, without a division.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
+}
+
+/// What the table says about a packet.
+pub enum Known {
+    /// Approved: where it came from and where it goes.
+    Live { from: &'static Leg, to: &'static Leg, via_stack: bool },
+    /// To be judged: new, changed, expired, or a fresh connection request.
+    Judge,
+}
+
+/// Looks the packet's flow up and moves its state on.
+#[inline(always)]
+pub fn known(packet: &Packet) -> Result<Known, Stop> {
+    let (key, from_hi) = key_of(packet);
+    if packet.opens_tcp() {
+        return Ok(Known::Judge);
+    }
+    let now = now();
+    let mut found = FLOWS.get_ptr_mut(&key);
+    if found.is_none() {
+        found = unanswered(&key, from_hi);
+    }
+    let Some(flow) = found else { return Ok(Known::Judge) };
+    // SAFETY: a table element stays readable while the program runs. Another CPU may write it at the same time;
+    // every field that is written in place is one aligned store whose loss is harmless.
+    let flow = unsafe { &mut *flow };
+    if now.wrapping_sub(flow.last_seen) > idle_limit(flow.state, packet.proto) {
+        return Ok(Known::Judge);
+    }
+    let (from, to) = if from_hi { (&flow.hi, &flow.lo) } else { (&flow.lo, &flow.hi) };
+    if !leg::is_current(from) || !leg::is_current(to) {
+        return Ok(Known::Judge);
+    }
+    if flow.state == Flow::DENIED {
+        return Err(Reason::FlowDenied.into());
+    }
+    if flow.last_seen != now {
+        flow.last_seen = now;
+    }
+    if packet.proto == PROTO_TCP && packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
+        flow.fins |= if from_hi { 2 } else { 1 };
+        if packet.tcp_flags & TCP_RST != 0 || flow.fins == 3 {
+            flow.state = Flow::CLOSING;
+        }
+    }
+    Ok(Known::Live { from, to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
+}
+
+#[inline(always)]
+fn key_of(packet: &Packet) -> (FlowKey, bool) {
+    flow_key(packet.src, packet.dst, packet.src_port, packet.dst_port, packet.proto)
+}
+
+/// A flow that had not been answered until now; the first answer moves it out of reach of a flood.
+#[inline(always)]
+fn unanswered(key: &FlowKey, from_hi: bool) -> Option<*mut Flow> {
+    let flow = FLOWS_NEW.get_ptr_mut(key)?;
+    // SAFETY: as in `known`.
+    let flow_ref = unsafe { &*flow };
+    if (flow_ref.flags & Flow::HI_INITIATED != 0) == from_hi {
+        return Some(flow);
+    }
+    promote(key, flow_ref);
+    // Not the old element: it may serve another flow by now.
+    FLOWS.get_ptr_mut(key)
+}
+
+#[inline(never)]
+fn promote(key: &FlowKey, flow: &Flow) {
+    let mut live = *flow;
+    if live.state == Flow::NEW {
+        live.state = Flow::ESTABLISHED;
+    }
+    if FLOWS.insert(key, &live, BPF_ANY.into()).is_ok() {
+        let _ = FLOWS_NEW.remove(key);
+    }
+}
+
+/// Judges a packet whose two ends are known (the hook has checked that the sender may claim its address) and
+/// remembers the flow.
+#[inline(always)]
+pub fn admit(packet: &Packet, from: &Leg, to: &Leg, via_stack: bool) -> Result<(), Stop> {
+    let refusal = admit_slow(&raw const *packet, &raw const *from, &raw const *to, u32::from(via_stack));
+    if refusal == 0 {
+        return Ok(());
+    }
+    let reason =
+        if refusal & REFUSED_INGRESS == REFUSED_INGRESS { Reason::PolicyIngress } else { Reason::PolicyEgress };
+    Err(Stop { reason, rule: refusal as u32 })
+}
+
+/// In the upper half, above the deciding rule.
+const REFUSED: u64 = 1 << 32;
+const REFUSED_INGRESS: u64 = REFUSED | 1 << 33;
+
+/// 0, or `REFUSED…` and the deciding rule. A global function, so that the verifier walks it once per program.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg, via_stack: u32) -> u64 {
+    // SAFETY: the verifier knows the pointers as readable memory of their types' sizes, or null.
+    let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) }) else {
+        return REFUSED;
+    };
+    let (key, from_hi) = key_of(packet);
+    let now = now();
+    let mut flow = Flow {
+        last_seen: now,
+        state: Flow::NEW,
+        flags: if via_stack != 0 { Flow::VIA_STACK } else { 0 },
+        fins: 0,
+        _pad: 0,
+        lo: if from_hi { *to } else { *from },
+        hi: if from_hi { *from } else { *to },
+    };
+    if let Some((known, is_new)) = remembered(packet, &key, now) {
+        // Judged again because something changed: in the direction in which it began.
+        let by_sender = (known.flags & Flow::HI_INITIATED != 0) == from_hi;
+        (flow.state, flow.flags, flow.fins) = (known.state, known.flags, known.fins);
+        let refusal = refuse(packet, from, to, by_sender);
+        if refusal == 0 {
+            if flow.state == Flow::DENIED {
+                flow.state = Flow::ESTABLISHED;
+            }
+            // The packet that is judged again may be the first answer.
+            if is_new && by_sender {
+                let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
+            } else {
+                promote(&key, &flow);
+            }
+        } else if is_new {
+            let _ = FLOWS_NEW.remove(&key);
+        } else {
+            flow.state = Flow::DENIED;
+            let _ = FLOWS.insert(&key, &flow, BPF_ANY.into());
+        }
+        return refusal;
+    }
+
+    let mut by_sender = true;
+    let mut refusal = refuse(packet, from, to, true);
+    let midstream = packet.proto == PROTO_TCP && !packet.opens_tcp() && packet.part != Part::LaterFragment;
+    if refusal != 0 && midstream && refuse(packet, from, to, false) == 0 {
+        // A live connection whose entry was lost: this is the answering side.
+        refusal = 0;
+        by_sender = false;
+    }
+    if refusal != 0 {
+        return refusal;
+    }
+    if from_hi == by_sender {
+        flow.flags |= Flow::HI_INITIATED;
+    }
+    if midstream && packet.tcp_flags & TCP_RST == 0 {
+        promote(&key, &flow);
+    } else {
+        // A reused tuple: the old connection's entry must not outlive the new one's first packet.
+        if packet.opens_tcp() {
+            let _ = FLOWS.remove(&key);
+        }
+        let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
+    }
+    0
+}
+
+/// The flow's entry, unless it is too old or the packet opens a new connection; and whether it is unanswered.
+#[inline(always)]
+fn remembered(packet: &Packet, key: &FlowKey, now: u32) -> Option<(&'static Flow, bool)> {
+    if packet.opens_tcp() {
+        return None;
+    }
+    // SAFETY: as in `known`.
+    let (flow, is_new) = match unsafe { FLOWS.get(key) } {
+        Some(flow) => (flow, false),
+        None => (unsafe { FLOWS_NEW.get(key) }?, true),
+    };
+    (now.wrapping_sub(flow.last_seen) <= idle_limit(flow.state, packet.proto)).then_some((flow, is_new))
+}
+
+/// Asks the policy of both local ends, the initiator's for egress and the responder's for ingress.
+#[inline(always)]
+fn refuse(packet: &Packet, from: &Leg, to: &Leg, by_sender: bool) -> u64 {
+    let (initiator, responder, initiator_ip, responder_ip, key, src_port) = if by_sender {
+        (from, to, packet.src, packet.dst, packet.policy_key(packet.dst_port), packet.src_port)
+    } else {
+        (to, from, packet.dst, packet.src, packet.policy_key(packet.src_port), packet.dst_port)
+    };
+    if initiator.kind == Leg::POD {
+        let verdict = judge(initiator.endpoint, Direction::Egress, responder_ip, key, src_port);
+        if verdict.kind() != Verdict::ALLOW {
+            return REFUSED | u64::from(verdict.id());
+        }
+    }
+    // What this host sends to its own pods is never policed.
+    if responder.kind == Leg::POD && initiator.kind != Leg::HOST {
+        let verdict = judge(responder.endpoint, Direction::Ingress, initiator_ip, key, src_port);
+        if verdict.kind() != Verdict::ALLOW {
+            return REFUSED_INGRESS | u64::from(verdict.id());
+        }
+    }
+    0
+}
+
+/// Fills in the ports of a later fragment, and remembers those of a first one.
+/// `Ok(false)`: a fragment whose first part was not seen.
+#[inline(always)]
+pub fn settle_fragment(packet: &mut Packet) -> bool {
+    match packet.part {
+        Part::Whole => true,
+        Part::FirstFragment => {
+            let ports = FragPorts {
+                src_port: packet.src_port,
+                dst_port: packet.dst_port,
+                seen: now(),
+            };
+            let _ = FRAGS.insert(packet.frag_key(), ports, BPF_ANY.into());
+            true
+        }
+        Part::LaterFragment => {
+            // SAFETY: copied out at once.
+            match unsafe { FRAGS.get(packet.frag_key()) } {
+                Some(ports) if now().wrapping_sub(ports.seen) <= FRAG_LIMIT => {
+                    let ports = *ports;
+                    packet.set_ports(ports);
+                    // Not a connection request, whatever the first part was.
+                    packet.tcp_flags = TCP_ACK;
+                    true
+                }
+                _ => false,
+            }
+        }
+    }
+}
+
+/// Where an ICMP error goes.
+pub struct Related {
+    pub to: &'static Leg,
+    pub via_stack: bool,
+}
+
+/// An ICMP error may pass when the packet that it is about belongs to a live flow: it goes to that packet's sender.
+#[inline(always)]
+pub fn related(ctx: &TcContext, offset: usize, packet: &Packet) -> Result<Related, Stop> {
+    let about = packet::embedded(ctx, offset).ok_or(Reason::Malformed)?;
+    if about.src != packet.dst {
+        return Err(Reason::IcmpUnrelated.into());
+    }
+    let (key, from_hi) = flow_key(about.src, about.dst, about.src_port, about.dst_port, about.proto);
+    // SAFETY: as in `known`.
+    let flow = unsafe { FLOWS.get(&key) }
+        .or_else(|| unsafe { FLOWS_NEW.get(&key) })
+        .ok_or(Reason::IcmpUnrelated)?;
+    let (to, peer) = if from_hi { (&flow.hi, &flow.lo) } else { (&flow.lo, &flow.hi) };
+    if flow.state == Flow::DENIED
+        || now().wrapping_sub(flow.last_seen) > idle_limit(flow.state, about.proto)
+        || !leg::is_current(to)
+        || !leg::is_current(peer)
+    {
+        return Err(Reason::IcmpUnrelated.into());
+    }
+    Ok(Related { to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
+}

@@ -1,0 +1,61 @@
+//! Who an address is: a pod of this node, something behind another node, or the rest of the world.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use canal_common::{Ip4, Mac, flow::Leg, node::Node};
+
+use crate::maps::{ENDPOINTS, GENERATIONS, NODES, ROUTES};
+
+const NO_MAC: Mac = Mac::new([0; 6]);
+
+#[inline(always)]
+pub const fn other(kind: u8) -> Leg {
+    Leg { generation: 0, endpoint: 0, target: 0, mac: NO_MAC, kind, _pad: 0 }
+}
+
+/// A pod of this node.
+///
+/// The generation is read before the policy is: if policy changes in between, the flow carries the old generation
+/// and is judged again, never the other way round.
+#[inline(always)]
+pub fn pod(addr: Ip4) -> Option<Leg> {
+    // SAFETY: values are plain data; the reference is not kept across an update.
+    let endpoint = unsafe { ENDPOINTS.get(addr) }?;
+    let generation = GENERATIONS.get(endpoint.id)?.generation;
+    Some(Leg {
+        generation,
+        endpoint: endpoint.id,
+        target: endpoint.ifindex,
+        mac: endpoint.pod_mac,
+        kind: Leg::POD,
+        _pad: 0,
+    })
+}
+
+/// Something in another node's subnet.
+#[inline(always)]
+pub fn remote(addr: Ip4) -> Option<Leg> {
+    let target = ROUTES.get(&Key::new(32, addr))?.node;
+    Some(Leg { target, ..other(Leg::NODE) })
+}
+
+/// Where `addr` is reached from here.
+#[inline(always)]
+pub fn anyone(addr: Ip4) -> Leg {
+    pod(addr).or_else(|| remote(addr)).unwrap_or(other(Leg::STACK))
+}
+
+/// Whether what the leg remembers still holds.
+#[inline(always)]
+pub fn is_current(leg: &Leg) -> bool {
+    match leg.kind {
+        Leg::POD => GENERATIONS.get(leg.endpoint).is_some_and(|g| g.generation == leg.generation),
+        Leg::NODE => node(leg.target).is_some(),
+        _ => true,
+    }
+}
+
+/// A node that still holds its lease.
+#[inline(always)]
+pub fn node(index: u32) -> Option<&'static Node> {
+    NODES.get(index).filter(|n| n.flags & Node::ALIVE != 0)
+}
