@@ -15,9 +15,6 @@ use crate::{
     workspace::Workspace,
 };
 
-/// All crates that compile for this machine, with the features that their tests use.
-const HOST: [&str; 5] = ["--workspace", "--exclude", "canal-ebpf", "--features", "canal-common/user"];
-
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArguments {
     /// Leave out the tests
@@ -75,9 +72,9 @@ fn commands(workspace: &Workspace) -> Result<Vec<(&'static str, Command)>> {
     let mut deny = tool("cargo-deny")?;
     deny.args(["--workspace", "check", "licenses", "bans", "sources"]);
     let mut clippy = cargo(&["clippy"]);
-    clippy.args(HOST).args(["--all-targets", "--", "-D", "warnings"]);
+    clippy.args(test::SELECTION).args(["--all-targets", "--", "-D", "warnings"]);
     let mut docs = cargo(&["doc", "--no-deps", "--document-private-items"]);
-    docs.args(HOST).env("RUSTDOCFLAGS", "-D warnings");
+    docs.args(test::SELECTION).env("RUSTDOCFLAGS", "-D warnings");
     Ok(vec![
         ("form", cargo(&["fmt", "--all", "--check"])),
         ("unused dependencies", machete),

@@ -158,8 +158,19 @@ fn install_or_update_first(workspace: &Workspace, packages: &[&str], updated: bo
     }
 }
 
-fn nightly_arguments() -> [&'static str; 8] {
-    ["rustup", "toolchain", "install", PINNED_NIGHTLY, "--profile", "minimal", "--component", "rust-src"]
+fn nightly_arguments() -> [&'static str; 10] {
+    [
+        "rustup",
+        "toolchain",
+        "install",
+        PINNED_NIGHTLY,
+        "--profile",
+        "minimal",
+        "--component",
+        "rust-src",
+        "--component",
+        "clippy",
+    ]
 }
 
 fn nightly(workspace: &Workspace) -> Result<()> {

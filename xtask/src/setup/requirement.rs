@@ -105,7 +105,8 @@ pub(crate) const TABLE: &[Requirement] = &[
         purposes: &[Build],
         probe: Probe::KernelCompiler,
         remedy: Remedy::KernelCompiler(DEBIAN_COMPILER),
-        otherwise: "rustup toolchain install nightly-2026-05-20 --profile minimal --component rust-src",
+        otherwise: "rustup toolchain install nightly-2026-05-20 --profile minimal --component rust-src \
+                    --component clippy",
     },
     Requirement {
         name: "bpf-linker",

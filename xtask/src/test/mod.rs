@@ -39,7 +39,8 @@ use crate::{
 
 /// Everything but the kernel's crate, which does not compile for this machine; one selection for every cargo call,
 /// so that the features, and with them the dependencies, are compiled once.
-const SELECTION: [&str; 5] = ["--workspace", "--exclude", "canal-ebpf", "--features", "canal-common/user"];
+pub(crate) const SELECTION: [&str; 5] =
+    ["--workspace", "--exclude", "canal-ebpf", "--features", "canal-common/user"];
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct TestArguments {
