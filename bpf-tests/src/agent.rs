@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::{
     cmd::{Cmd, Proc},
@@ -109,9 +110,11 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until it has a subnet and takes requests.
+    /// Waits until it has its subnet, has read the store, and takes requests. A subnet file alone may be that of
+    /// an earlier life.
     pub fn wait_ready(&self, deadline: Duration) -> Result<()> {
-        let serves = || self.subnet_file().exists() && UnixStream::connect(self.socket()).is_ok();
+        let in_sync = |status: Value| status["store"]["in_sync"] == true && !status["lease"].is_null();
+        let serves = || self.subnet_file().exists() && self.status().is_ok_and(in_sync);
         let mut ended = false;
         let ready = until(deadline, || {
             ended = !self.is_running();
@@ -157,7 +160,7 @@ impl Agent {
     }
 
     /// What `canalctl status` shows, as JSON.
-    pub fn status(&self) -> Result<serde_json::Value> {
+    pub fn status(&self) -> Result<Value> {
         let body = self.get("/v1/status")?;
         serde_json::from_str(&body).with_context(|| format!("the status is not JSON: {body}"))
     }

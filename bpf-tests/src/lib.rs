@@ -24,6 +24,7 @@ pub mod etcd;
 pub mod flannel;
 pub mod netns;
 pub mod node;
+pub mod pair;
 pub mod pod;
 pub mod policy;
 pub mod probe;

@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 
 use crate::{
@@ -79,7 +79,8 @@ impl Node {
     /// Calls the CNI plugin's DEL and deletes the namespace.
     pub fn del_pod(&self, pod: &Pod) -> Result<()> {
         self.pod_list().retain(|p| p.name() != pod.name());
-        pod::cni(self, "DEL", pod.netns(), pod.name(), &[])?;
+        let answer = pod::cni(self, "DEL", pod.netns(), pod.name(), &[])?;
+        ensure!(answer.ok(), "CNI DEL of pod {}: {}{}", pod.name(), answer.stdout, answer.stderr);
         pod.delete_netns();
         Ok(())
     }

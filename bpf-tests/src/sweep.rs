@@ -70,6 +70,8 @@ pub fn clean_up_on_interrupt(prefix: &str) -> Result<()> {
             if signals.wait().is_ok() {
                 eprintln!("\ninterrupted: cleaning up");
                 sweep(&prefix);
+                // What the rest of the process made in the meantime.
+                sweep(&prefix);
                 process::exit(130);
             }
         })

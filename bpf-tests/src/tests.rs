@@ -112,3 +112,17 @@ fn a_command_says_what_was_run_and_what_it_said_and_is_killed_when_it_takes_too_
     let echo = Cmd::new("cat").stdin("a line\n").run().unwrap();
     assert_eq!(echo, "a line\n");
 }
+
+#[test]
+fn a_bare_pair_carries_every_measurement() {
+    let world = World::builder().nodes(1).build().unwrap();
+    let (left, right) = pair::bare_pair(world.prefix()).unwrap();
+    assert!(left.pings(right.ip()));
+    let short = Duration::from_millis(300);
+    let rate = probe::udp_rate(&left, &right, 7000, 64, short).unwrap();
+    assert!(rate.received > 1000 && rate.received <= rate.sent, "{rate:?}");
+    let latency = probe::round_trips(&left, &right, 7001, short).unwrap();
+    assert!(latency.count > 100 && latency.p50_us <= latency.p99_us, "{latency:?}");
+    assert!(probe::connections_per_second(&left, &right, 7002, short).unwrap() > 100.0);
+    assert!(probe::tcp_bulk(&left, &right, 7003, short).unwrap().gigabits_per_second() > 0.1);
+}

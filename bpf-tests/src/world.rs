@@ -103,7 +103,7 @@ impl Builder {
     }
 }
 
-fn veth(left: (&Netns, &str), right: (&Netns, &str)) -> Result<()> {
+pub(crate) fn veth(left: (&Netns, &str), right: (&Netns, &str)) -> Result<()> {
     Cmd::line("ip link add")
         .args([left.1, "netns", left.0.name(), "type", "veth", "peer", "name", right.1])
         .args(["netns", right.0.name()])

@@ -30,7 +30,7 @@ impl Throughput {
 }
 
 /// One TCP stream from threads of this process.
-pub fn tcp_bulk(from: &impl Host, to: &impl Host, port: u16, duration: Duration) -> Result<Throughput> {
+pub fn tcp_bulk(from: &dyn Host, to: &dyn Host, port: u16, duration: Duration) -> Result<Throughput> {
     let listener = tcp::listen(to.netns(), port)?;
     let mut sender = tcp::open(from.netns(), SocketAddrV4::new(to.ip(), port), Duration::from_secs(3))?
         .with_context(|| format!("no connection to {}:{port}", to.ip()))?;
@@ -66,7 +66,7 @@ pub fn tcp_bulk(from: &impl Host, to: &impl Host, port: u16, duration: Duration)
 }
 
 /// The same with `iperf3`; `extra` are more arguments of its client.
-pub fn iperf3(from: &impl Host, to: &impl Host, duration: Duration, extra: &[&str]) -> Result<Throughput> {
+pub fn iperf3(from: &dyn Host, to: &dyn Host, duration: Duration, extra: &[&str]) -> Result<Throughput> {
     const PORT: u16 = 5201;
     let log = tempfile::NamedTempFile::new()?;
     let _server = to.netns().cmd("iperf3 -s -1 -f m").start(log.path())?;

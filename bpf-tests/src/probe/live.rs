@@ -1,7 +1,7 @@
 //! A TCP connection that is in use all the time, to see whether an event cuts it.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream},
     sync::mpsc,
     thread,
@@ -70,6 +70,7 @@ fn exchange(stream: &mut TcpStream) -> Result<(), String> {
     match stream.read(&mut byte) {
         Ok(0) => Err("the other side closed it".to_owned()),
         Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(format!("no echo for {PATIENCE:?}")),
         Err(e) => Err(format!("no echo: {e}")),
     }
 }

@@ -3,6 +3,7 @@
 mod bulk;
 mod live;
 mod ping;
+mod rate;
 mod tcp;
 mod udp;
 
@@ -16,6 +17,7 @@ use anyhow::Result;
 pub use bulk::{Throughput, iperf3, tcp_bulk};
 pub use live::LiveConnection;
 pub use ping::{PingStats, Pinger};
+pub use rate::{Latency, PacketRate, connections_per_second, round_trips, udp_rate};
 pub use tcp::{Connect, EchoServer};
 pub use udp::UdpEcho;
 

@@ -323,6 +323,18 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_answer_panics(head in "[ -~]{0,40}", body: Vec<u8>, sizes in "[0-9a-fA-F;]{0,20}") {
+            let _ = parse(&body);
+            for framing in [format!("Content-Length: {sizes}"), "Transfer-Encoding: chunked".to_owned()] {
+                let mut answer = format!("HTTP/1.1 200 {head}\r\n{framing}\r\n\r\n{sizes}\r\n").into_bytes();
+                answer.extend_from_slice(&body);
+                let _ = parse(&answer);
+            }
+        }
+    }
+
     #[test]
     fn bodies_come_whole_by_length_in_chunks_or_to_the_end() {
         for (answer, wanted) in [

@@ -98,11 +98,6 @@ impl Node {
         requests
     }
 
-    fn host_links(&self) -> Vec<Link> {
-        let links = Netlink::open().unwrap().links().unwrap();
-        links.into_iter().filter(|l| l.kind == "veth").collect()
-    }
-
     fn pod_link(&self) -> Option<Link> {
         Netlink::open_in(&self.pod).unwrap().link_by_name("eth0").unwrap()
     }
@@ -115,10 +110,16 @@ impl Node {
     }
 
     fn assert_untouched(&self) {
-        assert_eq!(self.host_links(), []);
+        assert_eq!(host_links(), []);
         assert_eq!(self.pod_link(), None);
         assert_eq!(self.taken(), Vec::<PathBuf>::new());
     }
+}
+
+/// Of the calling thread's namespace.
+fn host_links() -> Vec<Link> {
+    let links = Netlink::open().unwrap().links().unwrap();
+    links.into_iter().filter(|l| l.kind == "veth").collect()
 }
 
 #[test]
@@ -132,7 +133,7 @@ fn add_makes_a_pod_that_waits_only_for_its_agent_and_del_takes_all_of_it_away() 
         assert_eq!(result["interfaces"][0]["name"], "cali0123456789a");
         assert_eq!(result["interfaces"][1]["mac"], json!(eth0.mac));
 
-        let links = node.host_links();
+        let links = host_links();
         let [host] = links.as_slice() else { panic!("{links:?}") };
         assert_eq!((host.name.as_str(), host.mac, host.mtu), ("cali0123456789a", Some(HOST_MAC), 1400));
         assert!(!host.up, "setting it up is the agent's");
@@ -207,10 +208,10 @@ fn an_interface_that_exists_is_left_alone_by_add_and_by_the_del_that_follows() {
             mtu: 1500,
         };
         Netlink::open().unwrap().add_veth(&veth).unwrap();
-        let before = (node.host_links(), node.pod_link());
+        let before = (host_links(), node.pod_link());
         assert_eq!(node.add().unwrap_err().code, Code::InterfaceExists);
         node.call("DEL").unwrap();
-        assert_eq!((node.host_links(), node.pod_link()), before);
+        assert_eq!((host_links(), node.pod_link()), before);
         assert!(node.taken().is_empty());
     });
 }
@@ -236,14 +237,11 @@ fn a_name_of_another_container_is_not_stolen_but_a_leftover_of_ours_is_replaced(
         let fresh = another_netns();
         node.set("CNI_NETNS", &format!("/proc/self/fd/{}", fresh.as_fd().as_raw_fd()));
         assert_eq!(name(&node.add().unwrap()), name(&second));
-        assert_eq!(node.host_links().len(), 2);
+        assert_eq!(host_links().len(), 2);
         assert_eq!(other.pod_link(), None);
 
         node.call("DEL").unwrap();
-        assert_eq!(
-            node.host_links().iter().map(|l| l.name.as_str()).collect::<Vec<_>>(),
-            ["cali0123456789a"]
-        );
+        assert_eq!(host_links().iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["cali0123456789a"]);
         assert!(node.pod_link().is_some(), "the first pod keeps its interface");
     });
 }
@@ -325,6 +323,6 @@ fn a_full_pool_is_told_from_a_broken_one() {
         node.set("CNI_NETNS", &format!("/proc/self/fd/{}", other.as_fd().as_raw_fd()));
         let error = node.add().unwrap_err();
         assert_eq!(error.code, Code::PoolFull, "{error}");
-        assert_eq!((node.host_links().len(), node.taken().len()), (1, 1));
+        assert_eq!((host_links().len(), node.taken().len()), (1, 1));
     });
 }

@@ -98,8 +98,9 @@ impl<'a> Ipam<'a> {
             .collect();
         let stdin = stdin(self.config, subnet).to_string();
         let output = run(&program, &environment, stdin).map_err(|source| {
-            let msg = format!("cannot run {}", program.display());
-            CniError::new(Code::IpamMissing, msg, source.to_string())
+            let code =
+                if source.kind() == io::ErrorKind::TimedOut { Code::IpamFailed } else { Code::IpamMissing };
+            CniError::new(code, format!("cannot run {}", program.display()), source.to_string())
         })?;
         if output.status.success() { Ok(output.stdout) } else { Err(refused(verb, &output)) }
     }

@@ -59,7 +59,8 @@ pub fn main() -> ExitCode {
         Ok(text) => (text, ExitCode::SUCCESS),
         Err(error) => (error.to_json(config::answer_version(&stdin)), ExitCode::FAILURE),
     };
-    match io::stdout().lock().write_all(text.as_bytes()) {
+    let line_end = if text.is_empty() { "" } else { "\n" };
+    match write!(io::stdout().lock(), "{text}{line_end}") {
         Ok(()) => code,
         Err(_) => ExitCode::FAILURE,
     }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
@@ -225,6 +226,18 @@ fn undoing_goes_backwards_and_past_what_fails() {
     assert_eq!(*seen.borrow(), [3, 2, 1]);
     let error = CniError::new(Code::Kernel, "m", "cause").with_leftovers(&["two stays".to_owned()]);
     assert_eq!(error.to_string(), "m: cause; and in undoing: two stays");
+}
+
+proptest! {
+    #[test]
+    fn no_configuration_and_no_subnet_file_panics(bytes: Vec<u8>, text: String, key in "[a-zA-Z]{0,9}") {
+        let _ = Config::read(&bytes);
+        let _ = config::versions(&bytes);
+        let _ = Subnet::parse(&text);
+        let _ = Subnet::parse(&format!("FLANNEL_SUBNET={text}\nFLANNEL_MTU={text}"));
+        let near = json!({"cniVersion": "1.0.0", "name": text, key: text, "ipam": {"type": text}});
+        let _ = Config::read(near.to_string().as_bytes());
+    }
 }
 
 #[test]

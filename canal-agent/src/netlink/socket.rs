@@ -255,3 +255,25 @@ fn explanation(flags: u16, echo: &[u8]) -> Option<String> {
         rest = rest.get(length.next_multiple_of(4)..)?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn no_acknowledgement_panics(flags: u16, echo: Vec<u8>) {
+            let _ = explanation(flags, &echo);
+            let _ = explanation(flags | NLM_F_CAPPED, &[&[0; NETLINK_HEADER_LEN], echo.as_slice()].concat());
+        }
+    }
+
+    #[test]
+    fn the_kernels_sentence_is_found_behind_other_attributes() {
+        let mut echo = vec![0; NETLINK_HEADER_LEN];
+        echo.extend([8, 0, 2, 0, 1, 2, 3, 4]);
+        echo.extend([8, 0, 1, 0, b'n', b'o', 0, 0]);
+        assert_eq!(explanation(NLM_F_CAPPED, &echo).as_deref(), Some("no"));
+        assert_eq!(explanation(NLM_F_CAPPED, &echo[..NETLINK_HEADER_LEN + 8]), None);
+    }
+}
