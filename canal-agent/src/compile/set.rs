@@ -182,7 +182,7 @@ impl Stage {
         match self.end {
             End::Pass => passed.extend(open.into_pieces()),
             End::Deny | End::Profiles => {
-                decided.extend(open.into_pieces().map(|piece| done(piece, &Final::DENY)))
+                decided.extend(open.into_pieces().map(|piece| done(piece, &Final::DENY)));
             }
         }
         Open::from_pieces(passed)
