@@ -12,6 +12,7 @@ mod area;
 mod fold;
 mod index;
 mod members;
+mod order;
 pub mod pages;
 mod predicate;
 pub mod reference;
@@ -28,6 +29,7 @@ use std::{
 };
 
 use members::{Classifier, Members};
+use order::OrderedTier;
 use rules::{Place, Step, Template, Verb};
 use set::{Block, End, Stage};
 
@@ -87,25 +89,6 @@ pub fn compile(cluster: &Cluster, node: &str) -> Compiled {
     Compiled { endpoints, members }
 }
 
-/// Tiers in order of evaluation, each with its policies in order of evaluation. A tier that does not exist comes
-/// after all that do, closed.
-pub(crate) fn evaluation_order(cluster: &Cluster) -> Vec<(&str, Tier, Vec<(&Resource, &Arc<Policy>)>)> {
-    let mut by_tier: BTreeMap<&str, Vec<(&Resource, &Arc<Policy>)>> = BTreeMap::new();
-    for (resource, policy) in cluster.policies() {
-        by_tier.entry(&policy.tier).or_default().push((resource, policy));
-    }
-    let mut tiers: Vec<_> = by_tier
-        .into_iter()
-        .map(|(name, mut policies)| {
-            policies.sort_by_cached_key(|(resource, policy)| (policy.order, Policy::tie_break(resource)));
-            let tier = cluster.tier(name);
-            (tier.is_none(), (name, tier.unwrap_or(Tier::MISSING), policies))
-        })
-        .collect();
-    tiers.sort_by(|a, b| (a.0, a.1.1.order, a.1.0).cmp(&(b.0, b.1.1.order, b.1.0)));
-    tiers.into_iter().map(|(_, tier)| tier).collect()
-}
-
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
 struct Compiler<'a> {
@@ -141,7 +124,7 @@ impl<'a> Compiler<'a> {
             blocks: HashMap::new(),
             sets: HashMap::new(),
         };
-        for (_, tier, policies) in evaluation_order(cluster) {
+        for OrderedTier { tier, policies } in order::tiers(cluster) {
             let at = compiler.tiers.len();
             compiler.tiers.push(tier);
             // Those for host endpoints before connection tracking or DNAT are not the workloads' business.

@@ -7,9 +7,10 @@ use canal_common::policy::{self, FANOUT, MAX_DEPTH, Verdict, key};
 use super::verdict::{Decision, Final, Row, RuleId};
 
 /// Levels by destination port; as many again by source port.
-const LEVELS: usize = MAX_DEPTH / 2;
+const LEVELS: u32 = 4;
+const _: () = assert!(2 * LEVELS as usize == MAX_DEPTH);
 /// Bounds that this many levels hold.
-pub const MAX_BOUNDS: usize = FANOUT.pow(LEVELS as u32);
+pub const MAX_BOUNDS: usize = FANOUT.pow(LEVELS);
 
 /// A page whose children are positions in its [`PageTree`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -49,6 +49,8 @@ struct Object {
     nets: Vec<IpNet>,
 }
 
+type Policies<'a> = Vec<(&'a Resource, &'a Policy)>;
+
 pub struct Reference<'a> {
     cluster: &'a Cluster,
     objects: Vec<Object>,
@@ -129,7 +131,7 @@ impl<'a> Reference<'a> {
         self.objects.iter().filter(holds).collect()
     }
 
-    fn tiers(&self) -> Vec<(&str, Tier, Vec<(&Resource, &Policy)>)> {
+    fn tiers(&self) -> Vec<(&str, Tier, Policies<'_>)> {
         let mut names: Vec<&str> = self.cluster.policies().map(|(_, policy)| policy.tier.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -138,7 +140,7 @@ impl<'a> Reference<'a> {
             None => (true, Tier::MISSING.order),
         });
         let of = |name: &str| {
-            let mut policies: Vec<(&Resource, &Policy)> = self
+            let mut policies: Policies<'_> = self
                 .cluster
                 .policies()
                 .filter(|(_, policy)| policy.tier == name)

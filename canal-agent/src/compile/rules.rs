@@ -151,11 +151,40 @@ struct Alternative {
 }
 
 /// One way of meeting a rule's ports on one side.
-#[derive(Clone)]
 enum PortsOption {
     Any,
     Numeric(Vec<(u16, u16)>),
     Named { protocol: u8, port: u16, owner: Predicate },
+}
+
+impl PortsOption {
+    fn restrict_source(&self, alternative: &mut Alternative, has_ports: bool) {
+        match self {
+            Self::Any => {}
+            Self::Numeric(_) | Self::Named { .. } if !has_ports => {
+                alternative.area.keys = Intervals::default();
+            }
+            Self::Numeric(ranges) => {
+                alternative.area.src = SrcPorts::from_ranges(ranges.iter().copied());
+            }
+            Self::Named { protocol, port, owner } => {
+                alternative.area.keep(&area::protocols([*protocol]));
+                alternative.area.src = SrcPorts::from_ranges([(*port, *port)]);
+                alternative.source.any.push(vec![owner.clone()]);
+            }
+        }
+    }
+
+    fn restrict_destination(&self, alternative: &mut Alternative) {
+        match self {
+            Self::Any => {}
+            Self::Numeric(ranges) => alternative.area.keep(&area::ports(&WITH_PORTS, ranges)),
+            Self::Named { protocol, port, owner } => {
+                alternative.area.keep(&area::ports(&[*protocol], &[(*port, *port)]));
+                alternative.destination.any.push(vec![owner.clone()]);
+            }
+        }
+    }
 }
 
 fn alternatives(place: &Place<'_>, rule: &Rule, members: &Members) -> Vec<Alternative> {
@@ -171,8 +200,8 @@ fn alternatives(place: &Place<'_>, rule: &Rule, members: &Members) -> Vec<Altern
     let keys = keys(rule);
     let mut found = Vec::new();
     for group in source.protocol_groups() {
-        for from in source.options() {
-            for to in destination.options() {
+        for from in &source.options {
+            for to in &destination.options {
                 let mut alternative = Alternative {
                     area: Area::everything(),
                     source: source.criteria.clone(),
@@ -180,8 +209,8 @@ fn alternatives(place: &Place<'_>, rule: &Rule, members: &Members) -> Vec<Altern
                 };
                 alternative.area.keep(&keys);
                 alternative.area.keep(&group.keys);
-                source.restrict_source(&mut alternative, &from, group.has_ports);
-                destination.restrict_destination(&mut alternative, &to);
+                from.restrict_source(&mut alternative, group.has_ports);
+                to.restrict_destination(&mut alternative);
                 source.cut_source(&mut alternative, &group);
                 destination.cut_destination(&mut alternative);
                 if !alternative.area.is_empty() {
@@ -289,10 +318,6 @@ impl Side {
         })
     }
 
-    fn options(&self) -> Vec<PortsOption> {
-        self.options.clone()
-    }
-
     /// Source ports lie beside the keys, so a step about them is about one protocol.
     fn protocol_groups(&self) -> Vec<Group> {
         if !self.about_ports {
@@ -303,34 +328,6 @@ impl Side {
         let single = |n| Group { keys: area::protocols([n]), protocol: Some(n), has_ports: true };
         let rest = Group { keys: rest.keys, protocol: None, has_ports: false };
         WITH_PORTS.map(single).into_iter().chain([rest]).collect()
-    }
-
-    fn restrict_source(&self, alternative: &mut Alternative, option: &PortsOption, has_ports: bool) {
-        match option {
-            PortsOption::Any => {}
-            PortsOption::Numeric(_) | PortsOption::Named { .. } if !has_ports => {
-                alternative.area.keys = Intervals::default();
-            }
-            PortsOption::Numeric(ranges) => {
-                alternative.area.src = SrcPorts::from_ranges(ranges.iter().copied())
-            }
-            PortsOption::Named { protocol, port, owner } => {
-                alternative.area.keep(&area::protocols([*protocol]));
-                alternative.area.src = SrcPorts::from_ranges([(*port, *port)]);
-                alternative.source.any.push(vec![owner.clone()]);
-            }
-        }
-    }
-
-    fn restrict_destination(&self, alternative: &mut Alternative, option: &PortsOption) {
-        match option {
-            PortsOption::Any => {}
-            PortsOption::Numeric(ranges) => alternative.area.keep(&area::ports(&WITH_PORTS, ranges)),
-            PortsOption::Named { protocol, port, owner } => {
-                alternative.area.keep(&area::ports(&[*protocol], &[(*port, *port)]));
-                alternative.destination.any.push(vec![owner.clone()]);
-            }
-        }
     }
 
     fn cut_source(&self, alternative: &mut Alternative, group: &Group) {

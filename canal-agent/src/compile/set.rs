@@ -63,6 +63,8 @@ pub struct PolicySet {
     stages: Vec<Stage>,
     plan: Vec<Plan>,
     predicates: BTreeSet<Predicate>,
+    /// Their positions, by which the plan names them.
+    ids: HashMap<Predicate, usize>,
 }
 
 /// The steps of a stage, found by what the peer is.
@@ -88,7 +90,7 @@ impl PolicySet {
         let steps = || stages.iter().flat_map(|stage| &stage.blocks).flat_map(|block| &block.steps);
         let predicates: BTreeSet<Predicate> =
             steps().flat_map(|step| step.peer.predicates()).cloned().collect();
-        let ids: HashMap<&Predicate, usize> = predicates.iter().zip(0..).collect();
+        let ids: HashMap<Predicate, usize> = predicates.iter().cloned().zip(0..).collect();
         let plan = stages.iter().map(|stage| Plan::new(stage, &ids)).collect();
         let mut hasher = DefaultHasher::new();
         for stage in &stages {
@@ -97,22 +99,18 @@ impl PolicySet {
                 block.hash.hash(&mut hasher);
             }
         }
-        Self { hash: hasher.finish(), stages, plan, predicates }
+        Self { hash: hasher.finish(), stages, plan, predicates, ids }
     }
 
     /// Verdicts for peers of this class.
     pub fn row(&self, class: &Class) -> Row {
-        let mut member = vec![false; self.predicates.len()];
-        // Both are ascending, so one walk finds what they share.
-        let mut held = class.predicates().iter().peekable();
-        for (id, predicate) in self.predicates.iter().enumerate() {
-            while held.next_if(|have| *have < predicate).is_some() {}
-            member[id] = held.peek() == Some(&predicate);
-        }
+        let mut held: Vec<usize> =
+            class.predicates().iter().filter_map(|p| self.ids.get(p)).copied().collect();
+        held.sort_unstable();
         let mut decided: Vec<(u32, u32, (SrcPorts, Final))> = Vec::new();
         let mut open = Open::everything();
         for (stage, plan) in self.stages.iter().zip(&self.plan) {
-            open = stage.walk(plan, &member, open, &mut decided);
+            open = stage.walk(plan, &held, open, &mut decided);
             if open.is_empty() {
                 break;
             }
@@ -154,18 +152,19 @@ impl Stage {
     fn walk(
         &self,
         plan: &Plan,
-        member: &[bool],
+        held: &[usize],
         mut open: Open,
         decided: &mut Vec<(u32, u32, (SrcPorts, Final))>,
     ) -> Open {
         let mut passed = Vec::new();
         let mut taken = Vec::new();
-        for planned in plan.candidates(member) {
+        for planned in plan.candidates(held) {
             if open.is_empty() {
                 break;
             }
             let step = &self.blocks[planned.block].steps[planned.step];
-            let holes = step.peer.holes.iter().zip(&planned.holes).filter(|(_, id)| member[**id]);
+            let holes =
+                step.peer.holes.iter().zip(&planned.holes).filter(|(_, id)| held.binary_search(id).is_ok());
             let mut cut = None;
             for ((_, hole), _) in holes {
                 hole.cut(cut.get_or_insert_with(|| step.area.clone()));
@@ -183,7 +182,7 @@ impl Stage {
         match self.end {
             End::Pass => passed.extend(open.into_pieces()),
             End::Deny | End::Profiles => {
-                decided.extend(open.into_pieces().map(|piece| done(piece, &Final::DENY)))
+                decided.extend(open.into_pieces().map(|piece| done(piece, &Final::DENY)));
             }
         }
         Open::from_pieces(passed)
@@ -191,7 +190,7 @@ impl Stage {
 }
 
 impl Plan {
-    fn new(stage: &Stage, ids: &HashMap<&Predicate, usize>) -> Self {
+    fn new(stage: &Stage, ids: &HashMap<Predicate, usize>) -> Self {
         let mut plan = Self { steps: Vec::new(), always: Vec::new(), needing: HashMap::new() };
         for (block, content) in stage.blocks.iter().enumerate() {
             for (step, content) in content.steps.iter().enumerate() {
@@ -220,15 +219,14 @@ impl Plan {
     }
 
     /// Steps whose questions are all answered as they want, in order.
-    fn candidates(&self, member: &[bool]) -> impl Iterator<Item = &PlannedStep> {
-        let held = (0..member.len()).filter(|id| member[*id]);
-        let needing = held.filter_map(|id| self.needing.get(&id)).flatten();
+    fn candidates(&self, held: &[usize]) -> impl Iterator<Item = &PlannedStep> {
+        let needing = held.iter().filter_map(|id| self.needing.get(id)).flatten();
         let mut found: Vec<usize> = needing.chain(&self.always).copied().collect();
         found.sort_unstable();
         found.dedup();
-        found.into_iter().map(|at| &self.steps[at]).filter(|step| {
-            step.any.iter().all(|list| list.iter().any(|id| member[*id]))
-                && !step.none.iter().any(|id| member[*id])
+        let holds = |id: &usize| held.binary_search(id).is_ok();
+        found.into_iter().map(|at| &self.steps[at]).filter(move |step| {
+            step.any.iter().all(|list| list.iter().any(holds)) && !step.none.iter().any(holds)
         })
     }
 }

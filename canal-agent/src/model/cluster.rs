@@ -5,7 +5,7 @@
 //! for this node.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt,
     sync::Arc,
 };
@@ -200,12 +200,15 @@ impl Cluster {
     }
 
     fn update_slot(&mut self, key: EndpointKey, update: impl FnOnce(&mut Slot)) -> Change {
-        let slot = self.endpoints.entry(key.clone()).or_default();
-        let before = slot.in_force().cloned();
-        update(slot);
-        let after = slot.in_force().cloned();
+        let mut slot = match self.endpoints.entry(key) {
+            Entry::Occupied(slot) => slot,
+            Entry::Vacant(free) => free.insert_entry(Slot::default()),
+        };
+        let before = slot.get().in_force().cloned();
+        update(slot.get_mut());
+        let after = slot.get().in_force().cloned();
         if after.is_none() {
-            self.endpoints.remove(&key);
+            slot.remove();
         }
         if before == after { Change::None } else { Change::Object(Kind::WorkloadEndpoint) }
     }

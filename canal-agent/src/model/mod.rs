@@ -21,3 +21,6 @@ pub use cluster::{Change, Cluster};
 pub use endpoint::{EndpointKey, WorkloadEndpoint};
 pub use labels::Labels;
 pub use selector::Selector;
+
+#[cfg(test)]
+mod tests;

@@ -242,8 +242,8 @@ impl Admission {
             selector: self.selector(&field("serviceAccounts.selector"), accounts.selector, false),
         });
         Entity {
-            nets: self.list(&field("nets"), raw.nets, |net| parse_net(net)),
-            not_nets: self.list(&field("notNets"), raw.not_nets, |net| parse_net(net)),
+            nets: self.list(&field("nets"), raw.nets, parse_net),
+            not_nets: self.list(&field("notNets"), raw.not_nets, parse_net),
             selector: self.selector(&field("selector"), raw.selector, false),
             not_selector: self.selector(&field("notSelector"), raw.not_selector, false),
             namespace_selector: self.selector(&field("namespaceSelector"), raw.namespace_selector, true),
@@ -356,7 +356,6 @@ fn is_port_name(text: &str) -> bool {
 }
 
 /// A CIDR, of which the host bits are dropped, or a plain address.
-#[expect(clippy::ptr_arg, reason = "the signature of an element parser")]
 pub(super) fn parse_net(text: &String) -> Result<IpNet, String> {
     text.parse::<IpNet>()
         .map(|net| net.trunc())

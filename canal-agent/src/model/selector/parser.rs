@@ -95,7 +95,11 @@ impl Parser {
             negated = !negated;
         }
         let node = self.primary(depth)?;
-        Ok(if negated { Node::Not(Box::new(node)) } else { node })
+        Ok(match (negated, node) {
+            (false, node) => node,
+            (true, Node::Not(inner)) => *inner,
+            (true, node) => Node::Not(Box::new(node)),
+        })
     }
 
     fn primary(&mut self, depth: usize) -> Result<Node, SelectorError> {

@@ -224,11 +224,12 @@ proptest! {
         use super::Requirement::{Label, Nothing, OneOf};
         let selector = Selector::parse(&text).unwrap();
         if selector.matches(&labels) {
-            prop_assert!(match selector.requirement() {
+            let met = match selector.requirement() {
                 OneOf(pairs) => pairs.iter().any(|(k, v)| labels.get(*k).is_some_and(|have| have == v)),
                 Label(label) => labels.contains_key(label),
                 Nothing => true,
-            });
+            };
+            prop_assert!(met);
         }
     }
 

@@ -1,0 +1,417 @@
+use canal_common::Mac;
+use serde_json::{Value, json};
+
+use super::{
+    Change, Cluster, EndpointKey, WorkloadEndpoint,
+    endpoint::{Birth, EndpointName},
+    policy::{Order, Policy},
+    profile,
+    reading::Reading,
+    resource::{Kind, PREFIX, Resource},
+    rule::{Action, Icmp, Port, Protocol, parse_port},
+};
+
+const STORE: &str = include_str!("testdata/store.txt");
+
+/// The value that a real cluster has at a key.
+fn stored(rest: &str) -> &'static str {
+    let key = format!("{PREFIX}{rest}");
+    let mut lines = STORE.lines().skip_while(|line| *line != key);
+    lines.nth(1).unwrap()
+}
+
+fn birth_of(value: &str) -> Birth {
+    let value: Value = serde_json::from_str(value).unwrap();
+    let text = |name: &str| value["metadata"][name].as_str().unwrap().to_owned();
+    Birth { uid: text("uid"), creation_timestamp: text("creationTimestamp") }
+}
+
+fn read_policy(spec: &Value) -> Reading<Policy> {
+    let resource = Resource::new(Kind::GlobalNetworkPolicy, "", "p");
+    Policy::read(&resource, json!({ "spec": spec }).to_string().as_bytes())
+}
+
+fn good_policy(spec: &Value) -> Policy {
+    match read_policy(spec) {
+        Reading::Good(policy) => policy,
+        other => panic!("{spec}: {other:?}"),
+    }
+}
+
+mod endpoints {
+    use super::*;
+
+    #[test]
+    fn a_workload_endpoint_is_written_as_calicos_plugin_writes_it() {
+        let expected = stored("workloadendpoints/default/node1-cni-ca-eth0");
+        let name = EndpointName::cni("node1", "ca", "eth0");
+        let key = EndpointKey::new("default", &name.format().unwrap());
+        let endpoint = WorkloadEndpoint {
+            node: "node1".to_owned(),
+            orchestrator: "cni".to_owned(),
+            workload: "ca".to_owned(),
+            endpoint: "eth0".to_owned(),
+            container_id: "ca".to_owned(),
+            interface_name: "calica".to_owned(),
+            addresses: vec!["10.100.30.2".parse().unwrap()],
+            mac: Some(Mac::new([0x96, 0x80, 0x86, 0xac, 0xb9, 0x8e])),
+            profiles: vec!["canal".to_owned()],
+            ..WorkloadEndpoint::default()
+        };
+        assert_eq!(endpoint.to_json(&key, &birth_of(expected)), expected);
+        assert_eq!(key.store_key(), format!("{PREFIX}workloadendpoints/default/node1-cni-ca-eth0"));
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let value = stored("workloadendpoints/default/node2-cni-cb-eth0");
+        let key = EndpointKey::new("default", "node2-cni-cb-eth0");
+        let Reading::Good(endpoint) = WorkloadEndpoint::read(&key, value.as_bytes()) else {
+            panic!("not good")
+        };
+        assert_eq!(endpoint.to_json(&key, &birth_of(value)), value);
+        assert_eq!((endpoint.node.as_str(), endpoint.workload.as_str()), ("node2", "cb"));
+    }
+
+    #[test]
+    fn a_networks_profile_is_written_as_calicos_plugin_writes_it() {
+        let expected = stored("profiles/canal");
+        assert_eq!(profile::network_profile_json("canal", &birth_of(expected)), expected);
+    }
+
+    #[test]
+    fn names_double_the_dashes_of_their_parts() {
+        let name = |parts: [&str; 4]| {
+            let [node, orchestrator, workload, endpoint] = parts.map(str::to_owned);
+            EndpointName { node, orchestrator, workload, endpoint }
+        };
+        for (text, parts) in [
+            ("node--a-k8s-web--0-eth0", ["node-a", "k8s", "web-0", "eth0"]),
+            ("node1-cni-ca-eth0", ["node1", "cni", "ca", "eth0"]),
+            ("a----b-cni-x.y-net1", ["a--b", "cni", "x.y", "net1"]),
+        ] {
+            assert_eq!(EndpointName::parse(text), Some(name(parts)), "{text}");
+            assert_eq!(name(parts).format().as_deref(), Ok(text));
+        }
+        for text in [
+            "",
+            "a",
+            "a-b-c",
+            "a-b-c-d-e",
+            "a-b-c-",
+            "-a-b-c-d",
+            "a---b-c-d",
+            "--a-b-c-d",
+            "a-b-c-d--",
+            "a--b-c-d",
+        ] {
+            assert_eq!(EndpointName::parse(text), None, "{text}");
+        }
+        for part in ["", "-a", "a-"] {
+            assert!(EndpointName::cni("n", part, "eth0").format().is_err(), "{part:?}");
+        }
+    }
+
+    #[test]
+    fn the_name_says_whose_the_endpoint_is_and_the_key_says_its_namespace() {
+        let key = EndpointKey::new("shop", "node--a-k8s-web--0-eth0");
+        let value = json!({
+            "metadata": { "name": "other", "labels": { "projectcalico.org/namespace": "bank", "pcns.env": "prod", "app": "web" } },
+            "spec": {
+                "node": "liar", "pod": "web-0", "serviceAccountName": "web-sa", "mac": "5a:11:22:33:44:55",
+                "ipNetworks": ["10.77.3.9/32", "fd00::9/128", "10.77.3.10"], "profiles": null, "interfaceName": "cali1",
+                "ports": [
+                    { "name": "http", "protocol": "TCP", "port": 8080, "hostPort": 0, "hostIP": "" },
+                    { "name": "", "protocol": "UDP", "port": 1 },
+                    { "name": "sig", "protocol": "SCTP", "port": 9 },
+                ],
+                "unknown": { "field": [1] },
+            },
+        });
+        let Reading::Good(endpoint) = WorkloadEndpoint::read(&key, value.to_string().as_bytes()) else {
+            panic!()
+        };
+        assert_eq!(endpoint.node, "node-a");
+        let labels = [
+            ("app", "web"),
+            ("projectcalico.org/namespace", "shop"),
+            ("projectcalico.org/serviceaccount", "web-sa"),
+        ];
+        assert_eq!(endpoint.labels, labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+        assert_eq!(endpoint.addresses.len(), 2);
+        let ports: Vec<_> = endpoint.ports.iter().map(|p| (p.name.as_str(), p.protocol, p.port)).collect();
+        assert_eq!(ports, [("http", 6, 8080), ("sig", 132, 9)]);
+    }
+
+    #[test]
+    fn parts_of_an_endpoint_that_cannot_be_read_are_left_out_and_named() {
+        let key = EndpointKey::new("shop", "n-cni-c-eth0");
+        let value = json!({ "spec": { "mac": "zz", "ipNetworks": ["10.0.0.0/24", "x", "10.0.0.1/32"] } });
+        match WorkloadEndpoint::read(&key, value.to_string().as_bytes()) {
+            Reading::Partly(endpoint, reason) => {
+                assert_eq!((endpoint.addresses.len(), endpoint.mac), (1, None));
+                for part in ["10.0.0.0/24", "\"x\"", "mac"] {
+                    assert!(reason.contains(part), "{reason}");
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+mod rules {
+    use super::*;
+
+    #[test]
+    fn ports_are_numbers_ranges_or_names() {
+        for (raw, port) in [
+            (json!(0), Port::Range(0, 0)),
+            (json!(65535), Port::Range(65535, 65535)),
+            (json!("80"), Port::Range(80, 80)),
+            (json!("80:90"), Port::Range(80, 90)),
+            (json!("0:65535"), Port::Range(0, 65535)),
+            (json!("http"), Port::Name("http".to_owned())),
+            (json!("8080-tcp"), Port::Name("8080-tcp".to_owned())),
+            (json!("-1"), Port::Name("-1".to_owned())),
+            (json!("a_b.c"), Port::Name("a_b.c".to_owned())),
+        ] {
+            assert_eq!(parse_port(&raw), Ok(port), "{raw}");
+        }
+        for raw in [
+            json!(-1),
+            json!(65536),
+            json!(1.5),
+            json!(null),
+            json!(true),
+            json!(""),
+            json!("70000"),
+            json!("9:1"),
+            json!("1:"),
+            json!(":1"),
+            json!("1:2:3"),
+            json!("+1:2"),
+            json!("a b"),
+            json!("é"),
+            json!("x".repeat(129)),
+        ] {
+            assert!(parse_port(&raw).is_err(), "{raw}");
+        }
+    }
+
+    #[test]
+    fn every_criterion_of_a_rule_is_read() {
+        let policy = good_policy(&json!({ "ingress": [
+            { "action": "Allow", "ipVersion": 4, "protocol": "ICMP", "icmp": { "type": 3, "code": 1 }, "notICMP": { "type": 8 },
+              "metadata": { "annotations": { "why": "x" } } },
+            { "action": "pass", "protocol": "sctp", "notProtocol": 6,
+              "source": { "nets": ["10.0.0.1/8"], "notNets": ["10.1.0.0/16"], "selector": "has(a)", "notSelector": "has(b)",
+                          "namespaceSelector": "global()", "serviceAccounts": { "names": ["sa"], "selector": null },
+                          "ports": [1], "notPorts": ["http"] } },
+        ], "egress": null }));
+        let rules = policy.ingress.unwrap();
+        assert_eq!(rules[0].protocol, Some(Protocol { number: 1, ip_version: Some(4) }));
+        assert_eq!(rules[0].icmp, Some(Icmp { icmp_type: 3, code: Some(1) }));
+        assert_eq!(rules[0].not_icmp, Some(Icmp { icmp_type: 8, code: None }));
+        assert_eq!((rules[1].action, rules[1].not_protocol.unwrap().number), (Action::Pass, 6));
+        let source = &rules[1].source;
+        assert_eq!(
+            (source.nets[0].to_string(), source.not_nets[0].to_string()),
+            ("10.0.0.0/8".into(), "10.1.0.0/16".into())
+        );
+        assert_eq!(source.selector.as_ref().unwrap().canonical(), "has(a)");
+        assert_eq!(source.not_selector.as_ref().unwrap().canonical(), "has(b)");
+        assert!(source.namespace_selector.as_ref().unwrap().is_global());
+        assert_eq!(source.service_accounts.as_ref().unwrap().names, ["sa"]);
+        assert_eq!((source.ports.len(), source.not_ports.len()), (1, 1));
+        assert!(rules.iter().all(|rule| !rule.inert));
+    }
+
+    #[test]
+    fn null_stands_for_absent_everywhere() {
+        let rule = json!({ "action": "Allow", "protocol": null, "notProtocol": null, "icmp": null, "notICMP": null,
+            "ipVersion": null, "http": null, "metadata": null, "destination": null,
+            "source": { "nets": null, "notNets": null, "selector": null, "notSelector": null, "namespaceSelector": null,
+                        "serviceAccounts": null, "services": null, "ports": null, "notPorts": null } });
+        let policy = good_policy(&json!({ "tier": null, "order": null, "selector": null, "types": null,
+            "ingress": [rule], "egress": null, "doNotTrack": null, "applyOnForward": null, "preDNAT": null,
+            "serviceAccountSelector": null, "namespaceSelector": null, "performanceHints": null }));
+        assert_eq!((policy.tier.as_str(), policy.order, policy.selector), ("default", Order::LAST, None));
+        assert_eq!(
+            policy.ingress.unwrap()[0],
+            good_policy(&json!({ "ingress": [{ "action": "Allow" }] })).ingress.unwrap()[0]
+        );
+        assert_eq!(policy.egress.unwrap().len(), 0);
+    }
+
+    #[test]
+    fn an_unknown_action_denies() {
+        for action in [json!("Reject"), json!(""), json!(null)] {
+            match read_policy(&json!({ "ingress": [{ "action": action }] })) {
+                Reading::Partly(policy, _) => assert_eq!(policy.ingress.unwrap()[0].action, Action::Deny),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_named_port_needs_no_protocol_and_a_number_does() {
+        assert!(matches!(
+            read_policy(&json!({ "ingress": [{ "action": "Allow", "destination": { "ports": ["http"] } }] })),
+            Reading::Good(_)
+        ));
+        match read_policy(&json!({ "ingress": [{ "action": "Allow", "destination": { "ports": [80] } }] })) {
+            Reading::Partly(policy, reason) => {
+                assert!(policy.ingress.unwrap()[0].inert);
+                assert_eq!(
+                    reason,
+                    "ingress rule 0: ports: need protocol TCP, UDP or SCTP; the rule never matches"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+mod cluster {
+    use super::*;
+
+    fn key(kind: Kind, namespace: &str, name: &str) -> String {
+        Resource::new(kind, namespace, name).key()
+    }
+
+    fn policy_key() -> String {
+        key(Kind::GlobalNetworkPolicy, "", "p")
+    }
+
+    fn policies(cluster: &Cluster) -> Vec<Policy> {
+        cluster.policies().map(|(_, policy)| (**policy).clone()).collect()
+    }
+
+    #[test]
+    fn a_bad_value_keeps_the_last_good_version_until_a_good_value_or_a_delete() {
+        let mut cluster = Cluster::default();
+        let good = json!({ "spec": { "order": 1, "selector": "has(a)" } }).to_string();
+        cluster.apply(&policy_key(), Some(good.as_bytes()));
+        let before = policies(&cluster);
+        for bad in [
+            "{\"spec\":{\"order\":2,",
+            "[]",
+            "{}",
+            r#"{"spec":{"order":"x"}}"#,
+            r#"{"spec":{"selector":"a = b"}}"#,
+            "\u{0}",
+        ] {
+            assert_eq!(cluster.apply(&policy_key(), Some(bad.as_bytes())), Change::None, "{bad}");
+            assert_eq!(policies(&cluster), before);
+            let reason = &cluster.invalid()[&policy_key()];
+            assert!(
+                reason.ends_with("the last good version stays in force") && reason.lines().count() == 1,
+                "{reason}"
+            );
+        }
+        assert_eq!(cluster.apply(&policy_key(), Some(good.as_bytes())), Change::None);
+        assert!(cluster.invalid().is_empty());
+        cluster.apply(&policy_key(), Some(b"x"));
+        assert_eq!(cluster.apply(&policy_key(), None), Change::Object(Kind::GlobalNetworkPolicy));
+        assert!(cluster.invalid().is_empty() && policies(&cluster).is_empty());
+    }
+
+    #[test]
+    fn a_policy_that_was_never_good_denies_whom_it_selects_in_its_place() {
+        let mut cluster = Cluster::default();
+        let bad = json!({ "spec": { "tier": "t", "order": 7, "selector": "has(a)", "types": ["Egress"], "egress": "all" } });
+        cluster.apply(&policy_key(), Some(bad.to_string().as_bytes()));
+        let stand_in = &policies(&cluster)[0];
+        assert_eq!((stand_in.tier.as_str(), stand_in.order), ("t", Order::new(Some(7.0))));
+        assert_eq!(stand_in.selector.as_ref().unwrap().canonical(), "has(a)");
+        assert!(stand_in.ingress.is_none());
+        assert_eq!(stand_in.egress.as_ref().unwrap()[0].action, Action::Deny);
+        assert_eq!(cluster.invalid().len(), 1);
+        // The next bad version is no better, and stands in for itself.
+        let worse = json!({ "spec": { "selector": "has(b)", "egress": 1 } });
+        cluster.apply(&policy_key(), Some(worse.to_string().as_bytes()));
+        let stand_in = &policies(&cluster)[0];
+        assert_eq!(stand_in.selector.as_ref().unwrap().canonical(), "has(b)");
+        assert!(stand_in.ingress.is_some() && stand_in.egress.is_some());
+    }
+
+    #[test]
+    fn a_policy_that_does_not_say_whom_it_selects_is_left_out_and_named() {
+        for bad in ["{", r#"{"spec":null}"#, r#"{"spec":{"selector":"(((("}}"#, r#"{"spec":{"selector":7}}"#]
+        {
+            let mut cluster = Cluster::default();
+            assert_eq!(cluster.apply(&policy_key(), Some(bad.as_bytes())), Change::None);
+            assert!(policies(&cluster).is_empty(), "{bad}");
+            assert!(cluster.invalid().contains_key(&policy_key()));
+        }
+    }
+
+    #[test]
+    fn one_bad_object_does_not_hide_the_others() {
+        let mut cluster = Cluster::default();
+        cluster.apply(&key(Kind::NetworkPolicy, "shop", "bad"), Some(b"{\"spec"));
+        cluster.apply(&policy_key(), Some(br#"{"spec":{}}"#));
+        assert_eq!(policies(&cluster).len(), 1);
+    }
+
+    #[test]
+    fn a_network_set_with_a_bad_entry_keeps_the_last_good_version_or_what_can_be_read() {
+        let mut cluster = Cluster::default();
+        let set = key(Kind::NetworkSet, "shop", "s");
+        let nets = |cluster: &Cluster| -> Vec<String> {
+            cluster.network_sets().flat_map(|(_, set)| set.ipv4_nets()).map(|net| net.to_string()).collect()
+        };
+        cluster.apply(&set, Some(br#"{"spec":{"nets":["10.0.0.0/8","10.0.0.0/x"]}}"#));
+        assert_eq!(nets(&cluster), ["10.0.0.0/8"]);
+        cluster.apply(&set, Some(br#"{"spec":{"nets":["10.0.0.7","2001:db8::/32"]}}"#));
+        assert_eq!(nets(&cluster), ["10.0.0.7/32"]);
+        cluster.apply(&set, Some(br#"{"spec":{"nets":["x"]}}"#));
+        assert_eq!(nets(&cluster), ["10.0.0.7/32"]);
+        assert_eq!(cluster.invalid().len(), 1);
+    }
+
+    #[test]
+    fn a_complete_list_removes_what_it_does_not_hold_and_keeps_local_endpoints() {
+        let mut cluster = Cluster::default();
+        let endpoint = EndpointKey::new("shop", "n-cni-c-eth0");
+        cluster.apply(&policy_key(), Some(br#"{"spec":{}}"#));
+        cluster.apply(&key(Kind::Tier, "", "t"), Some(b"bad"));
+        cluster.apply(&endpoint.store_key(), Some(br#"{"spec":{"ipNetworks":["10.0.0.1/32"]}}"#));
+        let local = WorkloadEndpoint { node: "n".to_owned(), ..WorkloadEndpoint::default() };
+        cluster.set_local_endpoint(endpoint.clone(), Some(local));
+        cluster.replace_all([(key(Kind::Tier, "", "u"), br#"{"spec":{}}"#.to_vec())].into_iter());
+        assert!(policies(&cluster).is_empty() && cluster.invalid().is_empty());
+        assert!(cluster.tier("u").is_some());
+        assert_eq!(cluster.endpoints_of("n").count(), 1);
+        cluster.set_local_endpoint(endpoint, None);
+        assert_eq!(cluster.endpoints().count(), 0);
+    }
+
+    #[test]
+    fn keys_that_mean_nothing_change_nothing() {
+        let mut cluster = Cluster::default();
+        for key in [
+            "",
+            "/",
+            "/calico/ipam/v2/config",
+            "/calico/resources/v3/projectcalico.org/bgppeers/x",
+            "/coreos.com/network/config",
+        ] {
+            assert_eq!(cluster.apply(key, Some(b"garbage")), Change::None);
+        }
+        assert!(cluster.invalid().is_empty());
+    }
+
+    #[test]
+    fn every_prefix_of_every_real_value_is_survived() {
+        let lines: Vec<&str> = STORE.lines().collect();
+        for pair in lines.chunks(2) {
+            let mut cluster = Cluster::default();
+            for end in 0..pair[1].len() {
+                cluster.apply(pair[0], Some(&pair[1].as_bytes()[..end]));
+            }
+            cluster.apply(pair[0], Some(pair[1].as_bytes()));
+            assert!(cluster.invalid().is_empty());
+        }
+    }
+}
