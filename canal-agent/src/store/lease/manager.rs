@@ -135,7 +135,8 @@ impl LeaseManager {
                 public_ip: want.public_ip,
                 previous: self.previous,
             };
-            let taken = match choose(request, &held, &mut rand::rng()) {
+            let choice = choose(request, &held, &mut rand::rng());
+            let taken = match choice {
                 Some(Choice::Retake(held)) => self.retake(held, want).await?,
                 Some(Choice::Create { subnet, replaces }) => {
                     self.create(subnet, &replaces, listing.revision, want).await?
