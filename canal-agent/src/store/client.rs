@@ -6,7 +6,7 @@ use std::{fs, future::Future, path::Path, sync::Arc, time::Duration};
 
 use etcd_client::{
     Certificate, Client, Compare, ConnectOptions, DeleteOptions, GetOptions, GetResponse, Identity, KvClient,
-    PutOptions, TlsOptions, Txn, TxnOp, WatchClient,
+    LeaseTimeToLiveOptions, PutOptions, TlsOptions, Txn, TxnOp, WatchClient,
 };
 use tracing::{info, warn};
 
@@ -253,8 +253,15 @@ impl Store {
         Ok((granted.id(), granted.ttl()))
     }
 
-    pub(super) async fn revoke(&self, id: i64) -> Result<(), StoreError> {
+    /// Ends an etcd lease that no key hangs on. One with keys stays: they would go with it.
+    pub(super) async fn revoke_unused(&self, id: i64) -> Result<(), StoreError> {
         let mut lease = self.client.lease_client();
+        let with_keys = LeaseTimeToLiveOptions::new().with_keys();
+        let look = lease.time_to_live(id, Some(with_keys));
+        let found = self.call(|| format!("look up etcd lease {id:x}"), look).await?;
+        if found.ttl() <= 0 || !found.keys().is_empty() {
+            return Ok(());
+        }
         self.call(|| format!("revoke etcd lease {id:x}"), lease.revoke(id)).await.map(drop)
     }
 
@@ -311,10 +318,9 @@ enum Dial {
 }
 
 async fn dial(options: &EtcdOptions, wanted: ConnectOptions) -> Result<Client, Dial> {
-    tokio::time::timeout(CALL_TIMEOUT, Client::connect(&options.endpoints, Some(wanted)))
-        .await
-        .map_err(|_| Dial::TimedOut)?
-        .map_err(Dial::Client)
+    // Boxed: the library's future is some 15 kB, and every caller's would be.
+    let connect = Box::pin(Client::connect(&options.endpoints, Some(wanted)));
+    tokio::time::timeout(CALL_TIMEOUT, connect).await.map_err(|_| Dial::TimedOut)?.map_err(Dial::Client)
 }
 
 fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, Cause> {

@@ -23,6 +23,10 @@ pub enum Cause {
     UntrustedServer(String),
     /// The server wants a client certificate, or refuses ours.
     ClientCertificate(String),
+    /// The server cut the line after the TLS handshake. TLS 1.3 lets the client finish first, so the refusal of its
+    /// certificate often arrives as no more than this.
+    ClosedTls,
+    ClosedPlain,
     /// One side speaks TLS, the other does not.
     NotTls,
     WrongCredentials,
@@ -49,6 +53,8 @@ impl fmt::Display for Cause {
             Self::ClientCertificate(why) => {
                 write!(f, "the server does not accept our client certificate ({why})")
             }
+            Self::ClosedTls => f.write_str("the server closed the TLS connection"),
+            Self::ClosedPlain => f.write_str("the server closed the connection"),
             Self::NotTls => f.write_str("the server does not answer TLS"),
             Self::WrongCredentials => f.write_str("wrong user name or password"),
             Self::CredentialsNeeded => f.write_str("the server asks for a user name and password"),
@@ -72,6 +78,8 @@ fn hint(cause: &Cause) -> &'static str {
             "; check --etcd-cafile, and that the certificate names the host of --etcd-endpoints"
         }
         Cause::ClientCertificate(_) => "; check --etcd-certfile and --etcd-keyfile",
+        Cause::ClosedTls => "; if it asks for client certificates, check --etcd-certfile and --etcd-keyfile",
+        Cause::ClosedPlain => "; if it speaks TLS, write https:// in --etcd-endpoints",
         Cause::NotTls => "; write http:// in --etcd-endpoints, or enable TLS on the server",
         Cause::WrongCredentials => "; check --etcd-username and --etcd-password",
         Cause::CredentialsNeeded => "; set --etcd-username and --etcd-password",
@@ -82,6 +90,7 @@ fn hint(cause: &Cause) -> &'static str {
 }
 
 // The numbers of gRPC's status codes; tonic's enum is not ours to name.
+const CANCELLED: i32 = 1;
 const UNKNOWN: i32 = 2;
 const INVALID_ARGUMENT: i32 = 3;
 const DEADLINE_EXCEEDED: i32 = 4;
@@ -127,7 +136,7 @@ fn classify(error: &etcd_client::Error, has_user: bool, tls: bool) -> Cause {
                 INVALID_ARGUMENT if chain.contains("user name is empty") => Cause::CredentialsNeeded,
                 INVALID_ARGUMENT if chain.contains("authentication failed") => Cause::WrongCredentials,
                 UNAVAILABLE if chain.contains("no leader") => Cause::NoLeader,
-                UNAVAILABLE | UNKNOWN => transport(&chain, tls),
+                UNAVAILABLE | UNKNOWN | CANCELLED => transport(&chain, tls),
                 _ => Cause::Other(one_line(&chain)),
             }
         }
@@ -144,19 +153,18 @@ fn transport(chain: &str, tls: bool) -> Cause {
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     if has(&["connection refused"]) {
         Cause::Refused
-    } else if has(&["received corrupt message", "wrong version number"]) {
+    } else if has(&["received corrupt message", "handshake eof"]) {
         Cause::NotTls
-    } else if has(&["fatal alert"]) {
-        Cause::ClientCertificate(tail(chain))
-    } else if has(&["invalid peer certificate", "unknownissuer", "certificate"]) {
-        Cause::UntrustedServer(tail(chain))
+    } else if let Some(alert) = after(chain, "received fatal alert: ") {
+        Cause::ClientCertificate(alert)
+    } else if let Some(why) = after(chain, "invalid peer certificate: ") {
+        Cause::UntrustedServer(why)
     } else if has(&["timed out", "timeout", "deadline"]) {
         Cause::TimedOut
     } else if has(&["failed to lookup", "name or service", "no address associated"]) {
         Cause::UnknownHost
-    } else if tls && has(&["broken pipe", "connection reset", "close_notify", "connection closed"]) {
-        // TLS 1.3 lets the client finish first: the server's refusal of its certificate can surface as a cut line.
-        Cause::Unreachable(format!("the server closed the TLS connection ({})", tail(chain)))
+    } else if has(&["broken pipe", "connection reset", "close_notify", "connection closed"]) {
+        if tls { Cause::ClosedTls } else { Cause::ClosedPlain }
     } else {
         Cause::Unreachable(one_line(chain))
     }
@@ -175,8 +183,10 @@ fn chain(first: &str, mut source: Option<&(dyn std::error::Error + 'static)>) ->
     parts.join(": ")
 }
 
-fn tail(chain: &str) -> String {
-    one_line(chain.rsplit(": ").next().unwrap_or(chain))
+/// What a layer said after `marker`, without what the layers around it added.
+fn after(chain: &str, marker: &str) -> Option<String> {
+    let (_, rest) = chain.split_once(marker)?;
+    Some(one_line(rest.split(": ").next().unwrap_or(rest)))
 }
 
 fn one_line(text: &str) -> String {
@@ -194,7 +204,7 @@ mod tests {
             ("transport error: tcp connect error: deadline has elapsed", false, Cause::TimedOut),
             ("dns error: failed to lookup address information", false, Cause::UnknownHost),
             (
-                "tls: invalid peer certificate: UnknownIssuer",
+                "invalid peer certificate: UnknownIssuer: transport error",
                 true,
                 Cause::UntrustedServer("UnknownIssuer".into()),
             ),
@@ -204,6 +214,8 @@ mod tests {
                 Cause::ClientCertificate("CertificateRequired".into()),
             ),
             ("received corrupt message of type InvalidContentType", true, Cause::NotTls),
+            ("stream closed because of a broken pipe", true, Cause::ClosedTls),
+            ("stream closed because of a broken pipe", false, Cause::ClosedPlain),
             ("something\nnew", false, Cause::Unreachable("something new".into())),
         ] {
             assert_eq!(transport(text, tls), want, "{text}");

@@ -93,14 +93,21 @@ struct Position {
     anchor: Option<(String, i64)>,
 }
 
+/// The last thing that the consumer heard about the connection.
+#[derive(PartialEq, Eq)]
+enum Said {
+    Nothing,
+    Connected,
+    Disconnected(String),
+}
+
 pub struct Mirror {
     store: Store,
     prefix: Prefix,
     keys: Keys,
     events: mpsc::Sender<StoreEvent>,
     position: Option<Position>,
-    /// The last thing said: `None` nothing, `Some(None)` connected, `Some(Some(_))` disconnected and why.
-    said: Option<Option<String>>,
+    said: Said,
 }
 
 impl Mirror {
@@ -115,7 +122,7 @@ impl Mirror {
     }
 
     pub(super) fn of(store: Store, prefix: Prefix, keys: Keys, events: mpsc::Sender<StoreEvent>) -> Self {
-        Self { store, prefix, keys, events, position: None, said: None }
+        Self { store, prefix, keys, events, position: None, said: Said::Nothing }
     }
 
     /// Runs until cancelled, or until nobody listens.
@@ -140,7 +147,7 @@ impl Mirror {
                 backoff.reset();
             }
             if let Some(error) = error
-                && self.say(Some(error.to_string())).await.is_err()
+                && self.say(Said::Disconnected(error.to_string())).await.is_err()
             {
                 return;
             }
@@ -157,13 +164,12 @@ impl Mirror {
     }
 
     async fn try_session(&mut self) -> Result<std::convert::Infallible, End> {
-        match &self.position {
-            Some(position) => self.check_history(position).await?,
-            None => {
-                let listing = self.store.list_keys(&self.keys).await?;
-                self.say(None).await?;
-                self.snapshot(listing).await?;
-            }
+        if let Some(position) = &self.position {
+            self.check_history(position).await?;
+        } else {
+            let listing = self.store.list_keys(&self.keys).await?;
+            self.say(Said::Connected).await?;
+            self.snapshot(listing).await?;
         }
         let (from, cluster_id) = match &self.position {
             Some(position) => (position.revision + 1, position.cluster_id),
@@ -183,7 +189,7 @@ impl Mirror {
                     self.broken(Cause::Other(format!("etcd ended the watch: {}", answer.cancel_reason())))
                 });
             }
-            self.say(None).await?;
+            self.say(Said::Connected).await?;
             self.changes(&answer).await?;
         }
     }
@@ -276,23 +282,24 @@ impl Mirror {
         self.send(StoreEvent::Changes { prefix: self.prefix, changes, revision }).await
     }
 
-    /// Tells a change of the connection's state; `error` is `None` for connected.
-    async fn say(&mut self, error: Option<String>) -> Result<(), Stop> {
-        if self.said.as_ref() == Some(&error) {
+    /// Tells a change of the connection's state.
+    async fn say(&mut self, state: Said) -> Result<(), Stop> {
+        if self.said == state {
             return Ok(());
         }
-        self.said = Some(error.clone());
         let (prefix, keys) = (self.prefix, self.keys.name());
-        let event = match error {
-            None => {
+        let event = match &state {
+            Said::Nothing => return Ok(()),
+            Said::Connected => {
                 info!(keys, "following etcd");
                 StoreEvent::Connected { prefix }
             }
-            Some(error) => {
+            Said::Disconnected(error) => {
                 warn!(keys, error, "not following etcd; what is known stays in force");
-                StoreEvent::Disconnected { prefix, error }
+                StoreEvent::Disconnected { prefix, error: error.clone() }
             }
         };
+        self.said = state;
         self.send(event).await
     }
 
