@@ -16,7 +16,10 @@ pub struct StoreError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
     Refused,
+    /// No connection came to be, for another reason.
     Unreachable(String),
+    /// The connection broke in a way that has no entry of its own here.
+    Broken(String),
     TimedOut,
     UnknownHost,
     /// The server's certificate does not verify against the CA that we were given.
@@ -46,7 +49,9 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused => f.write_str("connection refused"),
-            Self::Unreachable(why) | Self::File(why) | Self::Other(why) => f.write_str(why),
+            Self::Unreachable(why) | Self::Broken(why) | Self::File(why) | Self::Other(why) => {
+                f.write_str(why)
+            }
             Self::TimedOut => f.write_str("no answer in time"),
             Self::UnknownHost => f.write_str("the host name does not resolve"),
             Self::UntrustedServer(why) => write!(f, "the server's certificate is not trusted ({why})"),
@@ -69,7 +74,7 @@ impl fmt::Display for Cause {
 fn hint(cause: &Cause) -> &'static str {
     match cause {
         Cause::Refused => "; is etcd running there? check --etcd-endpoints",
-        Cause::Unreachable(_) => "; check the network and --etcd-endpoints",
+        Cause::Unreachable(_) | Cause::Broken(_) => "; check the network and --etcd-endpoints",
         Cause::TimedOut => {
             "; check that etcd is healthy, that it speaks http or https as --etcd-endpoints says, and firewalls"
         }
@@ -104,14 +109,31 @@ impl StoreError {
     pub(super) fn new(operation: impl Into<String>, options: &EtcdOptions, cause: Cause) -> Self {
         Self { operation: operation.into(), endpoints: options.endpoints.join(","), cause }
     }
+}
 
-    pub(super) fn from_client(
-        operation: impl Into<String>,
-        options: &EtcdOptions,
-        error: &etcd_client::Error,
-    ) -> Self {
-        let has_user = options.credentials.is_some();
-        Self::new(operation, options, classify(error, has_user, options.is_tls()))
+impl Cause {
+    pub(super) fn of(error: &etcd_client::Error, options: &EtcdOptions) -> Self {
+        classify(error, options.credentials.is_some(), options.is_tls())
+    }
+
+    /// Another member of the cluster may do better.
+    pub(super) fn is_of_the_member(&self) -> bool {
+        self.was_not_sent()
+            || matches!(
+                self,
+                Self::Broken(_)
+                    | Self::TimedOut
+                    | Self::UntrustedServer(_)
+                    | Self::ClosedTls
+                    | Self::ClosedPlain
+                    | Self::NotTls
+                    | Self::NoLeader
+            )
+    }
+
+    /// The request cannot have had an effect.
+    pub(super) fn was_not_sent(&self) -> bool {
+        matches!(self, Self::Refused | Self::Unreachable(_) | Self::UnknownHost)
     }
 }
 
@@ -141,7 +163,7 @@ fn classify(error: &etcd_client::Error, has_user: bool, tls: bool) -> Cause {
             }
         }
         Error::TransportError(e) => transport(&chain(&e.to_string(), e.source()), tls),
-        Error::IoError(e) => Cause::Unreachable(one_line(&e.to_string())),
+        Error::IoError(e) => Cause::Broken(one_line(&e.to_string())),
         Error::LeaseKeepAliveError(_) => Cause::LeaseGone,
         other => Cause::Other(one_line(&other.to_string())),
     }
@@ -159,14 +181,16 @@ fn transport(chain: &str, tls: bool) -> Cause {
         Cause::ClientCertificate(alert)
     } else if let Some(why) = after(chain, "invalid peer certificate: ") {
         Cause::UntrustedServer(why)
-    } else if has(&["timed out", "timeout", "deadline"]) {
-        Cause::TimedOut
     } else if has(&["failed to lookup", "name or service", "no address associated"]) {
         Cause::UnknownHost
+    } else if let Some(why) = after(chain, "tcp connect error: ") {
+        Cause::Unreachable(if why.contains("deadline") { "no answer to the connection".into() } else { why })
+    } else if has(&["timed out", "timeout", "deadline"]) {
+        Cause::TimedOut
     } else if has(&["broken pipe", "connection reset", "close_notify", "connection closed"]) {
         if tls { Cause::ClosedTls } else { Cause::ClosedPlain }
     } else {
-        Cause::Unreachable(one_line(chain))
+        Cause::Broken(one_line(chain))
     }
 }
 
@@ -201,7 +225,16 @@ mod tests {
     fn transport_texts_become_causes() {
         for (text, tls, want) in [
             ("transport error: tcp connect error: Connection refused (os error 111)", false, Cause::Refused),
-            ("transport error: tcp connect error: deadline has elapsed", false, Cause::TimedOut),
+            (
+                "transport error: tcp connect error: deadline has elapsed",
+                false,
+                Cause::Unreachable("no answer to the connection".into()),
+            ),
+            (
+                "transport error: tcp connect error: No route to host (os error 113)",
+                false,
+                Cause::Unreachable("No route to host (os error 113)".into()),
+            ),
             ("dns error: failed to lookup address information", false, Cause::UnknownHost),
             (
                 "invalid peer certificate: UnknownIssuer: transport error",
@@ -216,7 +249,7 @@ mod tests {
             ("received corrupt message of type InvalidContentType", true, Cause::NotTls),
             ("stream closed because of a broken pipe", true, Cause::ClosedTls),
             ("stream closed because of a broken pipe", false, Cause::ClosedPlain),
-            ("something\nnew", false, Cause::Unreachable("something new".into())),
+            ("something\nnew", false, Cause::Broken("something new".into())),
         ] {
             assert_eq!(transport(text, tls), want, "{text}");
         }

@@ -175,9 +175,15 @@ impl Mirror {
             Some(position) => (position.revision + 1, position.cluster_id),
             None => return Err(End::Gone("there is no position yet")),
         };
-        let mut stream = self.open(from).await?;
+        let (mut stream, member) = self.open(from).await?;
         loop {
-            let answer = self.next(&mut stream).await?;
+            let answer = match self.next(&mut stream).await {
+                Ok(answer) => answer,
+                Err(cause) => {
+                    self.store.avoid(member);
+                    return Err(self.broken(cause));
+                }
+            };
             if answer.header().is_some_and(|header| header.cluster_id() != cluster_id) {
                 return Err(End::Gone("another etcd cluster answers"));
             }
@@ -209,17 +215,15 @@ impl Mirror {
         Ok(())
     }
 
-    async fn open(&self, from: i64) -> Result<WatchStream, End> {
+    async fn open(&self, from: i64) -> Result<(WatchStream, usize), StoreError> {
         let options =
             WatchOptions::new().with_range(self.keys.end()).with_start_revision(from).with_progress_notify();
-        let mut client = self.store.watch_client();
-        let key = self.keys.name();
-        debug!(key, from, "watching");
-        Ok(self.store.call(|| format!("watch {key}"), client.watch(key, Some(options))).await?)
+        debug!(keys = self.keys.name(), from, "watching");
+        self.store.watch(&self.keys, options).await
     }
 
     /// The next answer of any kind. In silence, asks the server for a sign of life through the same stream.
-    async fn next(&self, stream: &mut WatchStream) -> Result<WatchResponse, End> {
+    async fn next(&self, stream: &mut WatchStream) -> Result<WatchResponse, Cause> {
         let deadline = Instant::now() + SILENCE;
         let mut ask = Instant::now() + ASK_EVERY;
         loop {
@@ -227,10 +231,9 @@ impl Mirror {
                 answer = timeout_at(deadline, stream.message()) => {
                     return match answer {
                         Ok(Ok(Some(answer))) => Ok(answer),
-                        Ok(Ok(None)) => Err(self.broken(Cause::Other("etcd closed the stream".into()))),
-                        Ok(Err(error)) => Err(StoreError::from_client(
-                            format!("watch {}", self.keys.name()), self.store.options(), &error).into()),
-                        Err(_) => Err(self.broken(Cause::TimedOut)),
+                        Ok(Ok(None)) => Err(Cause::Broken("etcd closed the stream".into())),
+                        Ok(Err(error)) => Err(Cause::of(&error, self.store.options())),
+                        Err(_) => Err(Cause::TimedOut),
                     };
                 }
                 () = sleep_until(ask) => {
@@ -308,6 +311,6 @@ impl Mirror {
     }
 
     fn broken(&self, cause: Cause) -> End {
-        End::Broken(self.store.error(format!("watch {}", self.keys.name()), cause))
+        self.store.error(format!("watch {}", self.keys.name()), cause).into()
     }
 }

@@ -200,3 +200,15 @@ async fn a_missing_or_strange_client_certificate_says_so() {
         assert!(text.contains("check --etcd-certfile and --etcd-keyfile"), "{text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_members_in_the_list_do_not_matter() {
+    let etcd = Etcd::start().await;
+    let mut wanted = etcd.options();
+    wanted.endpoints.insert(0, "http://127.0.0.1:1".into());
+    wanted.endpoints.push("http://127.0.0.1:2".into());
+    let store = Store::connect(&wanted).await.unwrap();
+    for _ in 0..50 {
+        store.get(PREFIX).await.unwrap();
+    }
+}

@@ -230,3 +230,23 @@ async fn a_quiet_connection_is_not_given_up() {
     let quiet = timeout(std::time::Duration::from_secs(14), following.events.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_one_way_to_etcd_breaks_another_is_taken() {
+    let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    let (first, second) = (Proxy::to(etcd.port()).await, Proxy::to(etcd.port()).await);
+    let mut wanted = options(&first.endpoint());
+    wanted.endpoints.push(second.endpoint());
+    let mut following = Following::start(Store::connect(&wanted).await.unwrap());
+    following.snapshot().await;
+    first.cut();
+    following.disconnected().await;
+    put(&mut admin, "tiers/a").await;
+    assert_eq!(following.changes(1).await, ["+tiers/a"]);
+    first.mend();
+    second.cut();
+    following.disconnected().await;
+    put(&mut admin, "tiers/b").await;
+    assert_eq!(following.changes(1).await, ["+tiers/b"]);
+}
