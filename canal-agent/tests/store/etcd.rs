@@ -5,6 +5,7 @@ use std::{
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -40,7 +41,7 @@ impl Etcd {
     }
 
     fn prepare(scheme: &'static str, flags: &[String]) -> Self {
-        let (port, peer_port) = free_ports();
+        let (port, peer_port) = (free_port(), free_port());
         let folder = tempfile::tempdir().unwrap();
         Self { folder, port, peer_port, scheme, flags: flags.to_vec(), process: None }
     }
@@ -155,7 +156,12 @@ pub(crate) async fn dump(admin: &mut Client, prefix: &str) -> Vec<(String, Strin
     all.kvs().iter().map(|kv| (text(kv.key()), text(kv.value()), kv.mod_revision(), kv.lease())).collect()
 }
 
-fn free_ports() -> (u16, u16) {
-    let (a, b) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-    (a.local_addr().unwrap().port(), b.local_addr().unwrap().port())
+/// Never the same twice in one run, and outside the range from which the kernel hands out ports.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 100).unwrap() * 100;
+    (0..10_000)
+        .map(|_| 20_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("some port between 20000 and 30000 is free")
 }

@@ -1,4 +1,8 @@
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use canal_agent::store::{Attributes, LeaseError, LeaseEvent, LeaseManager, NetworkConfig, Store};
 use etcd_client::{Client, PutOptions};
@@ -228,9 +232,9 @@ async fn a_lost_key_is_taken_again_with_the_same_subnet_and_no_other_key_is_touc
     assert_eq!(again.subnet, lease.subnet);
 
     admin.put(again.key.as_str(), "{ spoilt", Some(PutOptions::new().with_ignore_lease())).await.unwrap();
-    let deadline = std::time::Instant::now() + DEADLINE;
+    let deadline = Instant::now() + DEADLINE;
     while subnets(&mut admin).await.iter().find(|key| key.0 == again.key).unwrap().1 != value(&node(1)) {
-        assert!(std::time::Instant::now() < deadline, "the value was not repaired");
+        assert!(Instant::now() < deadline, "the value was not repaired");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
@@ -307,4 +311,21 @@ async fn a_lease_that_does_not_fit_a_changed_network_is_replaced_in_one_step() {
     let all = subnets(&mut admin).await;
     assert_eq!((all.len(), &all[0].0), (1, &after.key));
     assert_ne!(before.key, after.key);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_with_one_name_do_not_flood_etcd() {
+    let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    let twin = Attributes { node: "node1".into(), ..node(2) };
+    let first = Held::start(LeaseManager::new(etcd.store().await, wide(), None), node(1)).await;
+    let second = Held::start(LeaseManager::new(etcd.store().await, wide(), None), twin).await;
+    let (started, before) = (Instant::now(), subnets(&mut admin).await[0].2);
+    while subnets(&mut admin).await[0].2 < before + 8 {
+        assert!(started.elapsed() < DEADLINE, "the two do not even notice each other");
+        tokio::task::yield_now().await;
+    }
+    assert!(started.elapsed() > Duration::from_millis(200), "{:?}", started.elapsed());
+    first.stop().await;
+    second.stop().await;
 }
