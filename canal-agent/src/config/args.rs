@@ -4,6 +4,8 @@ use std::ffi::OsString;
 
 use clap::{Args, Command};
 
+use crate::store::Secret;
+
 /// Every flag can also be given by environment: `CANAL_<NAME>` or flannel's `FLANNELD_<NAME>`, with underscores.
 /// A flag beats the environment; an empty variable counts as unset.
 #[derive(Debug, Clone, Default, Args)]
@@ -28,7 +30,7 @@ pub struct RunArgs {
     pub etcd_username: Option<String>,
     /// Password of that user; better given by environment, where `ps` does not show it
     #[arg(long, value_name = "TEXT")]
-    pub etcd_password: Option<String>,
+    pub etcd_password: Option<Secret>,
     /// Uplink to the other nodes, by name or address [default: that of the default route]
     #[arg(long, value_name = "NAME|IP")]
     pub iface: Option<String>,
@@ -112,6 +114,9 @@ mod tests {
             assert_eq!(run.ip_masq.as_deref(), Some("true"), "{args}");
             assert_eq!(run.iface.as_deref(), Some("eth0"), "{args}");
         }
+        let run = parse("-etcd-password hunter2").unwrap();
+        assert_eq!(run.etcd_password.as_ref().map(Secret::reveal), Some("hunter2"));
+        assert!(!format!("{run:?}").contains("hunter2"));
         assert_eq!(parse("-ip-masq=F").unwrap().ip_masq.as_deref(), Some("F"));
         assert!(parse("-no-such-flag").is_err());
         assert!(parse("-ip-masq false").is_err(), "as in Go, the value of a bool needs the equals sign");

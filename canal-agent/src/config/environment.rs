@@ -13,8 +13,7 @@ const ALIASES: [(&str, &str); 5] = [
     ("node-name", "NODENAME"),
 ];
 
-/// A setting and its origin, so that errors name what the operator wrote.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A setting and its origin, so that errors name what the operator wrote. It may be a password: no `Debug`.
 pub(super) struct Value {
     pub(super) text: String,
     pub(super) origin: String,
@@ -26,7 +25,6 @@ impl Value {
     }
 }
 
-#[derive(Debug, Default)]
 pub(super) struct Environment {
     variables: BTreeMap<String, String>,
     hostname: Option<String>,

@@ -38,7 +38,8 @@ pub(super) fn options(args: &RunArgs, environment: &Environment) -> Result<EtcdO
         },
         credentials: credentials(
             find("etcd-username", &args.etcd_username),
-            find("etcd-password", &args.etcd_password),
+            environment
+                .find("etcd-password", args.etcd_password.as_ref().map(|text| text.reveal().to_owned())),
         )?,
     })
 }

@@ -62,8 +62,8 @@ impl Config {
         };
         Ok(Self {
             etcd: etcd::options(&args, environment)?,
-            public_ip: find("public-ip", args.public_ip).map(public_ip).transpose()?,
-            ip_masq: find("ip-masq", args.ip_masq).map(boolean).transpose()?.unwrap_or(false),
+            public_ip: find("public-ip", args.public_ip).as_ref().map(public_ip).transpose()?,
+            ip_masq: find("ip-masq", args.ip_masq).as_ref().map(boolean).transpose()?.unwrap_or(false),
             iface: find("iface", args.iface).map(|value| value.text),
             subnet_file: path("subnet-file", args.subnet_file, "/run/flannel/subnet.env"),
             node_name: node_name(args.node_name, environment)?,
@@ -74,7 +74,7 @@ impl Config {
     }
 }
 
-fn public_ip(value: Value) -> Result<Ipv4Addr, ConfigError> {
+fn public_ip(value: &Value) -> Result<Ipv4Addr, ConfigError> {
     match value.text.parse::<Ipv4Addr>() {
         Ok(ip) if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() => {
             Err(value.wrong("is not an address that peers can send to; use one of this node's"))
@@ -85,7 +85,7 @@ fn public_ip(value: Value) -> Result<Ipv4Addr, ConfigError> {
 }
 
 /// The forms that Go's `flag` package takes.
-fn boolean(value: Value) -> Result<bool, ConfigError> {
+fn boolean(value: &Value) -> Result<bool, ConfigError> {
     match value.text.as_str() {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),

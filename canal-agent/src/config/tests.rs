@@ -7,6 +7,10 @@ type Given<'a> = (&'a str, &'a str);
 fn resolve(flags: &[Given<'_>], variables: &[Given<'_>]) -> Result<Config, ConfigError> {
     let mut args = RunArgs::default();
     for (flag, value) in flags {
+        if *flag == "etcd-password" {
+            args.etcd_password = Some(crate::store::Secret::new(*value));
+            continue;
+        }
         let field = match *flag {
             "etcd-endpoints" => &mut args.etcd_endpoints,
             "etcd-prefix" => &mut args.etcd_prefix,
@@ -14,7 +18,6 @@ fn resolve(flags: &[Given<'_>], variables: &[Given<'_>]) -> Result<Config, Confi
             "etcd-certfile" => &mut args.etcd_certfile,
             "etcd-keyfile" => &mut args.etcd_keyfile,
             "etcd-username" => &mut args.etcd_username,
-            "etcd-password" => &mut args.etcd_password,
             "iface" => &mut args.iface,
             "public-ip" => &mut args.public_ip,
             "ip-masq" => &mut args.ip_masq,

@@ -1,13 +1,23 @@
-//! The connection to etcd. Owns dialling, TLS, credentials, deadlines and the translation of errors. Every call
+//! The connections to etcd's members. Owns the choice of the member, dialling, TLS, credentials, deadlines and the translation of errors. Every call
 //! has a deadline; half-open connections are noticed by HTTP/2 pings within 15 s; a member that lost its leader
 //! refuses instead of going silent. Streams are not resumed here: see `watch`.
 
-use std::{fs, future::Future, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt, fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use etcd_client::{
     Certificate, Client, Compare, ConnectOptions, DeleteOptions, GetOptions, GetResponse, Identity, KvClient,
-    PutOptions, TlsOptions, Txn, TxnOp, WatchClient,
+    LeaseTimeToLiveOptions, LeaseTimeToLiveResponse, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions,
+    WatchStream,
 };
+use tokio::{sync::OnceCell, time::timeout};
 use tracing::{info, warn};
 
 use super::{
@@ -105,14 +115,20 @@ fn successor(key: &[u8]) -> Vec<u8> {
 }
 
 /// Handle to etcd; cheap to clone.
-#[derive(Clone)]
-pub struct Store {
-    client: Client,
-    options: Arc<EtcdOptions>,
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Shared>);
+
+/// One client per member: the library's own balancing hands requests to members that are down as readily as to
+/// others.
+struct Shared {
+    options: EtcdOptions,
+    clients: Vec<OnceCell<Client>>,
+    /// The member in use.
+    current: AtomicUsize,
 }
 
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("options", &self.options).finish_non_exhaustive()
     }
 }
@@ -120,27 +136,11 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Connects and makes one real call, because dialling alone proves nothing.
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
-        let operation = "connect";
-        let mut wanted = connect_options(options).map_err(|e| StoreError::new(operation, options, e))?;
-        if let Some(user) = &options.credentials {
-            wanted = wanted.with_user(&user.username, user.password.reveal()).with_auto_token_refresh(true);
-        }
-        let mut client = dial(options, wanted).await;
-        if let (Err(Dial::Client(e)), Some(user)) = (&client, &options.credentials)
-            && error::auth_is_off(e)
-        {
-            warn!(
-                user = user.username,
-                "etcd has no authentication enabled; going on without the credentials"
-            );
-            let plain = connect_options(options).map_err(|e| StoreError::new(operation, options, e))?;
-            client = dial(options, plain).await;
-        }
-        let client = client.map_err(|e| match e {
-            Dial::TimedOut => StoreError::new(operation, options, Cause::TimedOut),
-            Dial::Client(e) => StoreError::from_client(operation, options, &e),
-        })?;
-        let store = Self { client, options: Arc::new(options.clone()) };
+        let store = Self(Arc::new(Shared {
+            options: options.clone(),
+            clients: options.endpoints.iter().map(|_| OnceCell::new()).collect(),
+            current: AtomicUsize::new(0),
+        }));
         store.get(&options.prefix.config()).await?;
         Ok(store)
     }
@@ -167,12 +167,15 @@ impl Store {
     }
 
     pub fn options(&self) -> &EtcdOptions {
-        &self.options
+        &self.0.options
     }
 
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let mut kv = self.kv();
-        let found = self.call(|| format!("read {key}"), kv.get(key, None)).await?;
+        let rpc = |member: Member| {
+            let key = key.to_owned();
+            async move { member.kv().get(key, None).await }
+        };
+        let found = self.call(|| format!("read {key}"), rpc).await?;
         Ok(found.kvs().first().map(Entry::from))
     }
 
@@ -187,8 +190,11 @@ impl Store {
         loop {
             let page =
                 GetOptions::new().with_range(keys.end()).with_limit(PAGE).with_revision(listing.revision);
-            let mut kv = self.kv();
-            let got = self.call(|| format!("list {}", keys.name()), kv.get(from.clone(), Some(page))).await?;
+            let rpc = |member: Member| {
+                let (from, page) = (from.clone(), page.clone());
+                async move { member.kv().get(from, Some(page)).await }
+            };
+            let got = self.call(|| format!("list {}", keys.name()), rpc).await?;
             if listing.revision == 0 {
                 (listing.revision, listing.cluster_id) = header(&got);
             }
@@ -202,9 +208,12 @@ impl Store {
 
     /// The key as it was at `revision`, with the id of the cluster that said so.
     pub(super) async fn get_at(&self, key: &str, revision: i64) -> Result<(Option<Entry>, u64), StoreError> {
-        let mut kv = self.kv();
         let at = GetOptions::new().with_revision(revision);
-        let got = self.call(|| format!("read {key} at revision {revision}"), kv.get(key, Some(at))).await?;
+        let rpc = |member: Member| {
+            let (key, at) = (key.to_owned(), at.clone());
+            async move { member.kv().get(key, Some(at)).await }
+        };
+        let got = self.call(|| format!("read {key} at revision {revision}"), rpc).await?;
         Ok((got.kvs().first().map(Entry::from), header(&got).1))
     }
 
@@ -241,57 +250,120 @@ impl Store {
         when: Vec<Compare>,
         then: Vec<TxnOp>,
     ) -> Result<Option<i64>, StoreError> {
-        let mut kv = self.kv();
-        let done = self.call(|| operation.to_owned(), kv.txn(Txn::new().when(when).and_then(then))).await?;
+        let txn = Txn::new().when(when).and_then(then);
+        let rpc = |member: Member| {
+            let txn = txn.clone();
+            async move { member.kv().txn(txn).await }
+        };
+        let done = self.call(|| operation.to_owned(), rpc).await?;
         Ok(done.succeeded().then(|| done.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 
     /// Grants an etcd lease; its id and TTL in seconds.
     pub(super) async fn grant(&self, ttl_seconds: i64) -> Result<(i64, i64), StoreError> {
-        let mut lease = self.client.lease_client();
-        let granted = self.call(|| "grant an etcd lease".into(), lease.grant(ttl_seconds, None)).await?;
+        let rpc =
+            move |member: Member| async move { member.client.lease_client().grant(ttl_seconds, None).await };
+        let granted = self.call(|| "grant an etcd lease".into(), rpc).await?;
         Ok((granted.id(), granted.ttl()))
     }
 
-    pub(super) async fn revoke(&self, id: i64) -> Result<(), StoreError> {
-        let mut lease = self.client.lease_client();
-        self.call(|| format!("revoke etcd lease {id:x}"), lease.revoke(id)).await.map(drop)
+    /// Ends an etcd lease that no key hangs on. One with keys stays: they would go with it.
+    pub(super) async fn revoke_unused(&self, id: i64) -> Result<(), StoreError> {
+        let found = self.look_up(id).await?;
+        if found.ttl() <= 0 || !found.keys().is_empty() {
+            return Ok(());
+        }
+        let rpc = move |member: Member| async move { member.client.lease_client().revoke(id).await };
+        self.call(|| format!("revoke etcd lease {id:x}"), rpc).await.map(drop)
     }
 
     /// Refreshes the lease once; `Cause::LeaseGone` if it does not exist.
     pub(super) async fn keep_alive(&self, id: i64) -> Result<(), StoreError> {
-        let mut lease = self.client.lease_client();
-        self.call(|| format!("keep etcd lease {id:x} alive"), lease.keep_alive(id)).await.map(drop)
+        let rpc =
+            move |member: Member| async move { member.client.lease_client().keep_alive(id).await.map(drop) };
+        self.call(|| format!("keep etcd lease {id:x} alive"), rpc).await
     }
 
     /// Seconds that the lease was granted for; `None` if it does not exist.
     pub(super) async fn granted_ttl(&self, id: i64) -> Result<Option<i64>, StoreError> {
-        let mut lease = self.client.lease_client();
-        let found = self.call(|| format!("look up etcd lease {id:x}"), lease.time_to_live(id, None)).await?;
+        let found = self.look_up(id).await?;
         Ok((found.ttl() > 0).then(|| found.granted_ttl()))
     }
 
-    pub(super) fn watch_client(&self) -> WatchClient {
-        self.client.watch_client().max_decoding_message_size(MESSAGE_LIMIT)
+    async fn look_up(&self, id: i64) -> Result<LeaseTimeToLiveResponse, StoreError> {
+        let rpc = move |member: Member| async move {
+            let with_keys = LeaseTimeToLiveOptions::new().with_keys();
+            member.client.lease_client().time_to_live(id, Some(with_keys)).await
+        };
+        self.call(|| format!("look up etcd lease {id:x}"), rpc).await
     }
 
-    /// Waits for `call` until the deadline and translates its error.
-    pub(super) async fn call<T>(
+    /// Opens a watch, and tells which member serves it.
+    pub(super) async fn watch(
         &self,
-        operation: impl FnOnce() -> String,
-        call: impl Future<Output = Result<T, etcd_client::Error>>,
-    ) -> Result<T, StoreError> {
-        match tokio::time::timeout(CALL_TIMEOUT, call).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(e)) => Err(StoreError::from_client(operation(), &self.options, &e)),
-            Err(_) => Err(self.error(operation(), Cause::TimedOut)),
+        keys: &Keys,
+        options: WatchOptions,
+    ) -> Result<(WatchStream, usize), StoreError> {
+        let rpc = |member: Member| {
+            let (key, options) = (keys.name().to_owned(), options.clone());
+            let mut client = member.client.watch_client().max_decoding_message_size(MESSAGE_LIMIT);
+            async move { Ok((client.watch(key, Some(options)).await?, member.index)) }
+        };
+        self.call(|| format!("watch {}", keys.name()), rpc).await
+    }
+
+    /// That member is not well: use another from now on.
+    pub(super) fn avoid(&self, member: usize) {
+        let next = (member + 1) % self.0.clients.len();
+        // If it fails, somebody noticed before us.
+        let _ = self.0.current.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Makes one call with a deadline, on the next member if this one cannot be reached.
+    async fn call<T, F>(
+        &self,
+        operation: impl Fn() -> String,
+        rpc: impl Fn(Member) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let options = &self.0.options;
+        let mut members = 1..=self.0.clients.len();
+        loop {
+            let index = self.0.current.load(Ordering::Relaxed);
+            let attempt = async {
+                let client = self.0.clients[index].get_or_try_init(|| dial(options, index)).await?.clone();
+                rpc(Member { index, client }).await.map_err(|e| Cause::of(&e, options))
+            };
+            // Boxed: the library's futures are some 15 kB, and every caller's would be.
+            let cause = match timeout(CALL_TIMEOUT, Box::pin(attempt)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(cause)) => cause,
+                Err(_) => Cause::TimedOut,
+            };
+            if cause.is_of_the_member() {
+                self.avoid(index);
+            }
+            members.next();
+            if members.is_empty() || !cause.was_not_sent() {
+                return Err(self.error(operation(), cause));
+            }
         }
     }
 
     pub(super) fn error(&self, operation: impl Into<String>, cause: Cause) -> StoreError {
-        StoreError::new(operation, &self.options, cause)
+        StoreError::new(operation, &self.0.options, cause)
     }
+}
 
+/// The member that a call goes to.
+struct Member {
+    index: usize,
+    client: Client,
+}
+
+impl Member {
     fn kv(&self) -> KvClient {
         self.client.kv_client().max_decoding_message_size(MESSAGE_LIMIT)
     }
@@ -305,16 +377,25 @@ fn header(answer: &GetResponse) -> (i64, u64) {
     answer.header().map_or((0, 0), |header| (header.revision(), header.cluster_id()))
 }
 
-enum Dial {
-    TimedOut,
-    Client(etcd_client::Error),
-}
-
-async fn dial(options: &EtcdOptions, wanted: ConnectOptions) -> Result<Client, Dial> {
-    tokio::time::timeout(CALL_TIMEOUT, Client::connect(&options.endpoints, Some(wanted)))
-        .await
-        .map_err(|_| Dial::TimedOut)?
-        .map_err(Dial::Client)
+/// A client for one member. With credentials this is a call; without, nothing is sent yet.
+async fn dial(options: &EtcdOptions, index: usize) -> Result<Client, Cause> {
+    let endpoint = [&options.endpoints[index]];
+    let plain = connect_options(options)?;
+    let Some(user) = &options.credentials else {
+        return Client::connect(endpoint, Some(plain)).await.map_err(|e| Cause::of(&e, options));
+    };
+    let with_user =
+        plain.clone().with_user(&user.username, user.password.reveal()).with_auto_token_refresh(true);
+    match Client::connect(endpoint, Some(with_user)).await {
+        Err(e) if error::auth_is_off(&e) => {
+            warn!(
+                user = user.username,
+                "etcd has no authentication enabled; going on without the credentials"
+            );
+            Client::connect(endpoint, Some(plain)).await.map_err(|e| Cause::of(&e, options))
+        }
+        done => done.map_err(|e| Cause::of(&e, options)),
+    }
 }
 
 fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, Cause> {

@@ -16,13 +16,20 @@ pub struct StoreError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
     Refused,
+    /// No connection came to be, for another reason.
     Unreachable(String),
+    /// The connection broke in a way that has no entry of its own here.
+    Broken(String),
     TimedOut,
     UnknownHost,
     /// The server's certificate does not verify against the CA that we were given.
     UntrustedServer(String),
     /// The server wants a client certificate, or refuses ours.
     ClientCertificate(String),
+    /// The server cut the line after the TLS handshake. TLS 1.3 lets the client finish first, so the refusal of its
+    /// certificate often arrives as no more than this.
+    ClosedTls,
+    ClosedPlain,
     /// One side speaks TLS, the other does not.
     NotTls,
     WrongCredentials,
@@ -42,13 +49,17 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused => f.write_str("connection refused"),
-            Self::Unreachable(why) | Self::File(why) | Self::Other(why) => f.write_str(why),
+            Self::Unreachable(why) | Self::Broken(why) | Self::File(why) | Self::Other(why) => {
+                f.write_str(why)
+            }
             Self::TimedOut => f.write_str("no answer in time"),
             Self::UnknownHost => f.write_str("the host name does not resolve"),
             Self::UntrustedServer(why) => write!(f, "the server's certificate is not trusted ({why})"),
             Self::ClientCertificate(why) => {
                 write!(f, "the server does not accept our client certificate ({why})")
             }
+            Self::ClosedTls => f.write_str("the server closed the TLS connection"),
+            Self::ClosedPlain => f.write_str("the server closed the connection"),
             Self::NotTls => f.write_str("the server does not answer TLS"),
             Self::WrongCredentials => f.write_str("wrong user name or password"),
             Self::CredentialsNeeded => f.write_str("the server asks for a user name and password"),
@@ -63,7 +74,7 @@ impl fmt::Display for Cause {
 fn hint(cause: &Cause) -> &'static str {
     match cause {
         Cause::Refused => "; is etcd running there? check --etcd-endpoints",
-        Cause::Unreachable(_) => "; check the network and --etcd-endpoints",
+        Cause::Unreachable(_) | Cause::Broken(_) => "; check the network and --etcd-endpoints",
         Cause::TimedOut => {
             "; check that etcd is healthy, that it speaks http or https as --etcd-endpoints says, and firewalls"
         }
@@ -72,6 +83,8 @@ fn hint(cause: &Cause) -> &'static str {
             "; check --etcd-cafile, and that the certificate names the host of --etcd-endpoints"
         }
         Cause::ClientCertificate(_) => "; check --etcd-certfile and --etcd-keyfile",
+        Cause::ClosedTls => "; if it asks for client certificates, check --etcd-certfile and --etcd-keyfile",
+        Cause::ClosedPlain => "; if it speaks TLS, write https:// in --etcd-endpoints",
         Cause::NotTls => "; write http:// in --etcd-endpoints, or enable TLS on the server",
         Cause::WrongCredentials => "; check --etcd-username and --etcd-password",
         Cause::CredentialsNeeded => "; set --etcd-username and --etcd-password",
@@ -82,6 +95,7 @@ fn hint(cause: &Cause) -> &'static str {
 }
 
 // The numbers of gRPC's status codes; tonic's enum is not ours to name.
+const CANCELLED: i32 = 1;
 const UNKNOWN: i32 = 2;
 const INVALID_ARGUMENT: i32 = 3;
 const DEADLINE_EXCEEDED: i32 = 4;
@@ -95,14 +109,31 @@ impl StoreError {
     pub(super) fn new(operation: impl Into<String>, options: &EtcdOptions, cause: Cause) -> Self {
         Self { operation: operation.into(), endpoints: options.endpoints.join(","), cause }
     }
+}
 
-    pub(super) fn from_client(
-        operation: impl Into<String>,
-        options: &EtcdOptions,
-        error: &etcd_client::Error,
-    ) -> Self {
-        let has_user = options.credentials.is_some();
-        Self::new(operation, options, classify(error, has_user, options.is_tls()))
+impl Cause {
+    pub(super) fn of(error: &etcd_client::Error, options: &EtcdOptions) -> Self {
+        classify(error, options.credentials.is_some(), options.is_tls())
+    }
+
+    /// Another member of the cluster may do better.
+    pub(super) fn is_of_the_member(&self) -> bool {
+        self.was_not_sent()
+            || matches!(
+                self,
+                Self::Broken(_)
+                    | Self::TimedOut
+                    | Self::UntrustedServer(_)
+                    | Self::ClosedTls
+                    | Self::ClosedPlain
+                    | Self::NotTls
+                    | Self::NoLeader
+            )
+    }
+
+    /// The request cannot have had an effect.
+    pub(super) fn was_not_sent(&self) -> bool {
+        matches!(self, Self::Refused | Self::Unreachable(_) | Self::UnknownHost)
     }
 }
 
@@ -127,12 +158,12 @@ fn classify(error: &etcd_client::Error, has_user: bool, tls: bool) -> Cause {
                 INVALID_ARGUMENT if chain.contains("user name is empty") => Cause::CredentialsNeeded,
                 INVALID_ARGUMENT if chain.contains("authentication failed") => Cause::WrongCredentials,
                 UNAVAILABLE if chain.contains("no leader") => Cause::NoLeader,
-                UNAVAILABLE | UNKNOWN => transport(&chain, tls),
+                UNAVAILABLE | UNKNOWN | CANCELLED => transport(&chain, tls),
                 _ => Cause::Other(one_line(&chain)),
             }
         }
         Error::TransportError(e) => transport(&chain(&e.to_string(), e.source()), tls),
-        Error::IoError(e) => Cause::Unreachable(one_line(&e.to_string())),
+        Error::IoError(e) => Cause::Broken(one_line(&e.to_string())),
         Error::LeaseKeepAliveError(_) => Cause::LeaseGone,
         other => Cause::Other(one_line(&other.to_string())),
     }
@@ -144,21 +175,22 @@ fn transport(chain: &str, tls: bool) -> Cause {
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     if has(&["connection refused"]) {
         Cause::Refused
-    } else if has(&["received corrupt message", "wrong version number"]) {
+    } else if has(&["received corrupt message", "handshake eof"]) {
         Cause::NotTls
-    } else if has(&["fatal alert"]) {
-        Cause::ClientCertificate(tail(chain))
-    } else if has(&["invalid peer certificate", "unknownissuer", "certificate"]) {
-        Cause::UntrustedServer(tail(chain))
-    } else if has(&["timed out", "timeout", "deadline"]) {
-        Cause::TimedOut
+    } else if let Some(alert) = after(chain, "received fatal alert: ") {
+        Cause::ClientCertificate(alert)
+    } else if let Some(why) = after(chain, "invalid peer certificate: ") {
+        Cause::UntrustedServer(why)
     } else if has(&["failed to lookup", "name or service", "no address associated"]) {
         Cause::UnknownHost
-    } else if tls && has(&["broken pipe", "connection reset", "close_notify", "connection closed"]) {
-        // TLS 1.3 lets the client finish first: the server's refusal of its certificate can surface as a cut line.
-        Cause::Unreachable(format!("the server closed the TLS connection ({})", tail(chain)))
+    } else if let Some(why) = after(chain, "tcp connect error: ") {
+        Cause::Unreachable(if why.contains("deadline") { "no answer to the connection".into() } else { why })
+    } else if has(&["timed out", "timeout", "deadline"]) {
+        Cause::TimedOut
+    } else if has(&["broken pipe", "connection reset", "close_notify", "connection closed"]) {
+        if tls { Cause::ClosedTls } else { Cause::ClosedPlain }
     } else {
-        Cause::Unreachable(one_line(chain))
+        Cause::Broken(one_line(chain))
     }
 }
 
@@ -175,8 +207,10 @@ fn chain(first: &str, mut source: Option<&(dyn std::error::Error + 'static)>) ->
     parts.join(": ")
 }
 
-fn tail(chain: &str) -> String {
-    one_line(chain.rsplit(": ").next().unwrap_or(chain))
+/// What a layer said after `marker`, without what the layers around it added.
+fn after(chain: &str, marker: &str) -> Option<String> {
+    let (_, rest) = chain.split_once(marker)?;
+    Some(one_line(rest.split(": ").next().unwrap_or(rest)))
 }
 
 fn one_line(text: &str) -> String {
@@ -191,10 +225,19 @@ mod tests {
     fn transport_texts_become_causes() {
         for (text, tls, want) in [
             ("transport error: tcp connect error: Connection refused (os error 111)", false, Cause::Refused),
-            ("transport error: tcp connect error: deadline has elapsed", false, Cause::TimedOut),
+            (
+                "transport error: tcp connect error: deadline has elapsed",
+                false,
+                Cause::Unreachable("no answer to the connection".into()),
+            ),
+            (
+                "transport error: tcp connect error: No route to host (os error 113)",
+                false,
+                Cause::Unreachable("No route to host (os error 113)".into()),
+            ),
             ("dns error: failed to lookup address information", false, Cause::UnknownHost),
             (
-                "tls: invalid peer certificate: UnknownIssuer",
+                "invalid peer certificate: UnknownIssuer: transport error",
                 true,
                 Cause::UntrustedServer("UnknownIssuer".into()),
             ),
@@ -204,7 +247,9 @@ mod tests {
                 Cause::ClientCertificate("CertificateRequired".into()),
             ),
             ("received corrupt message of type InvalidContentType", true, Cause::NotTls),
-            ("something\nnew", false, Cause::Unreachable("something new".into())),
+            ("stream closed because of a broken pipe", true, Cause::ClosedTls),
+            ("stream closed because of a broken pipe", false, Cause::ClosedPlain),
+            ("something\nnew", false, Cause::Broken("something new".into())),
         ] {
             assert_eq!(transport(text, tls), want, "{text}");
         }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use canal_common::Mac;
 
-use super::{client::Entry, json::Json};
+use super::{EtcdPrefix, client::Entry, json::Json};
 
 /// What a node publishes about itself under its subnet key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,16 +154,17 @@ impl VxlanData {
     }
 }
 
-/// The lease that this node wrote before, wherever it is among `entries` (keys of other kinds are skipped). Its
-/// MAC is the one that peers know: make the device with it.
+/// The lease that this node wrote before, if it is among `entries` (which may hold other keys). Its MAC is the one
+/// that peers know: make the device with it.
 pub fn own_entry<'a>(
     entries: impl IntoIterator<Item = &'a Entry>,
-    subnets: &str,
+    prefix: &EtcdPrefix,
     node: &str,
     public_ip: Ipv4Addr,
 ) -> Option<LeaseValue> {
     let mut by_address = None;
-    for entry in entries.into_iter().filter(|entry| entry.key.starts_with(subnets)) {
+    for entry in entries {
+        let Some(Ok(_)) = prefix.parse_subnet(&entry.key) else { continue };
         let Ok(value) = LeaseValue::parse(&entry.value) else { continue };
         if value.node.as_deref() == Some(node) {
             return Some(value);
@@ -277,7 +278,7 @@ mod tests {
 
     #[test]
     fn our_entry_is_found_by_name_first_and_then_by_address() {
-        let subnets = "/coreos.com/network/subnets/";
+        let prefix = EtcdPrefix::new("/coreos.com/network").unwrap();
         let by_address = entry("/coreos.com/network/subnets/10.1.1.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
         let by_name = entry(
             "/coreos.com/network/subnets/10.1.2.0-24",
@@ -291,7 +292,7 @@ mod tests {
         let garbage = entry("/coreos.com/network/subnets/10.1.4.0-24", "{");
         let ip = "192.0.2.1".parse().unwrap();
         let find = |entries: &[&Entry]| {
-            own_entry(entries.iter().copied(), subnets, "n1", ip).map(|v| v.public_ip.to_string())
+            own_entry(entries.iter().copied(), &prefix, "n1", ip).map(|v| v.public_ip.to_string())
         };
         assert_eq!(find(&[&garbage, &by_address, &by_name]), Some("192.0.2.9".into()));
         assert_eq!(find(&[&elsewhere, &rival, &by_address]), Some("192.0.2.1".into()));

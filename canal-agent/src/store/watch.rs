@@ -93,14 +93,21 @@ struct Position {
     anchor: Option<(String, i64)>,
 }
 
+/// The last thing that the consumer heard about the connection.
+#[derive(PartialEq, Eq)]
+enum Said {
+    Nothing,
+    Connected,
+    Disconnected(String),
+}
+
 pub struct Mirror {
     store: Store,
     prefix: Prefix,
     keys: Keys,
     events: mpsc::Sender<StoreEvent>,
     position: Option<Position>,
-    /// The last thing said: `None` nothing, `Some(None)` connected, `Some(Some(_))` disconnected and why.
-    said: Option<Option<String>>,
+    said: Said,
 }
 
 impl Mirror {
@@ -115,7 +122,7 @@ impl Mirror {
     }
 
     pub(super) fn of(store: Store, prefix: Prefix, keys: Keys, events: mpsc::Sender<StoreEvent>) -> Self {
-        Self { store, prefix, keys, events, position: None, said: None }
+        Self { store, prefix, keys, events, position: None, said: Said::Nothing }
     }
 
     /// Runs until cancelled, or until nobody listens.
@@ -140,7 +147,7 @@ impl Mirror {
                 backoff.reset();
             }
             if let Some(error) = error
-                && self.say(Some(error.to_string())).await.is_err()
+                && self.say(Said::Disconnected(error.to_string())).await.is_err()
             {
                 return;
             }
@@ -157,21 +164,26 @@ impl Mirror {
     }
 
     async fn try_session(&mut self) -> Result<std::convert::Infallible, End> {
-        match &self.position {
-            Some(position) => self.check_history(position).await?,
-            None => {
-                let listing = self.store.list_keys(&self.keys).await?;
-                self.say(None).await?;
-                self.snapshot(listing).await?;
-            }
+        if let Some(position) = &self.position {
+            self.check_history(position).await?;
+        } else {
+            let listing = self.store.list_keys(&self.keys).await?;
+            self.say(Said::Connected).await?;
+            self.snapshot(listing).await?;
         }
         let (from, cluster_id) = match &self.position {
             Some(position) => (position.revision + 1, position.cluster_id),
             None => return Err(End::Gone("there is no position yet")),
         };
-        let mut stream = self.open(from).await?;
+        let (mut stream, member) = self.open(from).await?;
         loop {
-            let answer = self.next(&mut stream).await?;
+            let answer = match self.next(&mut stream).await {
+                Ok(answer) => answer,
+                Err(cause) => {
+                    self.store.avoid(member);
+                    return Err(self.broken(cause));
+                }
+            };
             if answer.header().is_some_and(|header| header.cluster_id() != cluster_id) {
                 return Err(End::Gone("another etcd cluster answers"));
             }
@@ -183,7 +195,7 @@ impl Mirror {
                     self.broken(Cause::Other(format!("etcd ended the watch: {}", answer.cancel_reason())))
                 });
             }
-            self.say(None).await?;
+            self.say(Said::Connected).await?;
             self.changes(&answer).await?;
         }
     }
@@ -203,17 +215,15 @@ impl Mirror {
         Ok(())
     }
 
-    async fn open(&self, from: i64) -> Result<WatchStream, End> {
+    async fn open(&self, from: i64) -> Result<(WatchStream, usize), StoreError> {
         let options =
             WatchOptions::new().with_range(self.keys.end()).with_start_revision(from).with_progress_notify();
-        let mut client = self.store.watch_client();
-        let key = self.keys.name();
-        debug!(key, from, "watching");
-        Ok(self.store.call(|| format!("watch {key}"), client.watch(key, Some(options))).await?)
+        debug!(keys = self.keys.name(), from, "watching");
+        self.store.watch(&self.keys, options).await
     }
 
     /// The next answer of any kind. In silence, asks the server for a sign of life through the same stream.
-    async fn next(&self, stream: &mut WatchStream) -> Result<WatchResponse, End> {
+    async fn next(&self, stream: &mut WatchStream) -> Result<WatchResponse, Cause> {
         let deadline = Instant::now() + SILENCE;
         let mut ask = Instant::now() + ASK_EVERY;
         loop {
@@ -221,10 +231,9 @@ impl Mirror {
                 answer = timeout_at(deadline, stream.message()) => {
                     return match answer {
                         Ok(Ok(Some(answer))) => Ok(answer),
-                        Ok(Ok(None)) => Err(self.broken(Cause::Other("etcd closed the stream".into()))),
-                        Ok(Err(error)) => Err(StoreError::from_client(
-                            format!("watch {}", self.keys.name()), self.store.options(), &error).into()),
-                        Err(_) => Err(self.broken(Cause::TimedOut)),
+                        Ok(Ok(None)) => Err(Cause::Broken("etcd closed the stream".into())),
+                        Ok(Err(error)) => Err(Cause::of(&error, self.store.options())),
+                        Err(_) => Err(Cause::TimedOut),
                     };
                 }
                 () = sleep_until(ask) => {
@@ -276,23 +285,24 @@ impl Mirror {
         self.send(StoreEvent::Changes { prefix: self.prefix, changes, revision }).await
     }
 
-    /// Tells a change of the connection's state; `error` is `None` for connected.
-    async fn say(&mut self, error: Option<String>) -> Result<(), Stop> {
-        if self.said.as_ref() == Some(&error) {
+    /// Tells a change of the connection's state.
+    async fn say(&mut self, state: Said) -> Result<(), Stop> {
+        if self.said == state {
             return Ok(());
         }
-        self.said = Some(error.clone());
         let (prefix, keys) = (self.prefix, self.keys.name());
-        let event = match error {
-            None => {
+        let event = match &state {
+            Said::Nothing => return Ok(()),
+            Said::Connected => {
                 info!(keys, "following etcd");
                 StoreEvent::Connected { prefix }
             }
-            Some(error) => {
+            Said::Disconnected(error) => {
                 warn!(keys, error, "not following etcd; what is known stays in force");
-                StoreEvent::Disconnected { prefix, error }
+                StoreEvent::Disconnected { prefix, error: error.clone() }
             }
         };
+        self.said = state;
         self.send(event).await
     }
 
@@ -301,6 +311,6 @@ impl Mirror {
     }
 
     fn broken(&self, cause: Cause) -> End {
-        End::Broken(self.store.error(format!("watch {}", self.keys.name()), cause))
+        self.store.error(format!("watch {}", self.keys.name()), cause).into()
     }
 }

@@ -18,7 +18,7 @@ pub(super) fn guards(subnets: &str, subnet: Ipv4Net) -> Vec<String> {
     let inside = (0..count(octets)).map(|i| {
         let address = base + i.checked_shl(32 - octets * 8).unwrap_or(0);
         let leading = address.to_be_bytes().into_iter().take(octets as usize);
-        format!("{subnets}{}", leading.map(|octet| format!("{octet}.")).collect::<String>())
+        leading.fold(subnets.to_owned(), |text, octet| format!("{text}{octet}."))
     });
     // Leases around ours: one possible address for each shorter length.
     let around = (0..subnet.prefix_len()).filter_map(|len| {

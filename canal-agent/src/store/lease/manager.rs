@@ -1,54 +1,33 @@
-//! The lease in motion: takes it, keeps it alive, notices its loss and gets it back, in process and for ever.
+//! Taking a lease and giving it back.
 //!
 //! Promises that each write of our key is a compare-and-swap, that a restart neither leaks an etcd lease nor wakes
-//! the peers, and that a reservation stays one. It stops only when asked; etcd being away is no loss.
-
-use std::time::Duration;
+//! the peers, and that a reservation stays one. Keeping what was taken is in `keep`.
 
 use etcd_client::{Compare, CompareOp, PutOptions, TxnOp};
 use ipnet::Ipv4Net;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{
-    Attributes, Lease, LeaseError, LeaseEvent,
+    Attributes, Lease, LeaseError,
     choose::{Choice, Held, Request, choose},
     guard::guards,
-    hold::{Verdict, judge},
 };
 use crate::store::{
-    Change, Mirror, NetworkConfig, Prefix, Store, StoreError, StoreEvent, SubnetKey,
-    client::{Entry, Keys, unchanged},
-    error::Cause,
-    lease_value::LeaseValue,
-    retry::Backoff,
+    NetworkConfig, Store, StoreError, SubnetKey, client::unchanged, error::Cause, lease_value::LeaseValue,
+    publish, retry::Backoff,
 };
 
 /// Flannel's, for parity: dead nodes are forgotten after a day.
 const TTL_SECONDS: i64 = 86_400;
-/// Refresh at a third of the TTL, or this often if that is sooner: a refresh costs etcd next to nothing.
-const REFRESH_AT_MOST: Duration = Duration::from_secs(600);
-/// A lease held this long ends the back-off between losses.
-const SETTLED: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub struct LeaseManager {
-    store: Store,
+    pub(super) store: Store,
     network: NetworkConfig,
     previous: Option<Ipv4Net>,
-    held: Option<(Lease, Attributes)>,
+    pub(super) held: Option<(Lease, Attributes)>,
     /// An etcd lease that was granted and lost its race: the next attempt uses it.
     spare: Option<(i64, i64)>,
-}
-
-/// Why [`LeaseManager::hold`] returned.
-enum End {
-    Cancelled,
-    Lost(String),
 }
 
 impl LeaseManager {
@@ -71,7 +50,7 @@ impl LeaseManager {
     pub async fn acquire(&mut self, want: Attributes) -> Result<Lease, LeaseError> {
         let taken = self.take(&want).await;
         if let Some((unused, _)) = self.spare.take() {
-            self.revoke_quietly(unused).await;
+            self.drop_unused(unused).await;
         }
         let lease = taken?;
         self.previous = Some(lease.subnet);
@@ -80,45 +59,17 @@ impl LeaseManager {
         Ok(lease)
     }
 
-    /// Keeps the lease until cancelled, telling what becomes of it. Begins by telling that it is held.
-    pub async fn maintain(&mut self, events: mpsc::Sender<LeaseEvent>, cancel: CancellationToken) {
-        let Some((mut lease, want)) = self.held.clone() else { return };
-        let mut backoff = Backoff::default();
-        let mut event = LeaseEvent::Held(lease.clone());
-        loop {
-            if events.send(event).await.is_err() {
-                return;
-            }
-            let since = Instant::now();
-            let reason = match self.hold(&mut lease, &want, &events, &cancel).await {
-                End::Cancelled => return,
-                End::Lost(reason) => reason,
-            };
-            warn!(subnet = %lease.subnet, reason, "lost the subnet lease; taking it again");
-            self.held = None;
-            if since.elapsed() > SETTLED {
-                backoff.reset();
-            }
-            let before = lease.subnet;
-            let regained =
-                cancel.run_until_cancelled(self.regain(&want, reason, &events, &mut backoff)).await;
-            let Some(Some(again)) = regained else { return };
-            lease = again;
-            event = match lease.subnet == before {
-                true => LeaseEvent::Held(lease.clone()),
-                false => LeaseEvent::Moved(lease.clone()),
-            };
-        }
-    }
-
     /// Gives the subnet back for others to take. A reservation stays.
     pub async fn release(&mut self) -> Result<(), StoreError> {
-        let Some((lease, _)) = self.held.take() else { return Ok(()) };
+        let Some((lease, want)) = self.held.take() else { return Ok(()) };
         if lease.reservation {
             return Ok(());
         }
-        self.store.delete(&lease.key, lease.mod_revision).await?;
-        self.revoke_quietly(lease.etcd_lease).await;
+        let ours = |value: &[u8]| {
+            LeaseValue::parse(value).is_ok_and(|value| value.belongs_to(&want.node, want.public_ip))
+        };
+        publish::delete_if(&self.store, &lease.key, ours).await?;
+        self.drop_unused(lease.etcd_lease).await;
         info!(subnet = %lease.subnet, "released the subnet lease");
         Ok(())
     }
@@ -135,7 +86,6 @@ impl LeaseManager {
                 public_ip: want.public_ip,
                 previous: self.previous,
             };
-            // The generator is not `Send` and must not live across an await.
             let choice = choose(request, &held, &mut rand::rng());
             let taken = match choice {
                 Some(Choice::Retake(held)) => self.retake(held, want).await?,
@@ -151,10 +101,10 @@ impl LeaseManager {
                     });
                 }
             };
-            match taken {
-                Some(lease) => return Ok(lease),
-                None => debug!("another node was faster; choosing again"),
+            if let Some(lease) = taken {
+                return Ok(lease);
             }
+            debug!("another node was faster; choosing again");
             backoff.wait().await;
         }
     }
@@ -173,9 +123,10 @@ impl LeaseManager {
         let value = want.value(extra);
         // Peers need not hear of a restart: what is right already is not written again.
         let right = held.value.as_ref() == Some(&value) && held.etcd_lease == etcd_lease;
-        let revision = match right {
-            true => Some(held.mod_revision),
-            false => self.store.replace(&held.key, held.mod_revision, value.render(), etcd_lease).await?,
+        let revision = if right {
+            Some(held.mod_revision)
+        } else {
+            self.store.replace(&held.key, held.mod_revision, value.render(), etcd_lease).await?
         };
         let Some(mod_revision) = revision else { return Ok(None) };
         self.used(etcd_lease);
@@ -232,160 +183,10 @@ impl LeaseManager {
         self.spare = self.spare.filter(|(id, _)| *id != etcd_lease);
     }
 
-    /// Only for leases that no key hangs on; if it fails they end by themselves.
-    async fn revoke_quietly(&self, id: i64) {
-        if let Err(error) = self.store.revoke(id).await {
+    /// Best effort: an unused etcd lease ends by itself, a day later.
+    pub(super) async fn drop_unused(&self, id: i64) {
+        if let Err(error) = self.store.revoke_unused(id).await {
             debug!(%error, "an unused etcd lease stays until it expires");
         }
     }
-
-    /// Acquires for as long as it takes. `None` if nobody listens any more.
-    async fn regain(
-        &mut self,
-        want: &Attributes,
-        mut reason: String,
-        events: &mpsc::Sender<LeaseEvent>,
-        backoff: &mut Backoff,
-    ) -> Option<Lease> {
-        loop {
-            events.send(LeaseEvent::Lost { reason: reason.clone() }).await.ok()?;
-            loop {
-                match self.acquire(want.clone()).await {
-                    Ok(lease) => return Some(lease),
-                    Err(error) => {
-                        backoff.wait().await;
-                        if error.to_string() != reason {
-                            reason = error.to_string();
-                            break;
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Holds the lease until it is lost. Follows our own key, and refreshes its etcd lease.
-    async fn hold(
-        &mut self,
-        lease: &mut Lease,
-        want: &Attributes,
-        events: &mpsc::Sender<LeaseEvent>,
-        cancel: &CancellationToken,
-    ) -> End {
-        let (sender, mut own_key) = mpsc::channel(16);
-        let mirror =
-            Mirror::of(self.store.clone(), Prefix::Network, Keys::Exactly(lease.key.clone()), sender);
-        let following = cancel.child_token();
-        let _end_with_us = following.clone().drop_guard();
-        let task = tokio::spawn(mirror.run(following));
-        let mut refresh = Instant::now() + refresh_every(lease);
-        let mut backoff = Backoff::default();
-        let end = loop {
-            let verdict = tokio::select! {
-                () = cancel.cancelled() => break End::Cancelled,
-                event = own_key.recv() => match event {
-                    None => break End::Cancelled,
-                    Some(event) => match own_state(event, lease.mod_revision) {
-                        None => continue,
-                        Some(entry) => (judge(lease, want, entry.as_ref()), entry),
-                    },
-                },
-                () = sleep_until(refresh), if !lease.reservation => {
-                    match self.store.keep_alive(lease.etcd_lease).await {
-                        Ok(()) => {
-                            backoff.reset();
-                            refresh = Instant::now() + refresh_every(lease);
-                            continue;
-                        }
-                        Err(error) if error.cause == Cause::LeaseGone => break End::Lost(error.to_string()),
-                        Err(error) => {
-                            warn!(%error, "could not refresh the subnet lease; trying again");
-                            refresh = Instant::now() + backoff.delay();
-                            continue;
-                        }
-                    }
-                }
-            };
-            match self.apply(verdict, lease).await {
-                Ok(false) => {}
-                Ok(true) => {
-                    self.held = Some((lease.clone(), want.clone()));
-                    refresh = Instant::now() + refresh_every(lease);
-                    if events.send(LeaseEvent::Held(lease.clone())).await.is_err() {
-                        break End::Cancelled;
-                    }
-                }
-                Err(End::Lost(reason)) => break End::Lost(reason),
-                Err(End::Cancelled) => break End::Cancelled,
-            }
-        };
-        task.abort();
-        end
-    }
-
-    /// Acts on a verdict about our key; tells whether the lease is another than before.
-    async fn apply(&self, verdict: (Verdict, Option<Entry>), lease: &mut Lease) -> Result<bool, End> {
-        let (verdict, entry) = verdict;
-        let Some(entry) = entry else {
-            return match verdict {
-                Verdict::Lost(reason) => Err(End::Lost(reason)),
-                _ => Ok(false),
-            };
-        };
-        let mod_revision = match verdict {
-            Verdict::Unchanged => return Ok(false),
-            Verdict::Lost(reason) => return Err(End::Lost(reason)),
-            Verdict::Adopt => entry.mod_revision,
-            Verdict::Rewrite(value) => match self.rewrite(&entry, &value).await {
-                Some(revision) => revision,
-                // Changed again already: its event follows.
-                None => return Ok(false),
-            },
-        };
-        let left = lease.etcd_lease;
-        lease.mod_revision = mod_revision;
-        lease.etcd_lease = entry.lease;
-        lease.reservation = entry.lease == 0;
-        if left == entry.lease {
-            return Ok(false);
-        }
-        lease.ttl_seconds = match entry.lease {
-            0 => 0,
-            id => self.store.granted_ttl(id).await.ok().flatten().unwrap_or(0),
-        };
-        if left != 0 {
-            self.revoke_quietly(left).await;
-        }
-        info!(subnet = %lease.subnet, reservation = lease.reservation, "our key has another etcd lease now");
-        Ok(true)
-    }
-
-    async fn rewrite(&self, entry: &Entry, value: &LeaseValue) -> Option<i64> {
-        warn!(key = entry.key, "somebody changed our key; writing it again");
-        match self.store.replace(&entry.key, entry.mod_revision, value.render(), entry.lease).await {
-            Ok(revision) => revision,
-            Err(error) => {
-                warn!(%error, "could not write our key again");
-                None
-            }
-        }
-    }
-}
-
-/// Our key after `event`: `None` if the event says nothing about it that we do not know already.
-#[expect(clippy::option_option, reason = "nothing said, said to be absent, said to be this")]
-fn own_state(event: StoreEvent, known: i64) -> Option<Option<Entry>> {
-    match event {
-        StoreEvent::Snapshot { entries, .. } => Some(entries.into_iter().next()),
-        StoreEvent::Changes { changes, .. } => match changes.into_iter().next_back()? {
-            Change::Put(entry) => (entry.mod_revision >= known).then_some(Some(entry)),
-            Change::Delete { mod_revision, .. } => (mod_revision >= known).then_some(None),
-        },
-        StoreEvent::Connected { .. } | StoreEvent::Disconnected { .. } => None,
-    }
-}
-
-fn refresh_every(lease: &Lease) -> Duration {
-    let third = u64::try_from(lease.ttl_seconds / 3).unwrap_or(0).max(1);
-    Duration::from_secs(third).min(REFRESH_AT_MOST)
 }

@@ -1,10 +1,10 @@
-//! The node's subnet lease: which subnet to take ([`choose`]), how to take it without overlapping another
-//! ([`guard`]), and keeping it ([`manager`]). No other key under `<prefix>/subnets` is ever created, changed or
+//! The node's subnet lease: which subnet to take ([`choose`]), how not to overlap another ([`guard`]), taking it ([`manager`]) and keeping it ([`keep`]). No other key under `<prefix>/subnets` is ever created, changed or
 //! deleted: a key there that flanneld cannot read makes every flanneld drop all its peers.
 
 mod choose;
 mod guard;
 mod hold;
+mod keep;
 mod manager;
 
 use std::net::Ipv4Addr;

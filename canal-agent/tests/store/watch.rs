@@ -1,0 +1,252 @@
+use std::time::Instant;
+
+use canal_agent::store::{Change, Mirror, Prefix, RESOURCES, Store, StoreEvent};
+use etcd_client::{Client, Txn, TxnOp};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{
+    etcd::{DEADLINE, Etcd, options},
+    proxy::Proxy,
+};
+
+struct Following {
+    events: mpsc::Receiver<StoreEvent>,
+    _stop: DropGuard,
+}
+
+impl Following {
+    fn start(store: Store) -> Self {
+        let (sender, events) = mpsc::channel(64);
+        let cancel = CancellationToken::new();
+        tokio::spawn(Mirror::new(store, Prefix::Resources, RESOURCES, sender).run(cancel.clone()));
+        Self { events, _stop: cancel.drop_guard() }
+    }
+
+    async fn next(&mut self) -> StoreEvent {
+        timeout(DEADLINE, self.events.recv()).await.expect("an event within the deadline").unwrap()
+    }
+
+    /// The next event that carries keys, with those before it for the record.
+    async fn next_content(&mut self) -> (StoreEvent, Vec<StoreEvent>) {
+        let mut before = Vec::new();
+        loop {
+            match self.next().await {
+                event @ (StoreEvent::Snapshot { .. } | StoreEvent::Changes { .. }) => return (event, before),
+                other => before.push(other),
+            }
+        }
+    }
+
+    async fn disconnected(&mut self) -> String {
+        loop {
+            if let StoreEvent::Disconnected { error, .. } = self.next().await {
+                return error;
+            }
+        }
+    }
+
+    /// Names of the next snapshot.
+    async fn snapshot(&mut self) -> (Vec<String>, i64) {
+        match self.next_content().await.0 {
+            StoreEvent::Snapshot { entries, revision, .. } => {
+                (entries.into_iter().map(|entry| name(&entry.key)).collect(), revision)
+            }
+            other => panic!("want a snapshot, got {other:?}"),
+        }
+    }
+
+    /// Changes until `count` have come, as `+name` and `-name`.
+    async fn changes(&mut self, count: usize) -> Vec<String> {
+        let mut seen = Vec::new();
+        while seen.len() < count {
+            let (event, _) = self.next_content().await;
+            let StoreEvent::Changes { changes, revision, .. } = event else {
+                panic!("want changes: {event:?}")
+            };
+            for change in changes {
+                seen.push(match change {
+                    Change::Put(entry) => {
+                        assert!(entry.mod_revision <= revision);
+                        format!("+{}", name(&entry.key))
+                    }
+                    Change::Delete { key, .. } => format!("-{}", name(&key)),
+                });
+            }
+        }
+        seen
+    }
+}
+
+fn name(key: &str) -> String {
+    key.strip_prefix(RESOURCES).expect("keys of the prefix only").to_owned()
+}
+
+async fn put(admin: &mut Client, name: &str) {
+    admin.put(format!("{RESOURCES}{name}"), name, None).await.unwrap();
+}
+
+async fn delete(admin: &mut Client, name: &str) {
+    admin.delete(format!("{RESOURCES}{name}"), None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_lists_everything_in_pages_and_then_follows() {
+    let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    for batch in 0..25 {
+        let puts: Vec<_> =
+            (0..100).map(|i| TxnOp::put(format!("{RESOURCES}tiers/{batch:02}{i:02}"), "x", None)).collect();
+        admin.txn(Txn::new().and_then(puts)).await.unwrap();
+    }
+    admin.put(RESOURCES.trim_end_matches('/').to_owned() + "-other/x", "x", None).await.unwrap();
+    let mut following = Following::start(etcd.store().await);
+    assert_eq!(following.next().await, StoreEvent::Connected { prefix: Prefix::Resources });
+    let (names, revision) = following.snapshot().await;
+    assert_eq!(names.len(), 2500);
+    assert!(names.is_sorted());
+    assert_eq!(revision, 27);
+
+    put(&mut admin, "tiers/b").await;
+    put(&mut admin, "tiers/a").await;
+    delete(&mut admin, "tiers/b").await;
+    assert_eq!(following.changes(3).await, ["+tiers/b", "+tiers/a", "-tiers/b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_prefix_is_an_empty_snapshot_and_then_followed() {
+    let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    let mut following = Following::start(etcd.store().await);
+    assert_eq!(following.snapshot().await.0, Vec::<String>::new());
+    put(&mut admin, "tiers/a").await;
+    assert_eq!(following.changes(1).await, ["+tiers/a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_cut_is_resumed_without_a_snapshot_and_without_a_loss() {
+    let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    put(&mut admin, "tiers/a").await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut following = Following::start(Store::connect(&options(&proxy.endpoint())).await.unwrap());
+    following.snapshot().await;
+    proxy.cut();
+    following.disconnected().await;
+    put(&mut admin, "tiers/b").await;
+    delete(&mut admin, "tiers/a").await;
+    proxy.mend();
+    assert_eq!(following.changes(2).await, ["+tiers/b", "-tiers/a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_while_disconnected_gives_a_fresh_snapshot() {
+    let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    put(&mut admin, "tiers/a").await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut following = Following::start(Store::connect(&options(&proxy.endpoint())).await.unwrap());
+    following.snapshot().await;
+    proxy.cut();
+    following.disconnected().await;
+    put(&mut admin, "tiers/b").await;
+    delete(&mut admin, "tiers/a").await;
+    let revision = admin.get("x", None).await.unwrap().header().unwrap().revision();
+    admin.compact(revision, None).await.unwrap();
+    proxy.mend();
+    assert_eq!(following.snapshot().await, (vec!["tiers/b".to_owned()], revision));
+    put(&mut admin, "tiers/c").await;
+    assert_eq!(following.changes(1).await, ["+tiers/c"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_and_restarted_etcd_is_followed_on() {
+    let mut etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    put(&mut admin, "tiers/a").await;
+    let mut following = Following::start(etcd.store().await);
+    following.snapshot().await;
+    etcd.kill();
+    let error = following.disconnected().await;
+    assert!(error.contains(RESOURCES) && !error.contains('\n'), "{error}");
+    etcd.restart();
+    etcd.ready().await;
+    put(&mut admin, "tiers/b").await;
+    let (event, before) = following.next_content().await;
+    assert!(matches!(&event, StoreEvent::Changes { changes, .. } if changes.len() == 1), "{event:?}");
+    assert_eq!(before.last(), Some(&StoreEvent::Connected { prefix: Prefix::Resources }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_etcd_is_noticed_also_when_its_revision_has_caught_up() {
+    for writes_after_the_wipe in [1, 40] {
+        let mut etcd = Etcd::start().await;
+        let mut admin = etcd.admin().await;
+        for i in 0..20 {
+            put(&mut admin, &format!("tiers/old{i:02}")).await;
+        }
+        let proxy = Proxy::to(etcd.port()).await;
+        let mut following = Following::start(Store::connect(&options(&proxy.endpoint())).await.unwrap());
+        assert_eq!(following.snapshot().await.0.len(), 20);
+        proxy.cut();
+        etcd.wipe();
+        etcd.restart();
+        etcd.ready().await;
+        let mut admin = etcd.admin().await;
+        for i in 0..writes_after_the_wipe {
+            put(&mut admin, &format!("tiers/new{i:02}")).await;
+        }
+        proxy.mend();
+        let (names, _) = following.snapshot().await;
+        assert_eq!(names.len(), writes_after_the_wipe);
+        assert!(names.iter().all(|name| name.starts_with("tiers/new")), "{names:?}");
+        put(&mut admin, "tiers/zz").await;
+        assert_eq!(following.changes(1).await, ["+tiers/zz"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_says_nothing_is_given_up_within_15_seconds() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut following = Following::start(Store::connect(&options(&proxy.endpoint())).await.unwrap());
+    following.snapshot().await;
+    let frozen = Instant::now();
+    proxy.freeze();
+    following.disconnected().await;
+    assert!(frozen.elapsed().as_secs() <= 15, "{:?}", frozen.elapsed());
+    proxy.cut();
+    proxy.mend();
+    let mut admin = etcd.admin().await;
+    put(&mut admin, "tiers/a").await;
+    assert_eq!(following.changes(1).await, ["+tiers/a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_connection_is_not_given_up() {
+    let etcd = Etcd::start().await;
+    let mut following = Following::start(etcd.store().await);
+    following.snapshot().await;
+    let quiet = timeout(std::time::Duration::from_secs(14), following.events.recv()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_one_way_to_etcd_breaks_another_is_taken() {
+    let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    let (first, second) = (Proxy::to(etcd.port()).await, Proxy::to(etcd.port()).await);
+    let mut wanted = options(&first.endpoint());
+    wanted.endpoints.push(second.endpoint());
+    let mut following = Following::start(Store::connect(&wanted).await.unwrap());
+    following.snapshot().await;
+    first.cut();
+    following.disconnected().await;
+    put(&mut admin, "tiers/a").await;
+    assert_eq!(following.changes(1).await, ["+tiers/a"]);
+    first.mend();
+    second.cut();
+    following.disconnected().await;
+    put(&mut admin, "tiers/b").await;
+    assert_eq!(following.changes(1).await, ["+tiers/b"]);
+}
