@@ -303,7 +303,13 @@ pub fn embedded(ctx: &TcContext, offset: usize) -> Option<Flow4> {
     } else {
         (u16::from_be_bytes([s1, s0]), u16::from_be_bytes([d1, d0]))
     };
-    Some(Flow4 { src: Ip4::from_wire(ip.src), dst: Ip4::from_wire(ip.dst), src_port, dst_port, proto: ip.proto })
+    Some(Flow4 {
+        src: Ip4::from_wire(ip.src),
+        dst: Ip4::from_wire(ip.dst),
+        src_port,
+        dst_port,
+        proto: ip.proto,
+    })
 }
 
 /// Best effort, for events about packets that may not even parse.

@@ -41,9 +41,7 @@ pub enum Place {
 impl Place {
     fn programs(self) -> &'static [(&'static str, TcAttachType)] {
         match self {
-            Self::Pod => {
-                &[(names::TO_POD, TcAttachType::Egress), (names::FROM_POD, TcAttachType::Ingress)]
-            }
+            Self::Pod => &[(names::TO_POD, TcAttachType::Egress), (names::FROM_POD, TcAttachType::Ingress)],
             Self::Uplink => &[(names::FROM_WIRE, TcAttachType::Ingress)],
             Self::Overlay => {
                 &[(names::TO_OVERLAY, TcAttachType::Egress), (names::FROM_OVERLAY, TcAttachType::Ingress)]
@@ -133,8 +131,8 @@ fn is_attached(path: &std::path::Path) -> bool {
 
 /// Swaps the program of a pinned link, atomically.
 fn update(classifier: &mut SchedClassifier, path: &std::path::Path) -> Result<(), ProgramError> {
-    let pinned = PinnedLink::from_pin(path)
-        .map_err(|e| ProgramError::IOError(io::Error::other(e.to_string())))?;
+    let pinned =
+        PinnedLink::from_pin(path).map_err(|e| ProgramError::IOError(io::Error::other(e.to_string())))?;
     let link = SchedClassifierLink::try_from(FdLink::from(pinned))
         .map_err(|e| ProgramError::IOError(io::Error::other(e.to_string())))?;
     let id = classifier.attach_to_link(link)?;
@@ -150,21 +148,23 @@ fn attach(
     interface: &str,
     path: &std::path::Path,
 ) -> Result<(), HookError> {
-    let failed = |source| HookError::Attach {
-        program,
-        interface: interface.to_owned(),
-        source: Box::new(source),
-    };
+    let failed =
+        |source| HookError::Attach { program, interface: interface.to_owned(), source: Box::new(source) };
     // First: nobody may take a pod's packet away before it is checked.
     let id = classifier
         .attach_with_options(interface, kind, TcAttachOptions::TcxOrder(LinkOrder::first()))
         .map_err(failed)?;
     let link = classifier.take_link(id).map_err(failed)?;
-    let link = FdLink::try_from(link)
-        .map_err(|source| HookError::Link { program, interface: interface.to_owned(), source })?;
-    let pinned = link
-        .pin(path)
-        .map_err(|source| HookError::PinLink { program, interface: interface.to_owned(), source })?;
+    let link = FdLink::try_from(link).map_err(|source| HookError::Link {
+        program,
+        interface: interface.to_owned(),
+        source,
+    })?;
+    let pinned = link.pin(path).map_err(|source| HookError::PinLink {
+        program,
+        interface: interface.to_owned(),
+        source,
+    })?;
     drop(pinned);
     Ok(())
 }

@@ -32,8 +32,13 @@ pub fn load(bpffs: &Path, interface: &str) -> Result<Vec<String>, InspectError> 
     let mut object = Object::load(&Settings::default(), Some(&pins), &HashMap::new())?;
     Hooks::new(pins.clone()).attach(&mut object, Place::Uplink, interface)?;
     let mut lines = vec![format!("from_wire is attached to {interface} and pinned at {}", mine.display())];
-    lines.extend(names::MAPS.iter().map(|name| format!("bpftool map dump pinned {}", pins.table(name).display())));
-    lines.push(format!("bpftool prog show pinned {}   (the link; `bpftool prog show name from_wire` the program)", mine.display()));
+    lines.extend(
+        names::MAPS.iter().map(|name| format!("bpftool map dump pinned {}", pins.table(name).display())),
+    );
+    lines.push(format!(
+        "bpftool prog show pinned {}   (the link; `bpftool prog show name from_wire` the program)",
+        mine.display()
+    ));
     Ok(lines)
 }
 
@@ -44,5 +49,9 @@ pub fn unload(bpffs: &Path, interface: &str) -> Result<Vec<String>, InspectError
         return Err(InspectError::InUse(pins.root().display().to_string()));
     }
     let removed = pins.remove_all()?;
-    Ok(vec![if removed { format!("removed everything below {}", pins.root().display()) } else { "nothing to remove".to_owned() }])
+    Ok(vec![if removed {
+        format!("removed everything below {}", pins.root().display())
+    } else {
+        "nothing to remove".to_owned()
+    }])
 }

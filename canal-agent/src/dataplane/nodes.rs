@@ -90,7 +90,8 @@ impl Nodes {
                 Some((known, _)) if known == peer => {}
                 _ => {
                     if let Err(error) = self.program(*subnet, *peer) {
-                        problems.push(format!("cannot program the route to {subnet} via {}: {error}", peer.ip));
+                        problems
+                            .push(format!("cannot program the route to {subnet} via {}: {error}", peer.ip));
                     }
                 }
             }

@@ -37,7 +37,10 @@ use crate::{
     endpoint::{Registry, RegistryError, publish::Wanted},
     model::Cluster,
     netlink::{self, Netlink},
-    store::{Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent, SubnetEnv, VxlanOptions},
+    store::{
+        Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent,
+        SubnetEnv, VxlanOptions,
+    },
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +138,11 @@ impl Node {
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
         if !leftovers.endpoints.is_empty() || !nodes.is_empty() {
-            info!(endpoints = leftovers.endpoints.len(), peers = nodes.len(), "adopted what an earlier agent programmed");
+            info!(
+                endpoints = leftovers.endpoints.len(),
+                peers = nodes.len(),
+                "adopted what an earlier agent programmed"
+            );
         }
         let events = Events::adopt(&mut object.ebpf)?;
         let counters = Counters::open(&config.bpffs)?;
@@ -209,7 +216,9 @@ impl Node {
             Message::DeleteEndpoint { container_id, interface, reply } => {
                 let result = self.delete_endpoint(&container_id, &interface);
                 let changed = matches!(result, Ok(true));
-                let _ = reply.send(result.map(|_| ()).map_err(|e| ApiError { message: e.to_string(), try_again: true }));
+                let _ = reply.send(
+                    result.map(|_| ()).map_err(|e| ApiError { message: e.to_string(), try_again: true }),
+                );
                 changed
             }
             Message::Published(Published(key)) => {
@@ -300,7 +309,11 @@ impl Node {
             Change::Delete { key, .. } => {
                 self.cluster.apply(&key, None);
                 let ours = key.starts_with(RESOURCES)
-                    && self.registry.records().iter().any(|(k, record)| !record.leaving && k.store_key() == key);
+                    && self
+                        .registry
+                        .records()
+                        .iter()
+                        .any(|(k, record)| !record.leaving && k.store_key() == key);
                 if ours {
                     warn!(key, "somebody deleted an endpoint of ours from etcd; publishing it again");
                     self.publish();
@@ -313,8 +326,12 @@ impl Node {
     fn check_drift(&mut self, value: &[u8]) {
         let drift = match NetworkConfig::parse(value) {
             Ok(config) if config == self.network => None,
-            Ok(_) => Some("the network configuration in etcd has changed; restart canal-agent to use it".to_owned()),
-            Err(error) => Some(format!("the network configuration in etcd is unusable now: {error}; going on with the old one")),
+            Ok(_) => Some(
+                "the network configuration in etcd has changed; restart canal-agent to use it".to_owned(),
+            ),
+            Err(error) => Some(format!(
+                "the network configuration in etcd is unusable now: {error}; going on with the old one"
+            )),
         };
         if drift != self.drift {
             if let Some(drift) = &drift {
@@ -330,7 +347,9 @@ impl Node {
                 self.lease = lease;
                 self.lease_problem = None;
             }
-            LeaseEvent::Lost { reason } => self.lease_problem = Some(format!("the subnet lease is lost: {reason}")),
+            LeaseEvent::Lost { reason } => {
+                self.lease_problem = Some(format!("the subnet lease is lost: {reason}"))
+            }
             LeaseEvent::Moved(lease) => {
                 warn!(old = %self.lease.subnet, new = %lease.subnet, "this node has another subnet now; pods keep their old addresses until they are made anew");
                 self.lease = lease;
@@ -381,7 +400,11 @@ impl Node {
             .map(|record| record.endpoint.clone())
             .collect();
         for endpoint in vanished {
-            info!(container = endpoint.container_id, interface = endpoint.host_interface, "the endpoint's interface is gone");
+            info!(
+                container = endpoint.container_id,
+                interface = endpoint.host_interface,
+                "the endpoint's interface is gone"
+            );
             self.registry.leave(&endpoint.container_id, &endpoint.interface)?;
         }
         Ok(())
@@ -427,7 +450,8 @@ impl Node {
         self.hooks.attach(&mut self.object, Place::Overlay, &overlay.name())?;
         self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name)?;
 
-        self.locals = Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
+        self.locals =
+            Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
         let mut wanted: BTreeSet<(Place, String)> =
             [(Place::Overlay, overlay.name()), (Place::Uplink, self.uplink.name.clone())].into();
         let mut unhooked: Vec<(Ipv4Addr, String)> = Vec::new();
@@ -468,11 +492,15 @@ impl Node {
         for (endpoint, reply) in std::mem::take(&mut self.waiting) {
             let result = match endpoint.addresses.iter().find_map(|addr| self.refusal(&endpoint, *addr)) {
                 None if !endpoint.addresses.is_empty() => Ok(()),
-                None => Err(ApiError { message: "the endpoint has no IPv4 address".to_owned(), try_again: false }),
+                None => {
+                    Err(ApiError { message: "the endpoint has no IPv4 address".to_owned(), try_again: false })
+                }
                 Some(reason) => Err(ApiError { message: reason, try_again: true }),
             };
             match &result {
-                Ok(()) => info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up"),
+                Ok(()) => {
+                    info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up")
+                }
                 Err(error) => {
                     warn!(container = endpoint.container_id, %error, "endpoint refused");
                     self.withdraw(&endpoint);
@@ -486,11 +514,13 @@ impl Node {
     /// Why the endpoint's address is not enforced yet, if so.
     fn refusal(&self, endpoint: &AddEndpoint, addr: Ipv4Addr) -> Option<String> {
         match self.locals.get(addr) {
-            Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => match state.reason() {
-                None if self.problems.is_empty() => None,
-                None => Some(self.problems.join("; ")),
-                Some(reason) => Some(reason.to_owned()),
-            },
+            Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => {
+                match state.reason() {
+                    None if self.problems.is_empty() => None,
+                    None => Some(self.problems.join("; ")),
+                    Some(reason) => Some(reason.to_owned()),
+                }
+            }
             Some(other) => Some(format!("address {addr} belongs to {}", other.key)),
             None => Some(format!("interface {} is not there", endpoint.host_interface)),
         }
@@ -513,7 +543,9 @@ impl Node {
             ipmasq: self.config.ip_masq,
         };
         match env.write(&self.config.subnet_file) {
-            Ok(true) => info!(file = %PathBuf::from(&self.config.subnet_file).display(), subnet = %self.lease.subnet, "wrote the subnet file"),
+            Ok(true) => {
+                info!(file = %PathBuf::from(&self.config.subnet_file).display(), subnet = %self.lease.subnet, "wrote the subnet file")
+            }
             Ok(false) => {}
             Err(error) => self.problems.push(error.to_string()),
         }

@@ -80,7 +80,8 @@ pub fn run(ctx: &TcContext) -> Outcome {
 pub fn approve(packet: &Packet, outer_src: Ip4) -> Result<Option<Leg>, Stop> {
     match flow::known(packet)? {
         Known::Live { from, to, via_stack } => {
-            let from_node = from.kind == Leg::NODE && leg::node(from.target).is_some_and(|n| n.ip == outer_src);
+            let from_node =
+                from.kind == Leg::NODE && leg::node(from.target).is_some_and(|n| n.ip == outer_src);
             if !from_node {
                 sender(outer_src, packet.src)?;
             }

@@ -110,8 +110,11 @@ pub fn admit(packet: &Packet, from: &Leg, to: &Leg, via_stack: bool) -> Result<(
     if refusal == 0 {
         return Ok(());
     }
-    let reason =
-        if refusal & REFUSED_INGRESS == REFUSED_INGRESS { Reason::PolicyIngress } else { Reason::PolicyEgress };
+    let reason = if refusal & REFUSED_INGRESS == REFUSED_INGRESS {
+        Reason::PolicyIngress
+    } else {
+        Reason::PolicyEgress
+    };
     Err(Stop { reason, rule: refusal as u32 })
 }
 
@@ -124,7 +127,8 @@ const REFUSED_INGRESS: u64 = REFUSED | 1 << 33;
 #[inline(never)]
 extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg, via_stack: u32) -> u64 {
     // SAFETY: the verifier knows the pointers as readable memory of their types' sizes, or null.
-    let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) }) else {
+    let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) })
+    else {
         return REFUSED;
     };
     let (key, from_hi) = key_of(packet);
@@ -233,11 +237,7 @@ pub fn settle_fragment(packet: &mut Packet) -> bool {
     match packet.part {
         Part::Whole => true,
         Part::FirstFragment => {
-            let ports = FragPorts {
-                src_port: packet.src_port,
-                dst_port: packet.dst_port,
-                seen: now(),
-            };
+            let ports = FragPorts { src_port: packet.src_port, dst_port: packet.dst_port, seen: now() };
             let _ = FRAGS.insert(packet.frag_key(), ports, BPF_ANY.into());
             true
         }
@@ -272,9 +272,8 @@ pub fn related(ctx: &TcContext, offset: usize, packet: &Packet) -> Result<Relate
     }
     let (key, from_hi) = flow_key(about.src, about.dst, about.src_port, about.dst_port, about.proto);
     // SAFETY: as in `known`.
-    let flow = unsafe { FLOWS.get(&key) }
-        .or_else(|| unsafe { FLOWS_NEW.get(&key) })
-        .ok_or(Reason::IcmpUnrelated)?;
+    let flow =
+        unsafe { FLOWS.get(&key) }.or_else(|| unsafe { FLOWS_NEW.get(&key) }).ok_or(Reason::IcmpUnrelated)?;
     let (to, peer) = if from_hi { (&flow.hi, &flow.lo) } else { (&flow.lo, &flow.hi) };
     if flow.state == Flow::DENIED
         || now().wrapping_sub(flow.last_seen) > idle_limit(flow.state, about.proto)
