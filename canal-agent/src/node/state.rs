@@ -348,7 +348,7 @@ impl Node {
                 self.lease_problem = None;
             }
             LeaseEvent::Lost { reason } => {
-                self.lease_problem = Some(format!("the subnet lease is lost: {reason}"))
+                self.lease_problem = Some(format!("the subnet lease is lost: {reason}"));
             }
             LeaseEvent::Moved(lease) => {
                 warn!(old = %self.lease.subnet, new = %lease.subnet, "this node has another subnet now; pods keep their old addresses until they are made anew");
@@ -499,7 +499,7 @@ impl Node {
             };
             match &result {
                 Ok(()) => {
-                    info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up")
+                    info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up");
                 }
                 Err(error) => {
                     warn!(container = endpoint.container_id, %error, "endpoint refused");
@@ -539,12 +539,12 @@ impl Node {
         let env = SubnetEnv {
             network: self.network.network,
             subnet: self.lease.subnet,
-            mtu: self.mtu().into(),
+            mtu: self.mtu(),
             ipmasq: self.config.ip_masq,
         };
         match env.write(&self.config.subnet_file) {
             Ok(true) => {
-                info!(file = %PathBuf::from(&self.config.subnet_file).display(), subnet = %self.lease.subnet, "wrote the subnet file")
+                info!(file = %PathBuf::from(&self.config.subnet_file).display(), subnet = %self.lease.subnet, "wrote the subnet file");
             }
             Ok(false) => {}
             Err(error) => self.problems.push(error.to_string()),
