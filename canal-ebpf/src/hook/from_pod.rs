@@ -41,28 +41,20 @@ pub fn run(ctx: &TcContext) -> Outcome {
         let related = flow::related(ctx, OUTER, &packet)?;
         return forward(ctx, &packet, related.to, related.via_stack);
     }
-    match flow::known(&packet)? {
-        Known::Live { from, to, via_stack } => {
-            // The flow's own leg is the spoof check.
-            if from.kind != Leg::POD || from.target != packet::ifindex(ctx) {
-                return Err(Reason::SpoofedIp.into());
-            }
-            if from.mac != eth.src {
-                return Err(Reason::SpoofedMac.into());
-            }
-            forward(ctx, &packet, to, via_stack)
-        }
-        Known::Judge => {
-            let from = owner(ctx, &packet, &eth)?;
-            // As Felix does, whatever the destination: a pod has no business in the overlay.
-            if packet.proto == PROTO_UDP && packet.dst_port == setting!(vxlan_port) {
-                return Err(Reason::PodTunnel.into());
-            }
-            let to = leg::anyone(packet.dst);
-            flow::admit(&packet, &from, &to, false)?;
-            forward(ctx, &packet, &to, false)
+    if let Known::Live { from, to, via_stack } = flow::known(&packet)? {
+        // The flow's own leg is the spoof check. Another leg may be from before the pod was there.
+        if from.kind == Leg::POD && from.target == packet::ifindex(ctx) && from.mac == eth.src {
+            return forward(ctx, &packet, to, via_stack);
         }
     }
+    let from = owner(ctx, &packet, &eth)?;
+    // As Felix does, whatever the destination: a pod has no business in the overlay.
+    if packet.proto == PROTO_UDP && packet.dst_port == setting!(vxlan_port) {
+        return Err(Reason::PodTunnel.into());
+    }
+    let to = leg::anyone(packet.dst);
+    flow::admit(&packet, &from, &to, false)?;
+    forward(ctx, &packet, &to, false)
 }
 
 /// The pod behind this interface, if address and MAC are its own.

@@ -45,7 +45,9 @@ pub fn run(ctx: &TcContext) -> Outcome {
         }
         return Ok(Go::next(Reason::Delivered));
     }
-    if let Known::Judge = flow::known(&packet)? {
+    // A flow from before the pod was there has not met its policy.
+    let live = matches!(flow::known(&packet)?, Known::Live { to: known, .. } if known.endpoint == to.endpoint);
+    if !live {
         let from = if from_host {
             leg::other(Leg::HOST)
         } else {

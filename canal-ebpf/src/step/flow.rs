@@ -44,7 +44,7 @@ pub fn known(packet: &Packet) -> Result<Known, Stop> {
     let now = now();
     let mut found = FLOWS.get_ptr_mut(&key);
     if found.is_none() {
-        found = unanswered(&key, from_hi);
+        found = unanswered(&key, from_hi, now, packet.proto);
     }
     let Some(flow) = found else { return Ok(Known::Judge) };
     // SAFETY: a table element stays readable while the program runs. Another CPU may write it at the same time;
@@ -77,12 +77,17 @@ fn key_of(packet: &Packet) -> (FlowKey, bool) {
     flow_key(packet.src, packet.dst, packet.src_port, packet.dst_port, packet.proto)
 }
 
-/// A flow that had not been answered until now; the first answer moves it out of reach of a flood.
+/// A flow that had not been answered until now; the first answer moves it out of reach of a flood, unless it comes
+/// too late.
 #[inline(always)]
-fn unanswered(key: &FlowKey, from_hi: bool) -> Option<*mut Flow> {
+fn unanswered(key: &FlowKey, from_hi: bool, now: u32, proto: u8) -> Option<*mut Flow> {
     let flow = FLOWS_NEW.get_ptr_mut(key)?;
     // SAFETY: as in `known`.
     let flow_ref = unsafe { &*flow };
+    // Before the answer changes the state, and with it the limit.
+    if now.wrapping_sub(flow_ref.last_seen) > idle_limit(flow_ref.state, proto) {
+        return None;
+    }
     if (flow_ref.flags & Flow::HI_INITIATED != 0) == from_hi {
         return Some(flow);
     }
