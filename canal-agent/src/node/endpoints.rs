@@ -158,7 +158,7 @@ impl Locals {
     }
 
     pub(super) fn desired(&self) -> BTreeMap<Ipv4Addr, Desired> {
-        self.by_address.iter().filter_map(|(addr, local)| Some((*addr, local.desired.clone()?))).collect()
+        self.present().map(|(addr, _, desired)| (addr, desired.clone())).collect()
     }
 
     /// Routes and neighbours on the host, and the way into the pod opened; routes of ours that lead nowhere removed.
@@ -166,8 +166,7 @@ impl Locals {
         let mut problems = Vec::new();
         let routes = netlink.routes()?;
         let mut wanted = BTreeSet::new();
-        for (addr, local) in self.present() {
-            let Some(desired) = &local.desired else { continue };
+        for (addr, local, desired) in self.present() {
             let route =
                 Route { protocol: ROUTE_PROTOCOL, ..Route::link(Ipv4Net::from(addr), desired.ifindex) };
             wanted.insert((route.dst, desired.ifindex));

@@ -86,6 +86,8 @@ pub struct Node {
 
     pub(super) pins: Pins,
     object: Object,
+    /// What `object` was loaded with.
+    settings: Settings,
     hooks: Hooks,
     pub(super) nodes: Nodes,
     pub(super) policy: PolicyTables<KernelTables>,
@@ -126,14 +128,9 @@ impl Node {
     pub fn start(start: Start) -> Result<Self, NodeError> {
         let Start { config, network, uplink, vtep_mac, lease, wanted, ready } = start;
         let pins = Pins::open(&config.bpffs)?;
-        let options = vxlan(&network);
-        let settings = Settings {
-            node_ip: uplink.address.into(),
-            vtep_mac,
-            vxlan_port: options.port,
-            vni: options.vni,
-            uplink_ifindex: uplink.index,
-        };
+        let mut netlink = Netlink::open()?;
+        let overlay = netlink.link_by_name(&overlay::name(vxlan(&network).vni))?;
+        let settings = settings(&network, &uplink, vtep_mac, overlay.map_or(0, |link| link.index));
         let mut object = Object::load(&settings, Some(&pins), &Sizes::new())?;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
@@ -160,11 +157,12 @@ impl Node {
             hooks: Hooks::new(pins.clone()),
             pins,
             object,
+            settings,
             nodes,
             policy: PolicyTables::new(tables, leftovers),
             events,
             counters,
-            netlink: Netlink::open()?,
+            netlink,
             cluster: Cluster::default(),
             registry,
             broken_records,
@@ -445,19 +443,20 @@ impl Node {
 
     fn apply(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
         let overlay = self.overlay();
-        overlay::ensure(&mut self.netlink, &overlay)?;
+        let device = overlay::ensure(&mut self.netlink, &overlay)?;
+        self.reload_if_changed(device.index)?;
         self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
-        self.hooks.attach(&mut self.object, Place::Overlay, &overlay.name())?;
-        self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name)?;
+        self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
+        self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
 
         self.locals =
             Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
         let mut wanted: BTreeSet<(Place, String)> =
             [(Place::Overlay, overlay.name()), (Place::Uplink, self.uplink.name.clone())].into();
         let mut unhooked: Vec<(Ipv4Addr, String)> = Vec::new();
-        for (addr, local) in self.locals.present() {
+        for (addr, local, desired) in self.locals.present() {
             // Hooks before tables: until its policy stands, the endpoint is closed.
-            match self.hooks.attach(&mut self.object, Place::Pod, &local.interface) {
+            match self.hooks.attach(&mut self.object, Place::Pod, &local.interface, desired.ifindex) {
                 Ok(()) => {
                     wanted.insert((Place::Pod, local.interface.clone()));
                 }
@@ -484,6 +483,17 @@ impl Node {
         self.write_subnet_file();
         for other in self.pins.remove_other_layouts()? {
             info!(layout = other, "removed the tables of another layout");
+        }
+        Ok(())
+    }
+
+    /// The programs know some interfaces by index: when one was made anew, so must they be. The tables stay.
+    fn reload_if_changed(&mut self, overlay_ifindex: u32) -> Result<(), NodeError> {
+        let settings = settings(&self.network, &self.uplink, self.vtep_mac, overlay_ifindex);
+        if settings != self.settings {
+            self.object = Object::load(&settings, Some(&self.pins), &Sizes::new())?;
+            self.settings = settings;
+            self.hooks.renew();
         }
         Ok(())
     }
@@ -572,6 +582,18 @@ impl Node {
 
     fn prefix(&self) -> &EtcdPrefix {
         &self.config.etcd.prefix
+    }
+}
+
+fn settings(network: &NetworkConfig, uplink: &Uplink, vtep_mac: Mac, overlay_ifindex: u32) -> Settings {
+    let options = vxlan(network);
+    Settings {
+        node_ip: uplink.address.into(),
+        vtep_mac,
+        vxlan_port: options.port,
+        vni: options.vni,
+        uplink_ifindex: uplink.index,
+        overlay_ifindex,
     }
 }
 
