@@ -282,6 +282,7 @@ impl Side {
         }
         let not_nets = ipv4(&entity.not_nets)?;
         if not_nets.iter().any(|net| net.prefix_len() == 0) {
+            // No address lies outside 0.0.0.0/0.
             return None;
         }
         criteria.none.extend(not_nets.into_iter().map(Predicate::Net));
