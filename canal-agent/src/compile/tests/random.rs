@@ -335,7 +335,7 @@ impl Tables {
     }
 }
 
-const CLUSTERS: u32 = 400;
+const CLUSTERS: u32 = 300;
 const PACKETS: usize = 150;
 
 #[test]
