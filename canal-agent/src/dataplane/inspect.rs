@@ -31,7 +31,8 @@ pub fn load(bpffs: &Path, interface: &str) -> Result<Vec<String>, InspectError> 
     if pins.links()?.iter().any(|(_, path)| *path != mine) {
         return Err(InspectError::InUse(pins.root().display().to_string()));
     }
-    let ifindex = nix::net::if_::if_nametoindex(interface).map_err(|_| InspectError::NoInterface(interface.to_owned()))?;
+    let ifindex = nix::net::if_::if_nametoindex(interface)
+        .map_err(|_| InspectError::NoInterface(interface.to_owned()))?;
     let mut object = Object::load(&Settings::default(), Some(&pins), &HashMap::new())?;
     Hooks::new(pins.clone()).attach(&mut object, Place::Uplink, interface, ifindex)?;
     let mut lines = vec![format!("from_wire is attached to {interface} and pinned at {}", mine.display())];

@@ -97,8 +97,7 @@ impl Rows {
         for (at, id) in ids.iter().enumerate() {
             tables.write_row(*id, &tree.pages[at].resolve(|child| ids[child])).map_err(RowError::Write)?;
         }
-        // Children come first, so the last page is the root.
-        let root = *ids.last().expect("a row has at least one page");
+        let root = ids[tree.root];
         self.by_content.insert(row.clone(), root);
         self.written.insert(root, Written { content: row.clone(), pages: ids, users: 1 });
         Ok(root)

@@ -141,12 +141,9 @@ impl Locals {
             .chain(self.shadowed.iter().map(|(a, l)| (*a, l)))
     }
 
-    /// Those whose interface exists.
-    pub(super) fn present(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
-        self.by_address
-            .iter()
-            .filter(|(_, local)| local.desired.is_some())
-            .map(|(addr, local)| (*addr, local))
+    /// Those whose interface exists, with what is to be programmed.
+    pub(super) fn present(&self) -> impl Iterator<Item = (Ipv4Addr, &Local, &Desired)> {
+        self.by_address.iter().filter_map(|(addr, local)| Some((*addr, local, local.desired.as_ref()?)))
     }
 
     pub(super) fn close(&mut self, addr: Ipv4Addr, reason: String) {

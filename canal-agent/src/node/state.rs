@@ -35,7 +35,7 @@ use crate::{
         tables::KernelTables,
     },
     endpoint::{Registry, RegistryError, publish::Wanted},
-    model::Cluster,
+    model::{Cluster, EndpointKey, WorkloadEndpoint},
     netlink::{self, Netlink},
     store::{
         Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent,
@@ -96,6 +96,8 @@ pub struct Node {
     netlink: Netlink,
 
     pub(super) cluster: Cluster,
+    /// `None` once the cluster has changed.
+    compiled: Option<Compiled>,
     pub(super) registry: Registry,
     pub(super) broken_records: BTreeMap<String, String>,
     pub(super) peers: Peers,
@@ -164,6 +166,7 @@ impl Node {
             counters,
             netlink,
             cluster: Cluster::default(),
+            compiled: None,
             registry,
             broken_records,
             peers: Peers::default(),
@@ -268,6 +271,7 @@ impl Node {
                     }
                     Prefix::Resources => {
                         self.cluster.replace_all(entries);
+                        self.compiled = None;
                         // What etcd lost, it gets again.
                         self.publish();
                     }
@@ -300,6 +304,7 @@ impl Node {
     }
 
     fn resource_change(&mut self, change: Change) {
+        self.compiled = None;
         match change {
             Change::Put(entry) => {
                 self.cluster.apply(&entry.key, Some(&entry.value));
@@ -368,7 +373,7 @@ impl Node {
         match self.registry.insert(endpoint.clone()) {
             Ok(key) => {
                 let workload = self.registry.records()[&key].workload(&self.config.node_name);
-                self.cluster.set_local_endpoint(key, Some(workload));
+                self.set_local(key, Some(workload));
                 self.waiting.push((endpoint, reply));
                 true
             }
@@ -382,7 +387,7 @@ impl Node {
     fn delete_endpoint(&mut self, container_id: &str, interface: &str) -> Result<bool, RegistryError> {
         let Some(key) = self.registry.leave(container_id, interface)? else { return Ok(false) };
         info!(endpoint = %key, "endpoint leaves");
-        self.cluster.set_local_endpoint(key, None);
+        self.set_local(key, None);
         self.publish();
         Ok(true)
     }
@@ -428,8 +433,11 @@ impl Node {
             return;
         }
         self.problems.clear();
-        let compiled = compile::compile(&self.cluster, &self.config.node_name);
-        if let Err(error) = self.apply(&compiled) {
+        let compiled =
+            self.compiled.take().unwrap_or_else(|| compile::compile(&self.cluster, &self.config.node_name));
+        let outcome = self.apply(&compiled);
+        self.compiled = Some(compiled);
+        if let Err(error) = outcome {
             error!(%error, "cannot bring the kernel up to date; trying again");
             self.problems.push(error.to_string());
         }
@@ -542,7 +550,12 @@ impl Node {
         if let Err(error) = self.registry.remove(&key) {
             warn!(%error, "cannot remove the record of a refused endpoint");
         }
-        self.cluster.set_local_endpoint(key, None);
+        self.set_local(key, None);
+    }
+
+    fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
+        self.cluster.set_local_endpoint(key, endpoint);
+        self.compiled = None;
     }
 
     fn write_subnet_file(&mut self) {
