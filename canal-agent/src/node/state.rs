@@ -104,6 +104,8 @@ pub struct Node {
     pub(super) locals: Locals,
     pub(super) store: StoreState,
     pub(super) problems: Vec<String>,
+    /// Why the last cycle did not end well.
+    pub(super) failure: Option<String>,
     pub(super) started: Instant,
 
     wanted: watch::Sender<Wanted>,
@@ -173,6 +175,7 @@ impl Node {
             locals: Locals::default(),
             store: StoreState::default(),
             problems: Vec::new(),
+            failure: None,
             started: Instant::now(),
             wanted,
             ready: Some(ready),
@@ -432,35 +435,59 @@ impl Node {
         if !self.store.in_sync() {
             return;
         }
-        self.problems.clear();
-        let compiled =
-            self.compiled.take().unwrap_or_else(|| compile::compile(&self.cluster, &self.config.node_name));
-        let outcome = self.apply(&compiled);
-        self.compiled = Some(compiled);
-        if let Err(error) = outcome {
-            error!(%error, "cannot bring the kernel up to date; trying again");
-            self.problems.push(error.to_string());
+        self.bring_up_to_date();
+        if self.answer_waiting() {
+            // A refused endpoint leaves nothing behind.
+            self.bring_up_to_date();
         }
-        self.answer_waiting();
-        if self.problems.is_empty()
+        if self.failure.is_none()
             && let Some(ready) = self.ready.take()
         {
             let _ = ready.send(());
         }
     }
 
-    fn apply(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
-        let overlay = self.overlay();
-        let device = overlay::ensure(&mut self.netlink, &overlay)?;
+    fn bring_up_to_date(&mut self) {
+        self.problems.clear();
+        // Policy does not wait for a broken underlay, nor the other way round.
+        let overlay = self.apply_overlay();
+        let compiled =
+            self.compiled.take().unwrap_or_else(|| compile::compile(&self.cluster, &self.config.node_name));
+        let policy = self.apply_policy(&compiled);
+        self.compiled = Some(compiled);
+        let failures: Vec<String> =
+            [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
+        let failure = (!failures.is_empty()).then(|| failures.join("; "));
+        if failure != self.failure {
+            match &failure {
+                Some(failure) => error!("cannot bring the kernel up to date, trying again: {failure}"),
+                None => info!("the kernel is up to date"),
+            }
+            self.failure = failure;
+        }
+        if let Err(error) = masquerade::ensure(self.config.ip_masq, self.network.network, self.lease.subnet) {
+            self.problems.push(error.to_string());
+        }
+        if self.failure.is_none() {
+            self.write_subnet_file();
+        }
+    }
+
+    fn apply_overlay(&mut self) -> Result<(), NodeError> {
+        let device = overlay::ensure(&mut self.netlink, &self.overlay())?;
         self.reload_if_changed(device.index)?;
         self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
         self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
+        Ok(())
+    }
 
+    /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
+    fn apply_policy(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
         self.locals =
             Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
         let mut wanted: BTreeSet<(Place, String)> =
-            [(Place::Overlay, overlay.name()), (Place::Uplink, self.uplink.name.clone())].into();
+            [(Place::Overlay, self.overlay().name()), (Place::Uplink, self.uplink.name.clone())].into();
         let mut unhooked: Vec<(Ipv4Addr, String)> = Vec::new();
         for (addr, local, desired) in self.locals.present() {
             // Hooks before tables: until its policy stands, the endpoint is closed.
@@ -474,8 +501,7 @@ impl Node {
         for (addr, reason) in unhooked {
             self.locals.close(addr, reason);
         }
-        let desired = self.locals.desired();
-        let problems = self.policy.apply(compiled, &desired)?;
+        let problems = self.policy.apply(compiled, &self.locals.desired())?;
         for (addr, reason) in problems {
             if addr.is_unspecified() {
                 self.problems.push(reason);
@@ -485,10 +511,6 @@ impl Node {
         }
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
         self.hooks.sweep(&wanted)?;
-        if let Err(error) = masquerade::ensure(self.config.ip_masq, self.network.network, self.lease.subnet) {
-            self.problems.push(error.to_string());
-        }
-        self.write_subnet_file();
         for other in self.pins.remove_other_layouts()? {
             info!(layout = other, "removed the tables of another layout");
         }
@@ -506,15 +528,15 @@ impl Node {
         Ok(())
     }
 
-    fn answer_waiting(&mut self) {
-        for (endpoint, reply) in std::mem::take(&mut self.waiting) {
-            let result = match endpoint.addresses.iter().find_map(|addr| self.refusal(&endpoint, *addr)) {
-                None if !endpoint.addresses.is_empty() => Ok(()),
-                None => {
-                    Err(ApiError { message: "the endpoint has no IPv4 address".to_owned(), try_again: false })
-                }
-                Some(reason) => Err(ApiError { message: reason, try_again: true }),
-            };
+    /// True when some endpoint was refused.
+    fn answer_waiting(&mut self) -> bool {
+        let waiting = std::mem::take(&mut self.waiting);
+        if waiting.is_empty() {
+            return false;
+        }
+        let mut refused = false;
+        for (endpoint, reply) in waiting {
+            let result = self.verdict(&endpoint);
             match &result {
                 Ok(()) => {
                     info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up");
@@ -522,11 +544,26 @@ impl Node {
                 Err(error) => {
                     warn!(container = endpoint.container_id, %error, "endpoint refused");
                     self.withdraw(&endpoint);
+                    refused = true;
                 }
             }
             let _ = reply.send(result);
         }
         self.publish();
+        refused
+    }
+
+    fn verdict(&self, endpoint: &AddEndpoint) -> Result<(), ApiError> {
+        if endpoint.addresses.is_empty() {
+            return Err(ApiError {
+                message: "the endpoint has no IPv4 address".to_owned(),
+                try_again: false,
+            });
+        }
+        match endpoint.addresses.iter().find_map(|addr| self.refusal(endpoint, *addr)) {
+            None => Ok(()),
+            Some(message) => Err(ApiError { message, try_again: true }),
+        }
     }
 
     /// Why the endpoint's address is not enforced yet, if so.
@@ -534,8 +571,7 @@ impl Node {
         match self.locals.get(addr) {
             Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => {
                 match state.reason() {
-                    None if self.problems.is_empty() => None,
-                    None => Some(self.problems.join("; ")),
+                    None => self.failure.clone(),
                     Some(reason) => Some(reason.to_owned()),
                 }
             }

@@ -45,6 +45,7 @@ impl Node {
 
     fn all_problems(&self) -> Vec<String> {
         let mut problems = self.problems.clone();
+        problems.extend(self.failure.clone());
         problems.extend(self.lease_problem.clone());
         problems.extend(self.drift.clone());
         if !self.store.in_sync() {
