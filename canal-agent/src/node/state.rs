@@ -474,7 +474,8 @@ impl Node {
     }
 
     fn apply_overlay(&mut self) -> Result<(), NodeError> {
-        let device = overlay::ensure(&mut self.netlink, &self.overlay())?;
+        let overlay = self.overlay();
+        let device = overlay::ensure(&mut self.netlink, &overlay)?;
         self.reload_if_changed(device.index)?;
         self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;

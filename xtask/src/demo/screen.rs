@@ -18,6 +18,8 @@ use crate::run;
 const NARROW: usize = 96;
 /// Longer lines are hard to follow.
 const WIDEST: usize = 136;
+/// Of a file or a pipe.
+const ELSEWHERE: usize = 120;
 const MARGIN: usize = 3;
 const GAP: usize = 2;
 const TIME: usize = 7;
@@ -63,7 +65,10 @@ impl Screen {
             || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let width = if terminal { terminal_width() } else { None };
         Self {
-            style: Style { width: width.unwrap_or(100).clamp(40, WIDEST), colour: terminal && !no_colour },
+            style: Style {
+                width: width.unwrap_or(ELSEWHERE).clamp(40, WIDEST),
+                colour: terminal && !no_colour,
+            },
             terminal,
             steps: 0,
             failures: 0,
