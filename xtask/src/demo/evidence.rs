@@ -114,7 +114,7 @@ pub(super) fn table(screen: &mut Screen, world: &World) {
         // One element tells enough.
         lines.extend(dump.lines().take_while(|line| line.trim() != "},{").map(str::to_owned));
         lines.push("    …".to_owned());
-        let text = if named { "address, interface and MACs of web" } else { "bytes without names" };
+        let text = if named { "address, interface and MACs of a pod" } else { "bytes without names" };
         Ok(Seen::that(named, text).with(lines))
     });
 }

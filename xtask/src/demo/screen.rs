@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Result;
+use bpf_tests::sweep;
 
 use crate::run;
 
@@ -104,6 +105,7 @@ impl Screen {
         }
         let start = Instant::now();
         let seen = take().unwrap_or_else(|error| Seen::that(false, format!("error: {error:#}")));
+        sweep::stop_if_interrupted();
         if self.terminal {
             print!("\r\x1b[K");
         }
