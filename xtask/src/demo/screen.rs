@@ -84,17 +84,12 @@ impl Screen {
         let style = self.style;
         if let Some(columns) = style.columns() {
             let cells = ["", "EXPECTED", "SEEN"].map(str::to_owned);
-            put(&format!("\n{}", style.dim(style.beside(columns, ' ', &cells, "TIME").trim_end())));
+            put(&format!("\n{}", style.dim(beside(columns, ' ', &cells, "TIME").trim_end())));
         }
     }
 
     pub(super) fn section(&self, title: &str) {
         put(&format!("\n{}", self.style.bold(title)));
-    }
-
-    /// Plain lines, as they are.
-    pub(super) fn lines(&self, lines: impl IntoIterator<Item = impl AsRef<str>>) {
-        lines.into_iter().for_each(|line| put(line.as_ref()));
     }
 
     /// Takes the step and writes its row; true if it went as expected.
@@ -138,9 +133,7 @@ impl Style {
         let mark = if seen.as_expected { '✓' } else { '✗' };
         let time = run::seconds(took);
         let mut row = match self.columns() {
-            Some(columns) => {
-                self.beside(columns, mark, &[what, expected, &seen.text].map(str::to_owned), &time)
-            }
+            Some(columns) => beside(columns, mark, &[what, expected, &seen.text].map(str::to_owned), &time),
             None => self.below(mark, what, expected, &seen.text, &time),
         };
         let colour = if seen.as_expected { "32" } else { "1;31" };
@@ -151,25 +144,6 @@ impl Style {
             }
         }
         row
-    }
-
-    fn beside(self, columns: [usize; 3], mark: char, cells: &[String; 3], time: &str) -> String {
-        let mut wrapped = [0, 1, 2].map(|n: usize| wrap(&cells[n], columns[n], false).into_iter());
-        let mut text = String::new();
-        let (mut mark, mut time) = (mark, time);
-        loop {
-            let parts = wrapped.each_mut().map(Iterator::next);
-            if parts.iter().all(Option::is_none) {
-                return text;
-            }
-            let mut line = format!(" {mark} ");
-            for (part, width) in parts.into_iter().zip(columns) {
-                let _ = write!(line, "{:width$}{:GAP$}", part.unwrap_or_default(), "");
-            }
-            let _ = write!(line, "{time:>TIME$}");
-            let _ = writeln!(text, "{}", line.trim_end());
-            (mark, time) = (' ', "");
-        }
     }
 
     fn below(self, mark: char, what: &str, expected: &str, seen: &str, time: &str) -> String {
@@ -203,8 +177,27 @@ impl Style {
     }
 }
 
+fn beside(columns: [usize; 3], mark: char, cells: &[String; 3], time: &str) -> String {
+    let mut wrapped = [0, 1, 2].map(|n: usize| wrap(&cells[n], columns[n], false).into_iter());
+    let mut text = String::new();
+    let (mut mark, mut time) = (mark, time);
+    loop {
+        let parts = wrapped.each_mut().map(Iterator::next);
+        if parts.iter().all(Option::is_none) {
+            return text;
+        }
+        let mut line = format!(" {mark} ");
+        for (part, width) in parts.into_iter().zip(columns) {
+            let _ = write!(line, "{:width$}{:GAP$}", part.unwrap_or_default(), "");
+        }
+        let _ = write!(line, "{time:>TIME$}");
+        let _ = writeln!(text, "{}", line.trim_end());
+        (mark, time) = (' ', "");
+    }
+}
+
 /// A reader that has gone away is no reason to stop in the middle: the cluster must still be removed.
-fn put(line: &str) {
+pub(super) fn put(line: &str) {
     drop(writeln!(io::stdout(), "{line}"));
 }
 
@@ -288,9 +281,8 @@ mod tests {
     #[test]
     fn columns_stand_below_each_other_and_a_failure_is_marked() {
         let row = style(100).row("a", "b", &Seen::that(false, "c"), TOOK);
-        let header =
-            style(100).beside(style(100).columns().unwrap(), ' ', &["", "b", "c"].map(str::to_owned), "");
-        assert_eq!(row.find("b").unwrap() - '✗'.len_utf8(), header.find('b').unwrap() - 1);
+        let header = beside(style(100).columns().unwrap(), ' ', &["", "b", "c"].map(str::to_owned), "");
+        assert_eq!(row.find('b').unwrap() - '✗'.len_utf8(), header.find('b').unwrap() - 1);
         assert!(row.starts_with(" ✗ a ") && row.ends_with("1.2 s\n"), "{row:?}");
     }
 

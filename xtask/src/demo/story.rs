@@ -146,7 +146,7 @@ fn some(mut list: Vec<String>) -> String {
 fn packets(screen: &mut Screen, world: &World, cast: &Cast) {
     let Cast { web, shop, db, .. } = cast;
     for (what, to) in [("ping to a pod of another node", db), ("ping to a pod of the same node", shop)] {
-        screen.step(what, "5 of 5 answered", || pinged(&web.ping(to.ip(), 5)?));
+        screen.step(what, "5 of 5 answered", || Ok(pinged(&web.ping(to.ip(), 5)?)));
     }
     if !cast.others.is_empty() {
         let all = cast.all();
@@ -176,10 +176,10 @@ fn packets(screen: &mut Screen, world: &World, cast: &Cast) {
     }
 }
 
-fn pinged(stats: &PingStats) -> Result<Seen> {
+fn pinged(stats: &PingStats) -> Seen {
     let text =
         format!("{} of {} answered, {:.2} ms on average", stats.received, stats.sent(), stats.average_ms);
-    Ok(Seen::that(stats.lost == 0, text))
+    Seen::that(stats.lost == 0, text)
 }
 
 fn revoke_and_allow(screen: &mut Screen, world: &World, cast: &Cast) {
@@ -274,7 +274,7 @@ fn crash(screen: &mut Screen, world: &World, cast: &Cast) {
         agent.wait_ready(AGENT_READY)?;
         let back = pinger.stats().received;
         ensure!(until(SOON, || pinger.stats().received > back + 50), "the pings stop with the new agent");
-        pinged(&pinger.stop()?)
+        Ok(pinged(&pinger.stop()?))
     });
     screen.step("policy while node2 has no agent", "in force: web reaches db, shop does not", || {
         agent.kill_9();
