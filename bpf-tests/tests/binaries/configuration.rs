@@ -17,12 +17,16 @@ fn a_configuration_that_cannot_be_used_is_waited_out_and_each_fault_is_named() {
         (r#"{"Network": "10.100.0.0/99"}"#, &["Network"]),
         (r#"{"Network": "10.100.0.0/30", "Backend": {"Type": "vxlan"}}"#, &["10.100.0.0/30", "small"]),
         (r#"{"Network": "10.100.0.0/16", "SubnetLen": 8}"#, &["SubnetLen"]),
-        (r#"{"Network": "10.100.0.0/16", "Backend": {"Type": "carrier-pigeon"}}"#, &["carrier-pigeon", "vxlan"]),
+        (
+            r#"{"Network": "10.100.0.0/16", "Backend": {"Type": "carrier-pigeon"}}"#,
+            &["carrier-pigeon", "vxlan"],
+        ),
         (r#"{"Network": "10.100.0.0/16"}"#, &["vxlan"]),
         (r#"{"Backend": {"Type": "vxlan"}}"#, &["Network"]),
     ] {
         world.etcd().put(KEY, config).unwrap();
-        let words: Vec<_> = ["waiting for a network configuration", KEY].iter().chain(words).copied().collect();
+        let words: Vec<_> =
+            ["waiting for a network configuration", KEY].iter().chain(words).copied().collect();
         assert!(agent.says(&words, SOON), "{config}: {words:?} are not in: {}", agent.log());
     }
     assert!(agent.is_running() && !agent.subnet_file().exists());

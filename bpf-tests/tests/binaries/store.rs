@@ -16,7 +16,14 @@ fn tls_etcd(world: &World, authority: &Authority) -> Proc {
         .cmd("etcd --listen-peer-urls http://127.0.0.1:2380 --client-cert-auth")
         .args(["--data-dir", &world.folder().join("etcd").display().to_string()])
         .args(["--listen-client-urls", URL, "--advertise-client-urls", URL])
-        .args(["--cert-file", &path("server.pem"), "--key-file", &path("server.key"), "--trusted-ca-file", &path("ca.pem")])
+        .args([
+            "--cert-file",
+            &path("server.pem"),
+            "--key-file",
+            &path("server.key"),
+            "--trusted-ca-file",
+            &path("ca.pem"),
+        ])
         .start(&world.etcd().log_file())
         .unwrap();
     eventually("etcd answers TLS", RETRIED, || {

@@ -34,8 +34,9 @@ fn pods_talk_in_both_directions_with_and_without_outer_checksums() {
     let _echo = a.serve_udp(5353).unwrap();
     for (number, flannel) in [(2, &with), (3, &without)] {
         let b = flannel.add_pod(&format!("b{number}")).unwrap();
-        let mut wire = Capture::start_whole(world.node(number).netns(), "up0", "udp dst port 8472", world.folder())
-            .unwrap();
+        let mut wire =
+            Capture::start_whole(world.node(number).netns(), "up0", "udp dst port 8472", world.folder())
+                .unwrap();
         assert!(soon(|| a.pings(b.ip())), "out to node {number}");
         assert!(b.pings(a.ip()), "in from node {number}");
         let _there = b.serve_tcp(8080).unwrap();
@@ -44,7 +45,8 @@ fn pods_talk_in_both_directions_with_and_without_outer_checksums() {
         assert_eq!((a.udp_echoes(b.ip(), 5353, 3).unwrap(), b.udp_echoes(a.ip(), 5353, 3).unwrap()), (3, 3));
         wire.stop().unwrap();
         // Who puts a checksum on the envelope, and who does not.
-        let sums = |from: u8| wire.packets_in_full(&format!("src host 192.168.50.{from}")).unwrap().join("\n");
+        let sums =
+            |from: u8| wire.packets_in_full(&format!("src host 192.168.50.{from}")).unwrap().join("\n");
         assert!(sums(1).contains("no cksum") && !sums(1).contains("bad udp cksum"), "{}", sums(1));
         assert_eq!(sums(number).contains("[no cksum]"), number == 3, "{}", sums(number));
     }

@@ -20,7 +20,8 @@ fn every_pinned_table_is_dumped_with_named_fields_and_every_program_has_its_hook
     ]);
     world.etcd().put_global_policy("t", policy::ingress(1, "app == 'b'", rules)).unwrap();
     let node = world.node(2);
-    assert!(soon(|| a.udp_echoes(b.ip(), 53, 1).unwrap() == 0 && node.agent().count("from_wire", "policy-ingress").unwrap() > 0));
+    assert!(soon(|| a.udp_echoes(b.ip(), 53, 1).unwrap() == 0
+        && node.agent().count("from_wire", "policy-ingress").unwrap() > 0));
     assert!(a.pings(b.ip()) && a.reaches(b.ip(), 80));
     assert_eq!(a.ping_sized(b.ip(), 1, 4000).unwrap().lost, 0);
     b.send_udp(a.ip(), 7777, b"nobody answers").unwrap();
@@ -56,7 +57,11 @@ fn every_pinned_table_is_dumped_with_named_fields_and_every_program_has_its_hook
     ] {
         let text = dump(table);
         for field in fields {
-            assert!(text.contains(&format!("\"{field}\"")), "{table} without {field}: {}", &text[..text.len().min(800)]);
+            assert!(
+                text.contains(&format!("\"{field}\"")),
+                "{table} without {field}: {}",
+                &text[..text.len().min(800)]
+            );
         }
     }
     // A table of tables shows ids; the tables in it show fields.

@@ -18,7 +18,10 @@ fn pods_of_two_nodes_talk_inside_vxlan_and_large_packets_cross_whole() {
         let address = pod.netns().ip("-br addr show eth0").unwrap();
         assert!(address.contains(&format!("{}/32", pod.ip())), "{address}");
         let env = std::fs::read_to_string(node.agent().subnet_file()).unwrap();
-        assert!(env.contains("FLANNEL_NETWORK=10.100.0.0/16\n") && env.contains("FLANNEL_MTU=1450\n"), "{env}");
+        assert!(
+            env.contains("FLANNEL_NETWORK=10.100.0.0/16\n") && env.contains("FLANNEL_MTU=1450\n"),
+            "{env}"
+        );
     }
     let mut wire = Capture::start(world.node(1).netns(), "up0", "", world.folder()).unwrap();
     assert!(b.pings(a.ip()));
@@ -73,7 +76,10 @@ fn checksums_are_right_at_the_receiver_whoever_computes_them() {
         probe::tcp_bulk(&a, &b, 9000, BULK / 4).unwrap();
         pod.stop().unwrap();
         let text = pod.packets_in_full("").unwrap().join("\n");
-        assert!(text.contains("udp sum ok") && text.contains("cksum") && text.contains("(correct)"), "{text}");
+        assert!(
+            text.contains("udp sum ok") && text.contains("cksum") && text.contains("(correct)"),
+            "{text}"
+        );
         for wrong in ["incorrect", "bad", "wrong"] {
             assert!(!text.contains(wrong), "{device}: {text}");
         }
