@@ -62,13 +62,11 @@ struct Style {
 impl Screen {
     pub(super) fn of_terminal() -> Self {
         let terminal = io::stdout().is_terminal();
-        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-            || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let width = if terminal { terminal_width() } else { None };
         Self {
             style: Style {
                 width: width.unwrap_or(ELSEWHERE).clamp(40, WIDEST),
-                colour: terminal && !no_colour,
+                colour: terminal && run::wants_colour(),
             },
             terminal,
             steps: 0,
