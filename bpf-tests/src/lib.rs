@@ -28,6 +28,8 @@ pub mod pair;
 pub mod pod;
 pub mod policy;
 pub mod probe;
+#[cfg(feature = "kernel")]
+pub mod progrun;
 pub mod sweep;
 pub mod wait;
 pub mod world;
