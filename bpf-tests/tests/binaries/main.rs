@@ -16,7 +16,7 @@ mod store;
 
 use std::time::Duration;
 
-use bpf_tests::{Agent, Cmd, Node, World, agent::binary, until};
+use bpf_tests::{Agent, Cmd, Host, Node, World, agent::binary, until};
 
 const SOON: Duration = Duration::from_secs(10);
 /// After a wait between attempts.
