@@ -35,13 +35,7 @@ impl Capture {
         Self::start_with(netns, interface, filter, folder, 0)
     }
 
-    fn start_with(
-        netns: &Netns,
-        interface: &str,
-        filter: &str,
-        folder: &Path,
-        length: u32,
-    ) -> Result<Self> {
+    fn start_with(netns: &Netns, interface: &str, filter: &str, folder: &Path, length: u32) -> Result<Self> {
         let file = unused(folder, &format!("{}-{interface}", netns.name()));
         let log = file.with_extension("tcpdump.log");
         let mut process = netns
@@ -87,7 +81,8 @@ impl Capture {
 
     fn read(&self, how: &str, filter: &str) -> Result<Vec<String>> {
         let file = self.file.display().to_string();
-        let output = Cmd::line("tcpdump -nn").args(how.split_whitespace()).args(["-r", &file, filter]).output()?;
+        let output =
+            Cmd::line("tcpdump -nn").args(how.split_whitespace()).args(["-r", &file, filter]).output()?;
         // While the file grows its last packet may be incomplete, which is an error after all others.
         Ok(output.stdout.lines().map(str::to_owned).collect())
     }

@@ -43,7 +43,12 @@ fn a_taken_vxlan_port_is_told_with_who_has_it_and_used_once_it_is_free() {
     }
     let problem = |node: &bpf_tests::Node| node.agent().status().unwrap_or_default()["problems"].to_string();
     for (node, holder) in [(one, "other0"), (two, "8472")] {
-        assert!(soon(|| problem(node).contains("port 8472 is taken")), "{} {}", problem(node), node.agent().log());
+        assert!(
+            soon(|| problem(node).contains("port 8472 is taken")),
+            "{} {}",
+            problem(node),
+            node.agent().log()
+        );
         has(&problem(node), &["canal.1", holder, "Backend.Port"]);
         assert!(!node.agent().subnet_file().exists(), "no pods are made on a node that cannot carry them");
     }
@@ -111,7 +116,11 @@ fn a_device_of_our_name_that_is_something_else_is_not_touched() {
     node.netns().ip("link add canal.1 type bridge").unwrap();
     node.agent().spawn().unwrap();
     let problems = || node.agent().status().unwrap_or_default()["problems"].to_string();
-    assert!(soon(|| problems().contains("canal.1 exists and is not a VXLAN device")), "{}", node.agent().log());
+    assert!(
+        soon(|| problems().contains("canal.1 exists and is not a VXLAN device")),
+        "{}",
+        node.agent().log()
+    );
     assert!(node.netns().ip("-d link show canal.1").unwrap().contains("bridge"));
     node.netns().ip("link del canal.1").unwrap();
     node.agent().wait_ready(SOON).unwrap();
@@ -124,9 +133,21 @@ fn flags_are_flannels_also_by_environment_and_wrong_ones_are_named() {
     let agent = bpf_tests::agent::binary("canal-agent").unwrap().display().to_string();
     let help = Cmd::line(&agent).args(["run", "--help"]).run().unwrap();
     for flag in [
-        "--etcd-endpoints", "--etcd-prefix", "--etcd-cafile", "--etcd-certfile", "--etcd-keyfile",
-        "--etcd-username", "--etcd-password", "--iface", "--public-ip", "--subnet-file", "--ip-masq",
-        "--node-name", "--state-dir", "--socket", "--bpffs",
+        "--etcd-endpoints",
+        "--etcd-prefix",
+        "--etcd-cafile",
+        "--etcd-certfile",
+        "--etcd-keyfile",
+        "--etcd-username",
+        "--etcd-password",
+        "--iface",
+        "--public-ip",
+        "--subnet-file",
+        "--ip-masq",
+        "--node-name",
+        "--state-dir",
+        "--socket",
+        "--bpffs",
     ] {
         assert!(help.contains(flag), "{flag}");
     }
@@ -144,5 +165,12 @@ fn flags_are_flannels_also_by_environment_and_wrong_ones_are_named() {
         command = command.env(&name, &pair[1]);
     }
     let _process = command.env("CANAL_IP_MASQ", "false").start(&node.agent().log_file()).unwrap();
-    assert!(soon(|| node.agent().status().is_ok_and(|s| s["node"] == "node1" && s["lease"]["public_ip"] == "192.168.50.1")), "{}", node.agent().log());
+    assert!(
+        soon(|| node
+            .agent()
+            .status()
+            .is_ok_and(|s| s["node"] == "node1" && s["lease"]["public_ip"] == "192.168.50.1")),
+        "{}",
+        node.agent().log()
+    );
 }

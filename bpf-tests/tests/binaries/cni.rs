@@ -92,19 +92,44 @@ fn each_wrong_call_has_its_code_and_message_and_leaves_nothing() {
     };
     type Case<'a> = (&'a str, Call<'a>, u64, &'a [&'a str]);
     let cases: [Case<'_>; 13] = [
-        ("garbage", Call { config: "\u{1}garbage{".to_owned(), ..add() }, 6, &["cannot read the network configuration"]),
+        (
+            "garbage",
+            Call { config: "\u{1}garbage{".to_owned(), ..add() },
+            6,
+            &["cannot read the network configuration"],
+        ),
         ("nothing", Call { config: String::new(), ..add() }, 6, &["standard input is empty"]),
-        ("truncated", Call { config: config(node, "1.0.0").to_string()[..40].to_owned(), ..add() }, 6, &["EOF"]),
+        (
+            "truncated",
+            Call { config: config(node, "1.0.0").to_string()[..40].to_owned(), ..add() },
+            6,
+            &["EOF"],
+        ),
         ("not an object", with(json!([1])), 6, &["not an object"]),
         ("unknown version", changed("cniVersion", json!("9.9.9")), 1, &["9.9.9", "not supported", "1.0.0"]),
         ("no version", changed("cniVersion", Value::Null), 1, &["cniVersion"]),
         ("no name", changed("name", json!("")), 7, &["name"]),
         ("another IPAM", changed("ipam", json!({"type": "dhcp"})), 7, &["dhcp", "host-local"]),
-        ("no netns", Call { netns: "/run/netns/no-such".to_owned(), ..add() }, 3, &["no network namespace", "no-such"]),
-        ("the host's netns", Call { netns: node.netns().path().display().to_string(), ..add() }, 4, &["host's network namespace"]),
+        (
+            "no netns",
+            Call { netns: "/run/netns/no-such".to_owned(), ..add() },
+            3,
+            &["no network namespace", "no-such"],
+        ),
+        (
+            "the host's netns",
+            Call { netns: node.netns().path().display().to_string(), ..add() },
+            4,
+            &["host's network namespace"],
+        ),
         ("bad container", Call { id: "../escape".to_owned(), ..add() }, 4, &["CNI_CONTAINERID"]),
         ("unknown verb", Call { verb: "REMOVE", ..add() }, 4, &["CNI_COMMAND", "REMOVE", "ADD"]),
-        ("no subnet file", changed("subnetFile", json!("/no/such/subnet.env")), 101, &["no subnet", "/no/such/subnet.env", "canal-agent"]),
+        (
+            "no subnet file",
+            changed("subnetFile", json!("/no/such/subnet.env")),
+            101,
+            &["no subnet", "/no/such/subnet.env", "canal-agent"],
+        ),
     ];
     for (what, call, code, words) in cases {
         let said = call.fails_with(code);
@@ -160,7 +185,10 @@ fn del_succeeds_in_every_state_of_the_node() {
     assert!(del().make().ok(), "never added");
     assert!(Call::new(node, "ADD", &pod, "p").make().ok());
     std::fs::remove_file(node.agent().subnet_file()).unwrap();
-    assert!(Call { netns: "/run/netns/no-such".to_owned(), ..del() }.make().ok(), "namespace and subnet file gone");
+    assert!(
+        Call { netns: "/run/netns/no-such".to_owned(), ..del() }.make().ok(),
+        "namespace and subnet file gone"
+    );
     assert_eq!((veths(node), allocations(node).len()), (0, 0));
     assert!(Call { netns: String::new(), ..del() }.make().ok(), "no namespace given");
     assert!(soon(|| node.agent().endpoint_state("10.100.0.2".parse().unwrap()).unwrap().is_none()));
@@ -190,7 +218,8 @@ fn versions_results_labels_and_profile_are_as_the_conventions_say() {
     let node = world.node(1);
     node.agent().start().unwrap();
     let plugin = binary("canal-cni").unwrap().display().to_string();
-    let version = Cmd::line(&plugin).env("CNI_COMMAND", "VERSION").stdin(r#"{"cniVersion":"1.0.0"}"#).run().unwrap();
+    let version =
+        Cmd::line(&plugin).env("CNI_COMMAND", "VERSION").stdin(r#"{"cniVersion":"1.0.0"}"#).run().unwrap();
     let version: Value = serde_json::from_str(&version).unwrap();
     assert_eq!(version["cniVersion"], "1.0.0");
     for supported in ["0.3.1", "0.4.0", "1.0.0"] {
@@ -200,7 +229,8 @@ fn versions_results_labels_and_profile_are_as_the_conventions_say() {
         let name = format!("v{}", version.replace('.', ""));
         let pod = netns(&world, &name);
         let mut config = config(node, version);
-        config["args"] = json!({"cni": {"labels": [{"key": "app", "value": "web"}, {"key": "a/b", "value": ""}]}});
+        config["args"] =
+            json!({"cni": {"labels": [{"key": "app", "value": "web"}, {"key": "a/b", "value": ""}]}});
         let output = Call { config: config.to_string(), ..Call::new(node, "ADD", &pod, &name) }.make();
         assert!(output.ok(), "{output:?}");
         let result: Value = serde_json::from_str(&output.stdout).unwrap();
@@ -212,8 +242,16 @@ fn versions_results_labels_and_profile_are_as_the_conventions_say() {
         if version.starts_with('0') {
             assert_eq!(result["ips"][0]["version"], "4", "{result}");
         }
-        let key = format!("{}workloadendpoints/default/node1-cni-{}-eth0", bpf_tests::policy::RESOURCES, pod::container_id(&name));
-        assert!(soon(|| world.etcd().get(&key).unwrap().is_some()), "{:?}", world.etcd().workload_endpoints());
+        let key = format!(
+            "{}workloadendpoints/default/node1-cni-{}-eth0",
+            bpf_tests::policy::RESOURCES,
+            pod::container_id(&name)
+        );
+        assert!(
+            soon(|| world.etcd().get(&key).unwrap().is_some()),
+            "{:?}",
+            world.etcd().workload_endpoints()
+        );
         let endpoint: Value = serde_json::from_str(&world.etcd().get(&key).unwrap().unwrap()).unwrap();
         assert_eq!(endpoint["metadata"]["labels"]["app"], "web", "{endpoint}");
         assert_eq!(endpoint["spec"]["profiles"], json!(["canal"]));

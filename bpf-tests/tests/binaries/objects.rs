@@ -17,7 +17,9 @@ fn garbage_under_leases_policies_and_endpoints_is_named_and_costs_nobody_else() 
     assert!(soon(|| a.pings(b.ip())));
     let agent = world.node(2).agent();
     let lease = |mac: &str, ip: &str| {
-        format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#)
+        format!(
+            r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+        )
     };
     let garbage = [
         (format!("{SUBNETS}10.100.201.0-24"), "not json".to_owned()),

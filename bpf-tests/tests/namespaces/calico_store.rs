@@ -30,10 +30,13 @@ impl Host for Foreign {
 /// As the Calico plugin leaves it: the pair up, and the host's route to the pod.
 fn plug(node: &Node, world: &World, interface: &str, mac: &str, ip: &str) -> Foreign {
     let netns = Netns::create(&format!("{}pod-{interface}", world.prefix())).unwrap();
-    Cmd::line(&format!("ip -n {} link add {interface} type veth peer name eth0 address {mac}", node.netns().name()))
-        .args(["netns", netns.name()])
-        .run()
-        .unwrap();
+    Cmd::line(&format!(
+        "ip -n {} link add {interface} type veth peer name eth0 address {mac}",
+        node.netns().name()
+    ))
+    .args(["netns", netns.name()])
+    .run()
+    .unwrap();
     for line in [
         format!("link set {interface} address ee:ee:ee:ee:ee:ee mtu 1450 up"),
         format!("route add {ip}/32 dev {interface} scope link"),
@@ -63,7 +66,9 @@ fn what_calicos_own_tools_wrote_is_enforced_on_what_its_plugin_made() {
     world.start_agents().unwrap();
 
     // The nodes take the leases that are theirs by address, with the MACs that others know.
-    for (number, subnet, mac) in [(1, "10.100.30.0/24", "82:d2:48:77:ea:cf"), (2, "10.100.56.0/24", "b6:5a:ac:9f:0c:c3")] {
+    for (number, subnet, mac) in
+        [(1, "10.100.30.0/24", "82:d2:48:77:ea:cf"), (2, "10.100.56.0/24", "b6:5a:ac:9f:0c:c3")]
+    {
         let lease = world.node(number).agent().status().unwrap()["lease"].clone();
         assert_eq!((&lease["subnet"], &lease["vtep_mac"]), (&subnet.into(), &mac.into()), "{lease}");
     }
@@ -83,7 +88,8 @@ fn what_calicos_own_tools_wrote_is_enforced_on_what_its_plugin_made() {
     }
 
     let ports = [10_000, 10_001, 10_002, 10_003];
-    let servers: Vec<_> = [&a, &b].iter().flat_map(|p| ports.map(|port| p.serve_tcp(port).unwrap())).collect();
+    let servers: Vec<_> =
+        [&a, &b].iter().flat_map(|p| ports.map(|port| p.serve_tcp(port).unwrap())).collect();
     let _echoes = (a.serve_udp(5353).unwrap(), b.serve_udp(5353).unwrap());
     assert!(soon(|| a.pings(b.ip)) && soon(|| b.pings(a.ip)));
     for (port, in_from_b) in ports.into_iter().zip([false, false, false, true]) {

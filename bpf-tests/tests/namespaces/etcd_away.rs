@@ -20,7 +20,11 @@ fn an_agent_waits_for_an_etcd_that_is_not_there_yet_and_says_so() {
     world.etcd().kill();
     let agent = world.node(1).agent();
     agent.spawn().unwrap();
-    assert!(agent.says(&["cannot", "http://192.168.60.254:2379", "connection refused", "etcd"], SOON), "{}", agent.log());
+    assert!(
+        agent.says(&["cannot", "http://192.168.60.254:2379", "connection refused", "etcd"], SOON),
+        "{}",
+        agent.log()
+    );
     assert!(agent.is_running() && !agent.subnet_file().exists());
     world.etcd().restart().unwrap();
     agent.wait_ready(RECONNECTED).unwrap();
@@ -96,7 +100,8 @@ fn a_compacted_history_and_a_burst_of_changes_are_no_loss() {
     assert!(until(RECONNECTED, || !connected(world.node(2))));
     etcd.resume().unwrap();
     for round in 0..20 {
-        etcd.put_global_policy("t", policy::ingress(round, "app == 'b'", json!([{"action": "Allow"}]))).unwrap();
+        etcd.put_global_policy("t", policy::ingress(round, "app == 'b'", json!([{"action": "Allow"}])))
+            .unwrap();
     }
     etcd.put_global_policy("t", policy::ingress(1, "app == 'b'", json!([]))).unwrap();
     etcd.compact().unwrap();

@@ -34,8 +34,9 @@ fn pods_talk_in_both_directions_with_and_without_outer_checksums() {
     let _echo = a.serve_udp(5353).unwrap();
     for (number, flannel) in [(2, &with), (3, &without)] {
         let b = flannel.add_pod(&format!("b{number}")).unwrap();
-        let mut wire = Capture::start_whole(world.node(number).netns(), "up0", "udp dst port 8472", world.folder())
-            .unwrap();
+        let mut wire =
+            Capture::start_whole(world.node(number).netns(), "up0", "udp dst port 8472", world.folder())
+                .unwrap();
         assert!(soon(|| a.pings(b.ip())), "out to node {number}");
         assert!(b.pings(a.ip()), "in from node {number}");
         let _there = b.serve_tcp(8080).unwrap();

@@ -66,7 +66,8 @@ fn policy_is_enforced_while_no_agent_runs_and_followed_by_the_next() {
     let (world, a, b) = two_nodes();
     let _server = b.serve_tcp(80).unwrap();
     let node = world.node(2);
-    let deny = policy::ingress(1, "app == 'b'", json!([{"action": "Deny", "protocol": "TCP"}, {"action": "Allow"}]));
+    let deny =
+        policy::ingress(1, "app == 'b'", json!([{"action": "Deny", "protocol": "TCP"}, {"action": "Allow"}]));
     world.etcd().put_global_policy("t", deny).unwrap();
     assert!(soon(|| !a.reaches(b.ip(), 80)));
     node.agent().terminate().unwrap();

@@ -77,7 +77,11 @@ fn pods_reach_the_world_with_their_nodes_address_and_each_other_with_their_own()
     assert!(a.pings(b.ip()));
     pod.stop().unwrap();
     assert!(!pod.packets(&format!("src host {}", a.ip())).unwrap().is_empty());
-    assert_eq!(pod.packets("net 192.168.50.0/24").unwrap(), Vec::<String>::new(), "pods see each other's address");
+    assert_eq!(
+        pod.packets("net 192.168.50.0/24").unwrap(),
+        Vec::<String>::new(),
+        "pods see each other's address"
+    );
 
     let rules = world.node(1).netns().cmd("nft list table ip canal-masq").run().unwrap();
     for rule in ["masquerade", "224.0.0.0/4", "10.100.0.0/16", "return"] {

@@ -18,7 +18,10 @@ fn pods_of_two_nodes_talk_inside_vxlan_and_large_packets_cross_whole() {
         let address = pod.netns().ip("-br addr show eth0").unwrap();
         assert!(address.contains(&format!("{}/32", pod.ip())), "{address}");
         let env = std::fs::read_to_string(node.agent().subnet_file()).unwrap();
-        assert!(env.contains("FLANNEL_NETWORK=10.100.0.0/16\n") && env.contains("FLANNEL_MTU=1450\n"), "{env}");
+        assert!(
+            env.contains("FLANNEL_NETWORK=10.100.0.0/16\n") && env.contains("FLANNEL_MTU=1450\n"),
+            "{env}"
+        );
     }
     let mut wire = Capture::start(world.node(1).netns(), "up0", "", world.folder()).unwrap();
     assert!(b.pings(a.ip()));
@@ -46,7 +49,9 @@ fn segments_that_arrive_one_by_one_are_joined_again_before_the_pod_sees_them() {
     let (world, a, b) = two_nodes();
     let (one, two) = (world.node(1).netns(), world.node(2).netns());
     // A wire that carries frames of its MTU, and a receiver that polls, as a network card's driver does.
-    one.cmd("ethtool -K up0 tso off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off").run().unwrap();
+    one.cmd("ethtool -K up0 tso off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off")
+        .run()
+        .unwrap();
     two.cmd("ethtool -K up0 gro on").run().unwrap();
     let mut wire = Capture::start(one, "up0", TUNNEL, world.folder()).unwrap();
     let mut pod = Capture::start(b.netns(), "eth0", "tcp", world.folder()).unwrap();
@@ -79,7 +84,9 @@ fn checksums_are_right_at_the_receiver_whoever_computes_them() {
         for right in ["udp sum ok", "(correct)", "ICMP echo request"] {
             assert!(lines.iter().any(|l| l.contains(right)), "{device}: {right}");
         }
-        let wrong = |l: &&String| ["(incorrect", "bad udp cksum", "bad cksum", "wrong icmp cksum"].iter().any(|w| l.contains(w));
+        let wrong = |l: &&String| {
+            ["(incorrect", "bad udp cksum", "bad cksum", "wrong icmp cksum"].iter().any(|w| l.contains(w))
+        };
         assert_eq!(lines.iter().find(wrong), None, "{device}");
         netns.cmd(&format!("ethtool -K {device} tx on tso on")).run().unwrap();
     }

@@ -36,10 +36,8 @@ fn rules_decide_by_direction_selector_port_net_and_order() {
     let web = world.node(1).add_pod("web", &[("app", "web"), ("tier", "front")]).unwrap();
     let near = world.node(1).add_pod("near", &[("app", "client"), ("tier", "back")]).unwrap();
     let far = world.node(2).add_pod("far", &[("app", "client"), ("tier", "front")]).unwrap();
-    let _servers: Vec<_> = [&web, &near, &far]
-        .iter()
-        .flat_map(|pod| TCP.map(|port| pod.serve_tcp(port).unwrap()))
-        .collect();
+    let _servers: Vec<_> =
+        [&web, &near, &far].iter().flat_map(|pod| TCP.map(|port| pod.serve_tcp(port).unwrap())).collect();
     let web_net = format!("{}/32", web.ip());
     let far_net = format!("{}/32", far.ip());
     let all = |allowed| [(&near, &web, 80, allowed), (&far, &web, 80, allowed)];
@@ -54,7 +52,11 @@ fn rules_decide_by_direction_selector_port_net_and_order() {
     check(
         &world,
         "a source selector",
-        policy::ingress(1, "app == 'web'", json!([{"action": "Allow", "source": {"selector": "tier == 'front'"}}])),
+        policy::ingress(
+            1,
+            "app == 'web'",
+            json!([{"action": "Allow", "source": {"selector": "tier == 'front'"}}]),
+        ),
         &[(&near, &web, 80, false), (&far, &web, 80, true)],
     );
     check(
@@ -65,7 +67,12 @@ fn rules_decide_by_direction_selector_port_net_and_order() {
             "app == 'web'",
             json!([{"action": "Allow", "protocol": "TCP", "destination": {"ports": [80, "9000:9100"]}}]),
         ),
-        &[(&near, &web, 80, true), (&near, &web, 8080, false), (&far, &web, 9090, true), (&far, &web, 8080, false)],
+        &[
+            (&near, &web, 80, true),
+            (&near, &web, 8080, false),
+            (&far, &web, 9090, true),
+            (&far, &web, 8080, false),
+        ],
     );
     check(
         &world,
@@ -100,7 +107,10 @@ fn rules_decide_by_direction_selector_port_net_and_order() {
         &[(&far, &near, 80, false), (&near, &web, 80, true), (&near, &far, 80, true)],
     );
     // Order: the lower number speaks first, whichever came first.
-    world.etcd().put_global_policy("later", policy::ingress(20, "all()", json!([{"action": "Deny"}]))).unwrap();
+    world
+        .etcd()
+        .put_global_policy("later", policy::ingress(20, "all()", json!([{"action": "Deny"}])))
+        .unwrap();
     check(&world, "first", policy::ingress(10, "all()", json!([{"action": "Allow"}])), &all(true));
     check(&world, "second", policy::ingress(30, "all()", json!([{"action": "Allow"}])), &all(false));
     world.etcd().delete_global_policy("later").unwrap();
@@ -115,7 +125,11 @@ fn protocols_are_told_apart_and_a_namespaced_policy_binds_its_namespace_only() {
     let _server = b.serve_tcp(80).unwrap();
     let _echo = b.serve_udp(80).unwrap();
     let deny = |protocol: &str| {
-        policy::ingress(1, "app == 'b'", json!([{"action": "Deny", "protocol": protocol}, {"action": "Allow"}]))
+        policy::ingress(
+            1,
+            "app == 'b'",
+            json!([{"action": "Deny", "protocol": protocol}, {"action": "Allow"}]),
+        )
     };
     let udp = || a.udp_echoes(b.ip(), 80, 1).unwrap() == 1;
     for (protocol, tcp, datagrams, ping) in
@@ -144,9 +158,15 @@ fn a_profile_decides_where_no_policy_does() {
     let made: Value = serde_json::from_str(profiles.values().next().unwrap()).unwrap();
     assert_eq!(made["metadata"]["name"], "canal");
     assert_eq!(made["spec"]["labelsToApply"], json!({"canal": ""}), "as the Calico plugin makes it");
-    world.etcd().put_profile("canal", json!({"ingress": [{"action": "Deny"}], "egress": [{"action": "Allow"}]})).unwrap();
+    world
+        .etcd()
+        .put_profile("canal", json!({"ingress": [{"action": "Deny"}], "egress": [{"action": "Allow"}]}))
+        .unwrap();
     assert!(soon(|| !a.pings(b.ip())), "the profile denies");
-    world.etcd().put_global_policy("t", policy::ingress(1, "app == 'b'", json!([{"action": "Allow"}]))).unwrap();
+    world
+        .etcd()
+        .put_global_policy("t", policy::ingress(1, "app == 'b'", json!([{"action": "Allow"}])))
+        .unwrap();
     assert!(soon(|| a.pings(b.ip())), "a policy that selects the pod comes before its profile");
     assert!(!b.pings(a.ip()), "and the other pod still has its profile");
     world.etcd().delete_global_policy("t").unwrap();
@@ -170,7 +190,11 @@ fn a_revoked_permission_cuts_a_live_connection_and_one_given_back_opens_the_way(
     far_in.cut_within(SOON).unwrap();
     near_in.cut_within(SOON).unwrap();
     assert!(out.is_alive(), "what the pod itself opened is egress, and stays");
-    assert!(agent.count("from_wire", "flow-denied").unwrap() + agent.count("from_wire", "policy-ingress").unwrap() > 0);
+    assert!(
+        agent.count("from_wire", "flow-denied").unwrap()
+            + agent.count("from_wire", "policy-ingress").unwrap()
+            > 0
+    );
     assert!(!a.reaches(b.ip(), 9000), "nothing new either");
 
     etcd.delete_global_policy("cut").unwrap();
@@ -221,7 +245,8 @@ fn a_new_pod_is_closed_until_its_policy_stands() {
     assert_eq!(pod.ip(), next, "host-local hands out in order");
     let denied = || {
         let agent = node.agent();
-        agent.count("from_wire", "policy-ingress").unwrap() > 20 && agent.count("from_pod", "policy-ingress").unwrap() > 20
+        agent.count("from_wire", "policy-ingress").unwrap() > 20
+            && agent.count("from_pod", "policy-ingress").unwrap() > 20
     };
     assert!(soon(denied), "{}", status()["counters"]);
     far_knocks.kill();
@@ -235,14 +260,20 @@ fn a_new_pod_is_closed_until_its_policy_stands() {
 fn deletion_of_a_pod_leaves_nothing_that_a_successor_at_its_address_inherits() {
     let (world, a, b) = two_nodes();
     let node = world.node(2);
-    world.etcd().put_global_policy("t", policy::ingress(1, "app == 'open'", json!([{"action": "Allow"}]))).unwrap();
+    world
+        .etcd()
+        .put_global_policy("t", policy::ingress(1, "app == 'open'", json!([{"action": "Allow"}])))
+        .unwrap();
     world.etcd().put_global_policy("u", policy::ingress(2, "all()", json!([]))).unwrap();
     let first = node.add_pod("first", &[("app", "open")]).unwrap();
     assert!(soon(|| a.pings(first.ip())) && soon(|| !a.pings(b.ip())));
     let address = first.ip();
     node.del_pod(&first).unwrap();
     assert!(soon(|| node.agent().endpoint_state(address).unwrap().is_none()));
-    assert!(soon(|| world.etcd().workload_endpoints().unwrap().len() == 2), "and its endpoint is gone from etcd");
+    assert!(
+        soon(|| world.etcd().workload_endpoints().unwrap().len() == 2),
+        "and its endpoint is gone from etcd"
+    );
     // A successor with the very address: whatever was allowed is forgotten.
     let ipam = node.folder().join("ipam/canal/last_reserved_ip.0");
     if let Ok(text) = std::fs::read_to_string(&ipam) {

@@ -30,7 +30,8 @@ fn a_pod_can_spoof_neither_address_nor_mac_nor_arp_and_sends_no_vxlan() {
     let other = vxlan::mac(victim.mac());
     let (ip, stolen, far) = (a.ip().octets(), victim.ip().octets(), b.ip().octets());
     let ipv4 = [8, 0];
-    let mut at_far = Capture::start(b.netns(), "eth0", "icmp[icmptype] == icmp-echo", world.folder()).unwrap();
+    let mut at_far =
+        Capture::start(b.netns(), "eth0", "icmp[icmptype] == icmp-echo", world.folder()).unwrap();
     let mut at_wire = Capture::start(world.node(1).netns(), "up0", "", world.folder()).unwrap();
 
     // The crafted packet is right: from the true address it arrives.
@@ -42,11 +43,15 @@ fn a_pod_can_spoof_neither_address_nor_mac_nor_arp_and_sends_no_vxlan() {
     let counted = |reason: &str| agent.count("from_pod", reason).unwrap();
     type Act<'a> = &'a dyn Fn();
     let acts: [(&str, &str, Act<'_>); 9] = [
-        ("a neighbour's address", "spoofed-ip", &|| ethernet(&a, own, ipv4, &vxlan::echo_request(stolen, far))),
+        ("a neighbour's address", "spoofed-ip", &|| {
+            ethernet(&a, own, ipv4, &vxlan::echo_request(stolen, far))
+        }),
         ("an address of nobody", "spoofed-ip", &|| {
             ethernet(&a, own, ipv4, &vxlan::echo_request([198, 51, 100, 1], far));
         }),
-        ("a remote pod's address", "spoofed-ip", &|| ethernet(&a, own, ipv4, &vxlan::echo_request(far, stolen))),
+        ("a remote pod's address", "spoofed-ip", &|| {
+            ethernet(&a, own, ipv4, &vxlan::echo_request(far, stolen))
+        }),
         ("the node's address", "spoofed-ip", &|| {
             ethernet(&a, own, ipv4, &vxlan::echo_request([192, 168, 50, 1], far));
         }),
@@ -184,10 +189,17 @@ fn a_pods_interface_without_an_endpoint_is_closed_in_both_directions() {
     let [x, y, z, _] = b.ip().octets();
     let ip = std::net::Ipv4Addr::new(x, y, z, 250);
     let netns = bpf_tests::Netns::create(&format!("{}pod-stray", world.prefix())).unwrap();
-    Cmd::line(&format!("ip -n {} link add calistray type veth peer name eth0 netns {}", node.netns().name(), netns.name()))
-        .run()
-        .unwrap();
-    for line in ["link set calistray address ee:ee:ee:ee:ee:ee mtu 1450 up", &format!("route add {ip}/32 dev calistray")] {
+    Cmd::line(&format!(
+        "ip -n {} link add calistray type veth peer name eth0 netns {}",
+        node.netns().name(),
+        netns.name()
+    ))
+    .run()
+    .unwrap();
+    for line in [
+        "link set calistray address ee:ee:ee:ee:ee:ee mtu 1450 up",
+        &format!("route add {ip}/32 dev calistray"),
+    ] {
         node.netns().ip(line).unwrap();
     }
     for line in [
@@ -204,7 +216,13 @@ fn a_pods_interface_without_an_endpoint_is_closed_in_both_directions() {
         status["programs"].as_array().unwrap().iter().any(|p| p["interface"] == "calistray")
     };
     assert!(soon(attached), "an interface with Calico's prefix is ours to guard");
-    let mut inside = Capture::start(&netns, "eth0", "icmp[icmptype] == icmp-echo and dst host not 127.0.0.1", world.folder()).unwrap();
+    let mut inside = Capture::start(
+        &netns,
+        "eth0",
+        "icmp[icmptype] == icmp-echo and dst host not 127.0.0.1",
+        world.folder(),
+    )
+    .unwrap();
     assert!(!a.pings(ip) && !b.pings(ip));
     let out = netns.cmd(&format!("ping -n -c 2 -i 0.2 -W 1 {}", a.ip())).output().unwrap();
     assert!(!out.ok(), "{}", out.stdout);
