@@ -221,11 +221,10 @@ fn connect(
     routes: &[Route],
 ) -> Result<(), netlink::Error> {
     if !local.up && local.ours {
-        // Forwarding for this interface, whatever the default for new ones was.
-        sysctl::set_if_present(
-            &format!("net.ipv4.conf.{}.forwarding", local.interface.replace('.', "/")),
-            "1",
-        )?;
+        // Whatever the defaults for new interfaces are: packets are forwarded, and IPv6 is not carried yet.
+        for (setting, value) in [("ipv4/conf/{}/forwarding", "1"), ("ipv6/conf/{}/disable_ipv6", "1")] {
+            sysctl::set_if_present(&format!("net/{}", setting.replace("{}", &local.interface)), value)?;
+        }
         netlink.set_up(desired.ifindex)?;
     }
     let reachable = routes.iter().any(|r| r.dst == route.dst && r.oif == route.oif);
