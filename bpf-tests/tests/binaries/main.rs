@@ -5,6 +5,8 @@
 //! `dataplane::object` reads kernel releases; the message is `ObjectError::{KernelTooOld, NoBtf}`), and etcd's
 //! errors one by one (`canal-agent/tests/store`).
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
+
 mod agent;
 mod authority;
 mod cni;

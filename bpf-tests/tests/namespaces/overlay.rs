@@ -94,8 +94,8 @@ fn checksums_are_right_at_the_receiver_whoever_computes_them() {
 
 #[test]
 fn each_node_is_one_hop_and_says_so_when_the_hops_are_spent() {
-    let (_world, a, b) = two_nodes();
-    let other = _world.node(1).add_pod("a2", &[]).unwrap();
+    let (world, a, b) = two_nodes();
+    let other = world.node(1).add_pod("a2", &[]).unwrap();
     let ping = |line: &str| a.netns().cmd(&format!("ping -n -c 1 -W 1 {line}")).output().unwrap().stdout;
     let whole = ping(&b.ip().to_string());
     assert!(whole.contains("ttl=62"), "two nodes on the way: {whole}");
