@@ -60,7 +60,12 @@ impl Capture {
         self.read("", filter)
     }
 
-    /// The same with every header and whether its checksum is right; a packet may take several lines.
+    /// The envelopes so far that match; tcpdump takes flannel's port for another protocol unless told.
+    pub fn envelopes(&self, filter: &str) -> Result<Vec<String>> {
+        self.read("-T vxlan", filter)
+    }
+
+    /// As [`packets`](Self::packets), with every header and whether its checksum is right; a packet may take several lines.
     pub fn packets_in_full(&self, filter: &str) -> Result<Vec<String>> {
         self.read("-vv", filter)
     }

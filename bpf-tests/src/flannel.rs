@@ -86,7 +86,9 @@ impl<'a> FlannelNode<'a> {
     pub fn change_mac(&mut self, mac: &str) -> Result<()> {
         self.node.netns().ip(&format!("link set flannel.1 address {mac}"))?;
         mac.clone_into(&mut self.vtep_mac);
-        self.put_lease()
+        self.put_lease()?;
+        // The kernel forgot its neighbours with the old address.
+        self.learn_peers().map(drop)
     }
 
     pub fn node(&self) -> &Node {

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 
 use crate::{one_node, soon};
 
+/// What is wrong, the call, its code, and words of its message.
+type Case<'a> = (&'a str, Call<'a>, u64, &'a [&'a str]);
+
 /// One call with everything that the runtime may get wrong.
 struct Call<'a> {
     node: &'a Node,
@@ -90,7 +93,6 @@ fn each_wrong_call_has_its_code_and_message_and_leaves_nothing() {
         config[field] = value;
         with(config)
     };
-    type Case<'a> = (&'a str, Call<'a>, u64, &'a [&'a str]);
     let cases: [Case<'_>; 13] = [
         (
             "garbage",

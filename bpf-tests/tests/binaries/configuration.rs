@@ -44,16 +44,16 @@ fn a_configuration_that_cannot_be_used_is_waited_out_and_each_fault_is_named() {
 
 #[test]
 fn a_network_without_a_free_subnet_is_waited_out() {
-    let config = r#"{"Network": "10.100.0.0/23", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}"#;
+    let config = r#"{"Network": "10.100.0.0/22", "SubnetLen": 24, "SubnetMin": "10.100.1.0", "SubnetMax": "10.100.2.0", "Backend": {"Type": "vxlan"}}"#;
     let world = World::builder().nodes(1).config(Some(config)).build().unwrap();
-    for (subnet, node) in [("10.100.0.0-24", "7"), ("10.100.1.0-24", "8")] {
+    for (subnet, node) in [("10.100.1.0-24", "7"), ("10.100.2.0-24", "8")] {
         let lease = format!(
             r#"{{"PublicIP":"192.168.50.{node}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"0e:00:00:00:00:0{node}"}}}}"#
         );
         world.etcd().put(&format!("/coreos.com/network/subnets/{subnet}"), &lease).unwrap();
     }
     let agent = world.node(1).agent();
-    waits_saying(agent, &["no subnet lease yet", "10.100.0.0/23"]);
+    waits_saying(agent, &["no subnet lease yet", "10.100.0.0/22"]);
     world.etcd().del("/coreos.com/network/subnets/10.100.1.0-24").unwrap();
     agent.wait_ready(RETRIED).unwrap();
     assert_eq!(agent.status().unwrap()["lease"]["subnet"], "10.100.1.0/24");

@@ -15,8 +15,15 @@ fn canalctl(node: &Node, line: &str) -> Output {
         .unwrap()
 }
 
+/// Packets that the status counts at a hook for a reason.
+fn counted(status: &Value, hook: &str, reason: &str) -> u64 {
+    let counters = status["counters"].as_array().unwrap();
+    let found = counters.iter().find(|c| c["hook"] == hook && c["reason"] == reason);
+    found.and_then(|c| c["packets"].as_u64()).unwrap_or_default()
+}
+
 #[test]
-fn status_shows_everything_and_its_exit_status_tells_how_it_is() {
+fn status_shows_everything_to_people_and_to_scripts() {
     let world = World::builder().nodes(2).build().unwrap();
     let node = world.node(1);
     let nothing = canalctl(node, "status");
@@ -93,16 +100,22 @@ fn status_shows_everything_and_its_exit_status_tells_how_it_is() {
     assert_eq!(status["peers"][0]["public_ip"], "192.168.50.2");
     assert_eq!(status["endpoints"][0]["labels"]["app"], "web");
     assert_eq!(status["programs"].as_array().unwrap().len(), 5, "{status}");
-    let counted = |status: &Value, hook: &str, reason: &str| {
-        let counters = status["counters"].as_array().unwrap().clone();
-        let found = counters.iter().find(|c| c["hook"] == hook && c["reason"] == reason);
-        found.and_then(|c| c["packets"].as_u64()).unwrap_or_default()
-    };
     assert!(
         counted(&status, "from_pod", "encapsulated") > 0 && counted(&status, "from_wire", "delivered") > 0
     );
+}
 
-    // Degraded, without an agent, and well again.
+#[test]
+fn the_exit_status_tells_how_it_is_and_counters_are_shown_without_an_agent() {
+    let world = World::builder().nodes(2).build().unwrap();
+    world.start_agents().unwrap();
+    let node = world.node(1);
+    let a = node.add_pod("a", &[]).unwrap();
+    let b = world.node(2).add_pod("b", &[]).unwrap();
+    assert!(soon(|| a.pings(b.ip())));
+    let json = canalctl(node, "status -o json");
+    assert_eq!(json.status.code(), Some(0));
+    let status: Value = serde_json::from_str(&json.stdout).unwrap();
     world.etcd().kill();
     assert!(soon(|| canalctl(node, "status").status.code() == Some(1)));
     let degraded = canalctl(node, "status");

@@ -5,6 +5,8 @@
 //! `dataplane::object` reads kernel releases; the message is `ObjectError::{KernelTooOld, NoBtf}`), and etcd's
 //! errors one by one (`canal-agent/tests/store`).
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
+
 mod agent;
 mod authority;
 mod cni;
@@ -16,7 +18,7 @@ mod store;
 
 use std::time::Duration;
 
-use bpf_tests::{Agent, Cmd, Node, World, agent::binary, until};
+use bpf_tests::{Agent, Cmd, Host, Node, World, agent::binary, until};
 
 const SOON: Duration = Duration::from_secs(10);
 /// After a wait between attempts.

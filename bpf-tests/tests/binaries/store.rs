@@ -65,9 +65,9 @@ fn wrong_certificates_are_named_and_right_ones_work() {
     agent.set_flag("--etcd-keyfile", &path("stranger.key"));
     complaint(agent, &["cannot", "--etcd-certfile", "--etcd-keyfile"]);
 
-    // What only the flags can mend ends at once.
+    // What no server has to say anything about.
     for (flag, value, words) in [
-        ("--etcd-keyfile", path("client.key"), &["key", "--etcd-keyfile"][..]),
+        ("--etcd-keyfile", path("client.key"), &["do not belong together", "--etcd-keyfile"][..]),
         ("--etcd-keyfile", path("missing.key"), &["--etcd-keyfile", "missing.key", "cannot be read"]),
         ("--etcd-keyfile", path("ca.pem"), &["--etcd-keyfile", "no", "key", "PEM"]),
         ("--etcd-cafile", path("ca.key"), &["--etcd-cafile", "no certificate", "PEM"]),

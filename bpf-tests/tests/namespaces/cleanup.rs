@@ -13,8 +13,9 @@ fn traces(node: &Node) -> BTreeSet<String> {
     for line in ["link show", "route show table all", "rule show", "neigh show nud permanent", "-4 addr show"]
     {
         let said = netns.ip(&format!("-o {line}")).unwrap();
-        // Counts and timers are no traces.
-        found.extend(said.lines().map(|l| format!("{line}: {}", l.split(" qlen").next().unwrap_or(l))));
+        // Counts and timers are no traces, and addresses that the kernel gives itself come when they come.
+        let lines = said.lines().filter(|l| !l.contains("fe80::"));
+        found.extend(lines.map(|l| format!("{line}: {}", l.split(" qlen").next().unwrap_or(l))));
     }
     found.extend(netns.cmd("nft list ruleset").run().unwrap().lines().map(|l| format!("nft: {l}")));
     let sockets = netns.cmd("ss -Hlnu sport = :8472").run().unwrap();

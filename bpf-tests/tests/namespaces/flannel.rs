@@ -45,9 +45,11 @@ fn pods_talk_in_both_directions_with_and_without_outer_checksums() {
         assert_eq!((a.udp_echoes(b.ip(), 5353, 3).unwrap(), b.udp_echoes(a.ip(), 5353, 3).unwrap()), (3, 3));
         wire.stop().unwrap();
         // Who puts a checksum on the envelope, and who does not.
-        let sums =
-            |from: u8| wire.packets_in_full(&format!("src host 192.168.50.{from}")).unwrap().join("\n");
-        assert!(sums(1).contains("no cksum") && !sums(1).contains("bad udp cksum"), "{}", sums(1));
+        let sums = |from: u8| {
+            let lines = wire.packets_in_full(&format!("src host 192.168.50.{from}")).unwrap();
+            lines.into_iter().filter(|l| l.contains(".8472: ")).collect::<Vec<_>>().join("\n")
+        };
+        assert!(sums(1).contains("[no cksum]"), "{}", sums(1));
         assert_eq!(sums(number).contains("[no cksum]"), number == 3, "{}", sums(number));
     }
 }

@@ -6,6 +6,8 @@
 //! Not here: that a kernel without tcx or BTF is refused (this kernel has both; `dataplane::object` reads the
 //! release in a unit test), and what one packet does in one program (layer `programs`).
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
+
 mod calico_store;
 mod cleanup;
 mod etcd_away;

@@ -8,6 +8,9 @@ use crate::{
     vxlan::{self, Inner},
 };
 
+/// What a pod does.
+type Act<'a> = &'a dyn Fn();
+
 /// The MAC of every pod's gateway.
 const GATEWAY: [u8; 6] = [0xee; 6];
 
@@ -41,16 +44,15 @@ fn a_pod_can_spoof_neither_address_nor_mac_nor_arp_and_sends_no_vxlan() {
     let neighbours = || world.node(1).netns().ip("neigh show").unwrap();
     let before = neighbours();
     let counted = |reason: &str| agent.count("from_pod", reason).unwrap();
-    type Act<'a> = &'a dyn Fn();
     let acts: [(&str, &str, Act<'_>); 9] = [
         ("a neighbour's address", "spoofed-ip", &|| {
-            ethernet(&a, own, ipv4, &vxlan::echo_request(stolen, far))
+            ethernet(&a, own, ipv4, &vxlan::echo_request(stolen, far));
         }),
         ("an address of nobody", "spoofed-ip", &|| {
             ethernet(&a, own, ipv4, &vxlan::echo_request([198, 51, 100, 1], far));
         }),
         ("a remote pod's address", "spoofed-ip", &|| {
-            ethernet(&a, own, ipv4, &vxlan::echo_request(far, stolen))
+            ethernet(&a, own, ipv4, &vxlan::echo_request(far, stolen));
         }),
         ("the node's address", "spoofed-ip", &|| {
             ethernet(&a, own, ipv4, &vxlan::echo_request([192, 168, 50, 1], far));
@@ -186,8 +188,9 @@ fn the_same_holds_for_envelopes_that_arrive_in_fragments() {
 fn a_pods_interface_without_an_endpoint_is_closed_in_both_directions() {
     let (world, a, b) = two_nodes();
     let node = world.node(2);
-    let [x, y, z, _] = b.ip().octets();
-    let ip = std::net::Ipv4Addr::new(x, y, z, 250);
+    let mut octets = b.ip().octets();
+    octets[3] = 250;
+    let ip = std::net::Ipv4Addr::from(octets);
     let netns = bpf_tests::Netns::create(&format!("{}pod-stray", world.prefix())).unwrap();
     Cmd::line(&format!(
         "ip -n {} link add calistray type veth peer name eth0 netns {}",

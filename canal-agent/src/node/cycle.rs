@@ -8,6 +8,7 @@ use super::{
     Node,
     endpoints::{Local, Locals},
     state::{NodeError, settings},
+    uplink::{self, Host},
 };
 use crate::{
     api::wire::{AddEndpoint, ApiError},
@@ -68,31 +69,62 @@ impl Node {
     fn apply_overlay(&mut self) -> Result<(), NodeError> {
         let overlay = self.overlay();
         let device = overlay::ensure(&mut self.netlink, &overlay)?;
+        let uplink = self.follow_uplink();
         self.reload_if_changed(device.index)?;
         self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
+        uplink?;
         self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
+        Ok(())
+    }
+
+    /// The uplink may have been made anew. With another address this would be another node: that takes a restart.
+    fn follow_uplink(&mut self) -> Result<(), NodeError> {
+        let present = self.netlink.link_by_name(&self.uplink.name)?;
+        if present.is_some_and(|link| link.index == self.uplink.index) {
+            return Ok(());
+        }
+        let host = Host::read(&mut self.netlink)?;
+        let now = uplink::choose(&host, self.config.iface.as_deref(), self.config.public_ip)?;
+        let before = &self.uplink;
+        if (now.address, now.public_ip, now.mtu) != (before.address, before.public_ip, before.mtu) {
+            return Err(NodeError::OtherUplink {
+                before: before.name.clone(),
+                now: now.name,
+                address: now.address,
+            });
+        }
+        info!(interface = now.name, index = now.index, "the uplink was made anew");
+        self.uplink = now;
         Ok(())
     }
 
     /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
     fn apply_policy(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
-        self.locals =
-            Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
+        let overlay = self.overlay().name();
+        let hosts_own = [self.uplink.name.as_str(), overlay.as_str()];
+        self.locals = Locals::find(
+            &self.cluster,
+            &self.registry,
+            &self.config.node_name,
+            compiled,
+            &mut self.netlink,
+            &hosts_own,
+        )?;
         let mut wanted: BTreeSet<(Place, String)> =
-            [(Place::Overlay, self.overlay().name()), (Place::Uplink, self.uplink.name.clone())].into();
-        let mut unhooked: Vec<(Ipv4Addr, String)> = Vec::new();
-        for (addr, local, desired) in self.locals.present() {
+            [(Place::Overlay, overlay), (Place::Uplink, self.uplink.name.clone())].into();
+        let mut unhooked: Vec<(String, String)> = Vec::new();
+        for (interface, ifindex) in self.locals.guarded() {
             // Hooks before tables: until its policy stands, the endpoint is closed.
-            match self.hooks.attach(&mut self.object, Place::Pod, &local.interface, desired.ifindex) {
+            match self.hooks.attach(&mut self.object, Place::Pod, interface, ifindex) {
                 Ok(()) => {
-                    wanted.insert((Place::Pod, local.interface.clone()));
+                    wanted.insert((Place::Pod, interface.to_owned()));
                 }
-                Err(error) => unhooked.push((addr, error.to_string())),
+                Err(error) => unhooked.push((interface.to_owned(), error.to_string())),
             }
         }
-        for (addr, reason) in unhooked {
-            self.locals.close(addr, reason);
+        for (interface, reason) in unhooked {
+            self.locals.close_interface(&interface, &reason);
         }
         let problems = self.policy.apply(compiled, &self.locals.desired())?;
         for (addr, reason) in problems {

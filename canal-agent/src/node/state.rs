@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     time::Instant,
 };
 
@@ -14,7 +15,7 @@ use super::{
     endpoints::Locals,
     message::{Message, Published},
     peers::Peers,
-    uplink::Uplink,
+    uplink::{Uplink, UplinkError},
 };
 use crate::{
     api::wire::{AddEndpoint, ApiError},
@@ -54,6 +55,12 @@ pub enum NodeError {
     Hook(#[from] HookError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    #[error(
+        "the uplink {before} is gone, and {now} with {address} is not the same; restart canal-agent to use it"
+    )]
+    OtherUplink { before: String, now: String, address: Ipv4Addr },
     #[error("cannot use the kernel tables: {0}")]
     Tables(#[from] aya::maps::MapError),
 }

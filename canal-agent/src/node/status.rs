@@ -81,7 +81,7 @@ impl Node {
     /// As the kernel says, not as we remember. `bpftool net` of most distributions does not know tcx.
     fn programs(&self) -> Vec<ProgramStatus> {
         let mut interfaces: Vec<String> =
-            self.locals.present().map(|(_, local, _)| local.interface.clone()).collect();
+            self.locals.guarded().map(|(interface, _)| interface.to_owned()).collect();
         interfaces.extend([self.uplink.name.clone(), self.overlay().name()]);
         let mut found = Vec::new();
         for interface in interfaces {
