@@ -120,7 +120,8 @@ impl Lab {
         let before = self.counters();
         let (action, frame) = self.try_send(hook, frame, context).expect("BPF_PROG_RUN");
         let after = self.counters();
-        let changed: Vec<_> = before.iter().zip(&after).filter(|(before, after)| before.2 != after.2).collect();
+        let changed: Vec<_> =
+            before.iter().zip(&after).filter(|(before, after)| before.2 != after.2).collect();
         assert!(changed.len() <= 1, "one packet, several counters: {changed:?}");
         let reason = changed.first().map(|(before, after)| {
             assert_eq!((after.0, after.2.packets), (hook, before.2.packets + 1), "{after:?}");
@@ -147,12 +148,19 @@ impl Links {
     /// In the namespace of this thread.
     fn make() -> Result<Self> {
         let make = |name: &str| -> Result<u32> {
-            Cmd::line("ip link add").args([name, "type", "veth", "peer", "name"]).arg(format!("{name}p")).run()?;
+            Cmd::line("ip link add")
+                .args([name, "type", "veth", "peer", "name"])
+                .arg(format!("{name}p"))
+                .run()?;
             Cmd::line("ip link set").args([name, "up"]).run()?;
             let index = nix::net::if_::if_nametoindex(name)?;
             ensure!(index > 1, "{name} has index {index}, which BPF_PROG_RUN takes for none");
             Ok(index)
         };
-        Ok(Self { pods: [make("pod0")?, make("pod1")?, make("pod2")?], uplink: make("up0")?, overlay: make("over0")? })
+        Ok(Self {
+            pods: [make("pod0")?, make("pod1")?, make("pod2")?],
+            uplink: make("up0")?,
+            overlay: make("over0")?,
+        })
     }
 }

@@ -5,7 +5,8 @@ use std::{borrow::BorrowMut, net::Ipv4Addr};
 use aya::{
     Pod,
     maps::{
-        Array, ArrayOfMaps, HashMap as Hash, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key,
+        Array, ArrayOfMaps, HashMap as Hash, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues,
+        lpm_trie::Key,
     },
     util::nr_cpus,
 };

@@ -18,7 +18,9 @@ mod to_pod;
 
 use std::net::Ipv4Addr;
 
-use bpf_tests::progrun::{Context, DROP, Lab, NEXT, NODE_IP, REDIRECT, Ran, VNI, VTEP_MAC, VXLAN_PORT, packet::*};
+use bpf_tests::progrun::{
+    Context, DROP, Lab, NEXT, NODE_IP, REDIRECT, Ran, VNI, VTEP_MAC, VXLAN_PORT, packet::*,
+};
 use canal_common::{
     Mac,
     endpoint::{Endpoint, EndpointPolicy},

@@ -15,7 +15,7 @@ use crate::{
     compile::{self, Compiled},
     dataplane::{
         hooks::Place,
-        masquerade,
+        masquerade::{self, MasqueradeError},
         object::{Object, Sizes},
         overlay,
     },
@@ -58,12 +58,27 @@ impl Node {
             }
             self.failure = failure;
         }
-        if let Err(error) = masquerade::ensure(self.config.ip_masq, self.network.network, self.lease.subnet) {
+        if let Err(error) = self.apply_masquerade() {
             self.problems.push(error.to_string());
         }
         if self.failure.is_none() {
             self.write_subnet_file();
         }
+    }
+
+    /// Asks nft (a process) only when something changed, and now and then whether the table is still there.
+    fn apply_masquerade(&mut self) -> Result<(), MasqueradeError> {
+        let wanted = self.config.ip_masq.then_some((self.network.network, self.lease.subnet));
+        if self.masquerade == Some(wanted) {
+            return Ok(());
+        }
+        match wanted {
+            Some((network, subnet)) => masquerade::ensure(network, subnet)?,
+            // An earlier agent may have had the flag; a host without nft has no table.
+            None => drop(masquerade::remove()),
+        }
+        self.masquerade = Some(wanted);
+        Ok(())
     }
 
     fn apply_overlay(&mut self) -> Result<(), NodeError> {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use canal_common::{Mac, settings::Settings};
+use ipnet::Ipv4Net;
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
@@ -107,6 +108,8 @@ pub struct Node {
     pub(super) peers: Peers,
     pub(super) locals: Locals,
     pub(super) store: StoreState,
+    /// What the masquerade table was last made for (inner `None`: no table); `None`: to be looked at.
+    pub(super) masquerade: Option<Option<(Ipv4Net, Ipv4Net)>>,
     pub(super) problems: Vec<String>,
     /// Why the last cycle did not end well.
     pub(super) failure: Option<String>,
@@ -178,6 +181,7 @@ impl Node {
             peers: Peers::default(),
             locals: Locals::default(),
             store: StoreState::default(),
+            masquerade: None,
             problems: Vec::new(),
             failure: None,
             started: Instant::now(),
@@ -242,6 +246,9 @@ impl Node {
             }
             Message::Tick => {
                 self.events.drain();
+                if self.config.ip_masq {
+                    self.masquerade = None;
+                }
                 // Fed from here: a node that is stuck gets restarted.
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 true
