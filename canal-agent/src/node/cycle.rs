@@ -52,9 +52,10 @@ impl Node {
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         let failure = (!failures.is_empty()).then(|| failures.join("; "));
         if failure != self.failure {
-            match &failure {
-                Some(failure) => error!("cannot bring the kernel up to date, trying again: {failure}"),
-                None => info!("the kernel is up to date"),
+            if let Some(failure) = &failure {
+                error!("cannot bring the kernel up to date, trying again: {failure}");
+            } else {
+                info!("the kernel is up to date");
             }
             self.failure = failure;
         }
@@ -66,18 +67,16 @@ impl Node {
         }
     }
 
-    /// Asks nft (a process) only when something changed, and now and then whether the table is still there.
     fn apply_masquerade(&mut self) -> Result<(), MasqueradeError> {
-        let wanted = self.config.ip_masq.then_some((self.network.network, self.lease.subnet));
-        if self.masquerade == Some(wanted) {
-            return Ok(());
+        if self.masquerade_due {
+            if self.config.ip_masq {
+                masquerade::ensure(self.network.network, self.lease.subnet)?;
+            } else {
+                // An earlier agent may have had the flag; a host without nft has no table.
+                drop(masquerade::remove());
+            }
+            self.masquerade_due = false;
         }
-        match wanted {
-            Some((network, subnet)) => masquerade::ensure(network, subnet)?,
-            // An earlier agent may have had the flag; a host without nft has no table.
-            None => drop(masquerade::remove()),
-        }
-        self.masquerade = Some(wanted);
         Ok(())
     }
 

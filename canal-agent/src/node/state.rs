@@ -7,7 +7,6 @@ use std::{
 };
 
 use canal_common::{Mac, settings::Settings};
-use ipnet::Ipv4Net;
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
@@ -108,8 +107,8 @@ pub struct Node {
     pub(super) peers: Peers,
     pub(super) locals: Locals,
     pub(super) store: StoreState,
-    /// What the masquerade table was last made for (inner `None`: no table); `None`: to be looked at.
-    pub(super) masquerade: Option<Option<(Ipv4Net, Ipv4Net)>>,
+    /// The masquerade table is to be looked at: it costs a process.
+    pub(super) masquerade_due: bool,
     pub(super) problems: Vec<String>,
     /// Why the last cycle did not end well.
     pub(super) failure: Option<String>,
@@ -181,7 +180,7 @@ impl Node {
             peers: Peers::default(),
             locals: Locals::default(),
             store: StoreState::default(),
-            masquerade: None,
+            masquerade_due: true,
             problems: Vec::new(),
             failure: None,
             started: Instant::now(),
@@ -246,9 +245,7 @@ impl Node {
             }
             Message::Tick => {
                 self.events.drain();
-                if self.config.ip_masq {
-                    self.masquerade = None;
-                }
+                self.masquerade_due |= self.config.ip_masq;
                 // Fed from here: a node that is stuck gets restarted.
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 true
@@ -371,6 +368,7 @@ impl Node {
                 warn!(old = %self.lease.subnet, new = %lease.subnet, "this node has another subnet now; pods keep their old addresses until they are made anew");
                 self.lease = lease;
                 self.lease_problem = None;
+                self.masquerade_due = true;
             }
         }
         true
