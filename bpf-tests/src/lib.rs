@@ -37,6 +37,7 @@ pub mod world;
 #[cfg(test)]
 mod tests;
 
+pub use agent::Agent;
 pub use capture::Capture;
 pub use cmd::{Cmd, Proc};
 pub use etcd::Etcd;

@@ -73,10 +73,11 @@ impl Builder {
         });
         sweep::sweep(&prefix);
         let folder = sweep::folder(&prefix);
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&folder)
-            .with_context(|| format!("cannot make {}", folder.display()))?;
+        {
+            let _making = sweep::making();
+            let made = fs::DirBuilder::new().mode(0o700).create(&folder);
+            made.with_context(|| format!("cannot make {}", folder.display()))?;
+        }
         // From here on a failure is cleaned up by the guard.
         let guard = Guard { prefix: prefix.clone(), keep: false };
 
@@ -193,7 +194,12 @@ impl World {
 
     /// Makes this node what flanneld makes of one; see [`FlannelNode`].
     pub fn flannel_node(&self, number: u8) -> Result<FlannelNode<'_>> {
-        FlannelNode::program(self.node(number), &self.etcd)
+        FlannelNode::program(self.node(number), &self.etcd, true)
+    }
+
+    /// The same with envelopes that carry no UDP checksums, as the kernel's default is.
+    pub fn flannel_node_without_checksums(&self, number: u8) -> Result<FlannelNode<'_>> {
+        FlannelNode::program(self.node(number), &self.etcd, false)
     }
 
     /// Every pod made with [`Node::add_pod`] and not deleted, node by node.

@@ -89,7 +89,10 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
-/// Interface the packet came in by; 0 when this host made it.
+/// What [`ingress_ifindex`] says of packets that this host made.
+pub const FROM_HOST: u32 = 0;
+
+/// Interface the packet came in by, or [`FROM_HOST`].
 #[inline(always)]
 pub fn ingress_ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: as above.

@@ -35,7 +35,8 @@ impl Context {
     /// As `struct __sk_buff` lies in memory (uapi/linux/bpf.h).
     pub(super) fn bytes(self) -> [u8; SIZE] {
         let mut bytes = [0; SIZE];
-        let mut put = |offset: usize, value: u32| bytes[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        let mut put =
+            |offset: usize, value: u32| bytes[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
         put(INGRESS_IFINDEX, self.ingress_ifindex);
         put(IFINDEX, self.ifindex);
         put(GSO_SIZE, self.gso_size);

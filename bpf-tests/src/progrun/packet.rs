@@ -7,8 +7,8 @@ use canal_common::{
     wire::{ETHERTYPE_IPV4, PROTO_ICMP, PROTO_TCP, PROTO_UDP, UDP_LEN, VXLAN_LEN},
 };
 use etherparse::{
-    ArpEthIpv4Packet, ArpOperation, ArpPacket, Ethernet2Header, EtherType, IpFragOffset, IpNumber, Ipv4Header,
-    Ipv4Options, TcpHeader, UdpHeader,
+    ArpEthIpv4Packet, ArpOperation, ArpPacket, EtherType, Ethernet2Header, IpFragOffset, IpNumber,
+    Ipv4Header, Ipv4Options, TcpHeader, UdpHeader,
 };
 
 pub const FIN: u8 = 0x01;
@@ -46,7 +46,20 @@ impl Packet {
     pub fn ip(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, body: Vec<u8>) -> Self {
         let mac = Mac::default();
         let (id, options) = (0x1234, Vec::new());
-        Self { src_mac: mac, dst_mac: mac, src, dst, proto, ttl: 64, tos: 0, id, offset: 0, more: false, options, body }
+        Self {
+            src_mac: mac,
+            dst_mac: mac,
+            src,
+            dst,
+            proto,
+            ttl: 64,
+            tos: 0,
+            id,
+            offset: 0,
+            more: false,
+            options,
+            body,
+        }
     }
 
     pub fn tcp(src: End, dst: End, flags: u8) -> Self {
@@ -183,7 +196,8 @@ impl Outer {
 
     pub fn around(&self, frame: &[u8]) -> Vec<u8> {
         let length = u16::try_from(UDP_LEN + VXLAN_LEN + frame.len()).expect("a frame that fits");
-        let udp = UdpHeader { source_port: self.src_port, destination_port: self.dst_port, length, checksum: 0 };
+        let udp =
+            UdpHeader { source_port: self.src_port, destination_port: self.dst_port, length, checksum: 0 };
         let mut body = udp.to_bytes().to_vec();
         body.extend([self.flags, 0, 0, 0]);
         body.extend((self.vni << 8).to_be_bytes());
@@ -223,6 +237,7 @@ pub fn refresh_checksum(frame: &mut [u8]) {
 
 /// Ones' complement checksum; 0 for a header with a right one in it.
 pub fn checksum(header: &[u8]) -> u16 {
-    let words = header.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w.get(1).copied().unwrap_or(0)])));
+    let words =
+        header.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w.get(1).copied().unwrap_or(0)])));
     canal_common::wire::fold(words.sum())
 }

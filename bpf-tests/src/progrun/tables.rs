@@ -5,7 +5,8 @@ use std::{borrow::BorrowMut, net::Ipv4Addr};
 use aya::{
     Pod,
     maps::{
-        Array, ArrayOfMaps, HashMap as Hash, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key,
+        Array, ArrayOfMaps, HashMap as Hash, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues,
+        lpm_trie::Key,
     },
     util::nr_cpus,
 };
@@ -132,6 +133,14 @@ impl Lab {
         let entries: Vec<_> = table.iter().map(Result::unwrap).collect();
         for (key, ports) in entries {
             table.insert(key, FragPorts { seen: ports.seen.wrapping_sub(ticks), ..ports }, 0).unwrap();
+        }
+    }
+
+    /// Has the next packet of this flow judged like the first one.
+    pub fn forget_flow(&mut self, key: &FlowKey) {
+        for name in [names::FLOWS, names::FLOWS_NEW] {
+            // Most packets leave an entry in at most one of the two.
+            self.map::<Hash<_, FlowKey, Flow>>(name).remove(key).ok();
         }
     }
 

@@ -27,7 +27,10 @@ fn judgements(lab: &mut Lab) -> u64 {
 #[test]
 fn a_flow_is_new_until_it_is_answered_and_judged_once() {
     story(|lab| {
-        for (to, from) in [(out(SYN), back(SYN | ACK)), (Packet::udp(A.at(1), (REMOTE, 53)), Packet::udp((REMOTE, 53), A.at(1)))] {
+        for (to, from) in [
+            (out(SYN), back(SYN | ACK)),
+            (Packet::udp(A.at(1), (REMOTE, 53)), Packet::udp((REMOTE, 53), A.at(1))),
+        ] {
             lab.forget_flows();
             let before = judgements(lab);
             encapsulated(&leave(lab, A, &to));
@@ -155,7 +158,8 @@ fn an_unanswered_flow_that_is_denied_leaves_nothing() {
 fn a_refused_packet_leaves_no_flow() {
     story(|lab| {
         lab.put_set(A.egress_set(), &[DENY]);
-        for packet in [out(SYN), out(ACK), Packet::udp(A.at(1), (REMOTE, 53)), Packet::echo(A.ip, REMOTE, 1)] {
+        for packet in [out(SYN), out(ACK), Packet::udp(A.at(1), (REMOTE, 53)), Packet::echo(A.ip, REMOTE, 1)]
+        {
             lab.put_set(A.ingress_set(), &[DENY]);
             dropped(&leave(lab, A, &packet), Reason::PolicyEgress);
         }
@@ -174,7 +178,11 @@ fn a_connection_request_is_judged_even_on_a_live_tuple() {
         encapsulated(&leave(lab, A, &out(ACK)));
         lab.put_set(A.egress_set(), &[ALLOW]);
         encapsulated(&leave(lab, A, &out(SYN)));
-        assert_eq!((only_flow(lab).0.state, only_flow(lab).1), (Flow::NEW, false), "a reused tuple begins anew");
+        assert_eq!(
+            (only_flow(lab).0.state, only_flow(lab).1),
+            (Flow::NEW, false),
+            "a reused tuple begins anew"
+        );
     });
 }
 

@@ -31,7 +31,9 @@ fn egress_of_the_sender_and_ingress_of_a_local_receiver_both_count() {
 #[test]
 fn addresses_that_are_not_the_pods_own_are_spoofed() {
     story(|lab| {
-        for src in [B.ip, REMOTE, WORLD, NODE_IP, Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::BROADCAST] {
+        for src in
+            [B.ip, REMOTE, WORLD, NODE_IP, Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::BROADCAST]
+        {
             for packet in [
                 Packet::udp((src, 1), (REMOTE, 53)),
                 Packet::tcp((src, 1), B.at(80), SYN),
@@ -150,7 +152,10 @@ fn options_do_not_hide_the_ports() {
         lab.put_set(B.ingress_set(), &[5]);
         for length in [0, 4, 20, 40] {
             delivered(&leave(lab, A, &Packet::tcp(A.at(100), B.at(80), SYN).options(length)));
-            dropped(&leave(lab, A, &Packet::tcp(A.at(100), B.at(81), SYN).options(length)), Reason::PolicyIngress);
+            dropped(
+                &leave(lab, A, &Packet::tcp(A.at(100), B.at(81), SYN).options(length)),
+                Reason::PolicyIngress,
+            );
         }
     });
 }

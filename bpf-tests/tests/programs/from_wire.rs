@@ -50,7 +50,9 @@ fn a_node_speaks_for_its_own_subnet_only() {
         let other = Node { ip: Ipv4Addr::new(192, 168, 50, 3).into(), ..remote_node() };
         lab.put_node(4, "10.244.3.0/24", other);
         let elsewhere = Ipv4Addr::new(10, 244, 3, 1);
-        for src in [elsewhere, B.ip, A.ip, WORLD, NODE_IP, Ipv4Addr::new(192, 168, 50, 3), Ipv4Addr::UNSPECIFIED] {
+        for src in
+            [elsewhere, B.ip, A.ip, WORLD, NODE_IP, Ipv4Addr::new(192, 168, 50, 3), Ipv4Addr::UNSPECIFIED]
+        {
             dropped(&arrive(lab, &Packet::udp((src, 1), A.at(53))), Reason::WrongSource);
             dropped(&arrive(lab, &Packet::tcp((src, 1), A.at(80), ACK)), Reason::WrongSource);
             let about = Packet::udp(A.at(9), (src, 1));
@@ -126,7 +128,8 @@ fn everything_else_on_the_uplink_is_left_alone() {
         }
         let tcp = Packet::tcp((REMOTE_NODE, 1), (NODE_IP, 22), SYN).bytes();
         untouched(&wire(lab, &tcp), &tcp);
-        let question = arp(etherparse::ArpOperation::REQUEST, (REMOTE_VTEP, REMOTE_NODE), (VTEP_MAC, NODE_IP));
+        let question =
+            arp(etherparse::ArpOperation::REQUEST, (REMOTE_VTEP, REMOTE_NODE), (VTEP_MAC, NODE_IP));
         untouched(&wire(lab, &question), &question);
         let mut ipv6 = Packet::tcp((REMOTE_NODE, 1), (NODE_IP, 22), SYN).payload(&[0; 40]).bytes();
         ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);

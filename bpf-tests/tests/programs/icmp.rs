@@ -8,11 +8,14 @@ const UNREACHABLE: (u8, u8) = (3, 3);
 fn an_echo_is_judged_by_type_and_code_and_its_answer_is_not() {
     story(|lab| {
         let echo = u32::from(1u8) << 16 | 8 << 8;
-        lab.put_row(5, &row(&[
-            (0, Verdict::new(Verdict::DENY, 9)),
-            (echo, Verdict::new(Verdict::ALLOW, 8)),
-            (echo + 1, Verdict::new(Verdict::DENY, 9)),
-        ]));
+        lab.put_row(
+            5,
+            &row(&[
+                (0, Verdict::new(Verdict::DENY, 9)),
+                (echo, Verdict::new(Verdict::ALLOW, 8)),
+                (echo + 1, Verdict::new(Verdict::DENY, 9)),
+            ]),
+        );
         lab.put_set(B.ingress_set(), &[5]);
         lab.put_set(A.ingress_set(), &[DENY]);
         delivered(&leave(lab, A, &Packet::echo(A.ip, B.ip, 7)));
@@ -27,9 +30,11 @@ fn an_echo_is_judged_by_type_and_code_and_its_answer_is_not() {
 #[test]
 fn an_error_about_a_live_flow_goes_to_the_sender_whatever_policy_says() {
     story(|lab| {
-        for (number, about) in
-            (1..).zip([Packet::udp(A.at(1), (REMOTE, 53)), Packet::tcp(A.at(2), (REMOTE, 80), SYN), Packet::echo(A.ip, REMOTE, 7)])
-        {
+        for (number, about) in (1..).zip([
+            Packet::udp(A.at(1), (REMOTE, 53)),
+            Packet::tcp(A.at(2), (REMOTE, 80), SYN),
+            Packet::echo(A.ip, REMOTE, 7),
+        ]) {
             lab.put_set(A.ingress_set(), &[ALLOW]);
             encapsulated(&leave(lab, A, &about));
             lab.put_set(A.ingress_set(), &[DENY]);

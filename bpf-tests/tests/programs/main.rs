@@ -5,6 +5,7 @@
 //! way into an envelope, and where a redirect leads.
 
 mod arp;
+mod differential;
 mod envelope;
 mod flow;
 mod fragment;
@@ -18,7 +19,9 @@ mod to_pod;
 
 use std::net::Ipv4Addr;
 
-use bpf_tests::progrun::{Context, DROP, Lab, NEXT, NODE_IP, REDIRECT, Ran, VNI, VTEP_MAC, VXLAN_PORT, packet::*};
+use bpf_tests::progrun::{
+    Context, DROP, Lab, NEXT, NODE_IP, REDIRECT, Ran, VNI, VTEP_MAC, VXLAN_PORT, packet::*,
+};
 use canal_common::{
     Mac,
     endpoint::{Endpoint, EndpointPolicy},

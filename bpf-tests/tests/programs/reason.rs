@@ -147,7 +147,9 @@ const CASES: &[Case] = &[
         onto_overlay(lab, &udp(A.ip, REMOTE).bytes())
     }),
     (Hook::ToOverlay, Reason::NotIpv4, |lab| onto_overlay(lab, &ipv6(&udp(A.ip, REMOTE)))),
-    (Hook::ToOverlay, Reason::Malformed, |lab| onto_overlay(lab, &Packet::ip(A.ip, REMOTE, 6, vec![0; 4]).bytes())),
+    (Hook::ToOverlay, Reason::Malformed, |lab| {
+        onto_overlay(lab, &Packet::ip(A.ip, REMOTE, 6, vec![0; 4]).bytes())
+    }),
     (Hook::ToOverlay, Reason::NoRoute, |lab| onto_overlay(lab, &udp(A.ip, WORLD).bytes())),
     (Hook::ToOverlay, Reason::FragUnknown, |lab| onto_overlay(lab, &later(A.ip, REMOTE).bytes())),
     (Hook::ToOverlay, Reason::IcmpUnrelated, |lab| onto_overlay(lab, &error(A.ip, REMOTE).bytes())),
@@ -174,7 +176,8 @@ fn every_reason_is_reached_and_counted_with_its_bytes() {
 
 #[test]
 fn no_reason_is_without_a_case() {
-    let reached: BTreeSet<Reason> = CASES.iter().map(|(_, reason, _)| *reason).chain(UNREACHABLE.iter().copied()).collect();
+    let reached: BTreeSet<Reason> =
+        CASES.iter().map(|(_, reason, _)| *reason).chain(UNREACHABLE.iter().copied()).collect();
     let all: BTreeSet<Reason> = Reason::ALL.iter().copied().collect();
     assert_eq!(reached, all);
     let hooks: BTreeSet<Hook> = CASES.iter().map(|(hook, ..)| *hook).collect();
@@ -186,7 +189,11 @@ fn counters_count_packets_and_the_bytes_of_the_frame_as_it_leaves() {
     story(|lab| {
         let of = |lab: &mut Lab, reason| {
             let counters = lab.counters();
-            counters.into_iter().find(|(hook, r, _)| (*hook, *r) == (Hook::FromPod, reason)).expect("it is there").2
+            counters
+                .into_iter()
+                .find(|(hook, r, _)| (*hook, *r) == (Hook::FromPod, reason))
+                .expect("it is there")
+                .2
         };
         for (packet, reason, extra) in [
             (udp(A.ip, B.ip), Reason::Delivered, 0),
@@ -197,7 +204,10 @@ fn counters_count_packets_and_the_bytes_of_the_frame_as_it_leaves() {
             let sent = packet.bytes().len();
             leave(lab, A, &packet);
             let after = of(lab, reason);
-            assert_eq!((after.packets, after.bytes), (before.packets + 1, before.bytes + sent as u64 + extra));
+            assert_eq!(
+                (after.packets, after.bytes),
+                (before.packets + 1, before.bytes + sent as u64 + extra)
+            );
         }
     });
 }

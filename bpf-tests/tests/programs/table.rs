@@ -74,12 +74,20 @@ fn a_search_goes_through_pages_by_destination_and_by_source_port() {
         let udp = 17 << 16;
         let (allow, deny) = (Verdict::new(Verdict::ALLOW, 8), Verdict::new(Verdict::DENY, 9));
         lab.put_row(10, &row(&[(0, deny), (udp | 1000, allow), (udp | 2000, deny)]));
-        lab.put_row(11, &row(&[(0, deny), (udp | 53, Verdict::new(Verdict::BY_SRC_PORT, 10)), (udp | 54, deny)]));
+        lab.put_row(
+            11,
+            &row(&[(0, deny), (udp | 53, Verdict::new(Verdict::BY_SRC_PORT, 10)), (udp | 54, deny)]),
+        );
         lab.put_row(12, &row(&[(0, Verdict::new(Verdict::PAGE, 11))]));
         lab.put_set(A.ingress_set(), &[12]);
-        for (src, dst, allowed) in
-            [(999, 53, false), (1000, 53, true), (1999, 53, true), (2000, 53, false), (1500, 52, false), (1500, 54, false)]
-        {
+        for (src, dst, allowed) in [
+            (999, 53, false),
+            (1000, 53, true),
+            (1999, 53, true),
+            (2000, 53, false),
+            (1500, 52, false),
+            (1500, 54, false),
+        ] {
             let ran = leave(lab, B, &Packet::udp(B.at(src), A.at(dst)));
             if allowed { delivered(&ran) } else { dropped(&ran, Reason::PolicyIngress) }
         }

@@ -55,8 +55,11 @@ fn perform(verb: Verb) -> anyhow::Result<()> {
             app::run(Config::from_args(*args)?)
         }
         Verb::Cleanup(args) => {
-            let done = app::cleanup(&Config::from_args(*args)?)?;
-            print(if done.is_empty() { &["nothing to remove".to_owned()] } else { &done });
+            let mut done = app::cleanup(&Config::from_args(*args)?)?;
+            if done.is_empty() {
+                done.push("nothing to remove".to_owned());
+            }
+            print(&done);
             Ok(())
         }
         Verb::DebugLoad(DebugArgs { iface, bpffs }) => {

@@ -3,7 +3,10 @@
 //! A fresh process knows an attachment as ours by its pin below `links/`. A restart or upgrade updates the link in
 //! place, so no packet passes unseen; an interface that is gone leaves a dead link, whose pin is swept.
 
-use std::{collections::BTreeSet, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType,
@@ -53,21 +56,33 @@ impl Place {
 #[derive(Debug)]
 pub struct Hooks {
     pins: Pins,
-    /// File names of the pins that this process has attached or updated.
-    current: BTreeSet<String>,
+    /// File names of the pins that hold this process's programs, and the interface they are on.
+    current: BTreeMap<String, u32>,
 }
 
 impl Hooks {
     pub fn new(pins: Pins) -> Self {
-        Self { pins, current: BTreeSet::new() }
+        Self { pins, current: BTreeMap::new() }
+    }
+
+    /// The programs were loaded anew: every attachment is to be updated.
+    pub fn renew(&mut self) {
+        self.current.clear();
     }
 
     /// Puts the programs of this process on `interface`, in place of those of an earlier one.
-    pub fn attach(&mut self, object: &mut Object, place: Place, interface: &str) -> Result<(), HookError> {
+    pub fn attach(
+        &mut self,
+        object: &mut Object,
+        place: Place,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<(), HookError> {
         for (program, kind) in place.programs() {
             let path = self.pins.link(interface, program);
             let file = file_name(&path);
-            if self.current.contains(&file) && is_attached(&path) {
+            // An interface that was deleted and made again has the old name and a new index.
+            if self.current.get(&file) == Some(&ifindex) && path.exists() {
                 continue;
             }
             let classifier = object.program(program);
@@ -75,7 +90,7 @@ impl Hooks {
                 match update(classifier, &path) {
                     Ok(()) => {
                         info!(program, interface, "took over the attachment");
-                        self.current.insert(file);
+                        self.current.insert(file, ifindex);
                         continue;
                     }
                     // The interface was replaced by another of the same name, or the pin is not a tcx link.
@@ -87,7 +102,7 @@ impl Hooks {
             }
             attach(classifier, program, *kind, interface, &path)?;
             info!(program, interface, "attached");
-            self.current.insert(file);
+            self.current.insert(file, ifindex);
         }
         Ok(())
     }
@@ -123,10 +138,6 @@ impl Hooks {
 
 fn file_name(path: &std::path::Path) -> String {
     path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-fn is_attached(path: &std::path::Path) -> bool {
-    PinnedLink::from_pin(path).is_ok_and(|link| FdLink::from(link).info().is_ok())
 }
 
 /// Swaps the program of a pinned link, atomically.

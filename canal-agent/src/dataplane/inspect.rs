@@ -18,6 +18,8 @@ pub enum InspectError {
     Object(#[from] ObjectError),
     #[error(transparent)]
     Hook(#[from] HookError),
+    #[error("there is no interface {0}; `ip -br link` lists them")]
+    NoInterface(String),
     #[error("{0} is in use by a canal-agent; name another bpffs with --bpffs")]
     InUse(String),
 }
@@ -29,8 +31,10 @@ pub fn load(bpffs: &Path, interface: &str) -> Result<Vec<String>, InspectError> 
     if pins.links()?.iter().any(|(_, path)| *path != mine) {
         return Err(InspectError::InUse(pins.root().display().to_string()));
     }
+    let ifindex = nix::net::if_::if_nametoindex(interface)
+        .map_err(|_| InspectError::NoInterface(interface.to_owned()))?;
     let mut object = Object::load(&Settings::default(), Some(&pins), &HashMap::new())?;
-    Hooks::new(pins.clone()).attach(&mut object, Place::Uplink, interface)?;
+    Hooks::new(pins.clone()).attach(&mut object, Place::Uplink, interface, ifindex)?;
     let mut lines = vec![format!("from_wire is attached to {interface} and pinned at {}", mine.display())];
     lines.extend(
         names::MAPS.iter().map(|name| format!("bpftool map dump pinned {}", pins.table(name).display())),

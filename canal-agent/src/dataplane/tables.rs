@@ -118,7 +118,8 @@ impl KernelTables {
             if columns.len() == 1 && columns.get(&0, 0)?.row == 0 {
                 continue; // deleted
             }
-            let rows = columns.iter().map(|column| Ok(column?.row)).collect::<Result<Vec<u32>, MapError>>()?;
+            let rows =
+                columns.iter().map(|column| Ok(column?.row)).collect::<Result<Vec<u32>, MapError>>()?;
             left.sets.insert(set, rows);
             self.columns.insert(set, columns);
         }
@@ -134,7 +135,8 @@ impl KernelTables {
         while let Some(row) = open.pop() {
             if row < MAX_ROWS && seen.insert(row) {
                 let page = self.rows.get(&row, 0)?;
-                let below = page.verdicts.iter().filter(|v| matches!(v.kind(), Verdict::PAGE | Verdict::BY_SRC_PORT));
+                let below =
+                    page.verdicts.iter().filter(|v| matches!(v.kind(), Verdict::PAGE | Verdict::BY_SRC_PORT));
                 open.extend(below.map(|v| v.id()));
             }
         }

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    path::PathBuf,
     time::Instant,
 };
 
@@ -13,20 +12,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    endpoints::{Local, Locals},
+    endpoints::Locals,
     message::{Message, Published},
     peers::Peers,
-    uplink::Uplink,
+    uplink::{Uplink, UplinkError},
 };
 use crate::{
     api::wire::{AddEndpoint, ApiError},
-    compile::{self, Compiled},
+    compile::Compiled,
     config::Config,
     dataplane::{
         counters::Counters,
         events::Events,
-        hooks::{HookError, Hooks, Place},
-        masquerade,
+        hooks::{HookError, Hooks},
         nodes::Nodes,
         object::{Object, ObjectError, Sizes},
         overlay::{self, Overlay, OverlayError},
@@ -35,11 +33,11 @@ use crate::{
         tables::KernelTables,
     },
     endpoint::{Registry, RegistryError, publish::Wanted},
-    model::Cluster,
+    model::{Cluster, EndpointKey, WorkloadEndpoint},
     netlink::{self, Netlink},
     store::{
         Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent,
-        SubnetEnv, VxlanOptions,
+        VxlanOptions,
     },
 };
 
@@ -57,6 +55,12 @@ pub enum NodeError {
     Hook(#[from] HookError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    #[error(
+        "the uplink {before} is gone, and {now} with {address} is not the same; restart canal-agent to use it"
+    )]
+    OtherUplink { before: String, now: String, address: Ipv4Addr },
     #[error("cannot use the kernel tables: {0}")]
     Tables(#[from] aya::maps::MapError),
 }
@@ -85,26 +89,34 @@ pub struct Node {
     pub(super) drift: Option<String>,
 
     pub(super) pins: Pins,
-    object: Object,
-    hooks: Hooks,
+    pub(super) object: Object,
+    /// What `object` was loaded with.
+    pub(super) settings: Settings,
+    pub(super) hooks: Hooks,
     pub(super) nodes: Nodes,
     pub(super) policy: PolicyTables<KernelTables>,
     pub(super) events: Events,
     pub(super) counters: Counters,
-    netlink: Netlink,
+    pub(super) netlink: Netlink,
 
     pub(super) cluster: Cluster,
+    /// `None` once the cluster has changed.
+    pub(super) compiled: Option<Compiled>,
     pub(super) registry: Registry,
     pub(super) broken_records: BTreeMap<String, String>,
     pub(super) peers: Peers,
     pub(super) locals: Locals,
     pub(super) store: StoreState,
+    /// The masquerade table is to be looked at: it costs a process.
+    pub(super) masquerade_due: bool,
     pub(super) problems: Vec<String>,
+    /// Why the last cycle did not end well.
+    pub(super) failure: Option<String>,
     pub(super) started: Instant,
 
-    wanted: watch::Sender<Wanted>,
-    ready: Option<oneshot::Sender<()>>,
-    waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
+    pub(super) wanted: watch::Sender<Wanted>,
+    pub(super) ready: Option<oneshot::Sender<()>>,
+    pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
 }
 
 /// What is known about etcd.
@@ -126,14 +138,9 @@ impl Node {
     pub fn start(start: Start) -> Result<Self, NodeError> {
         let Start { config, network, uplink, vtep_mac, lease, wanted, ready } = start;
         let pins = Pins::open(&config.bpffs)?;
-        let options = vxlan(&network);
-        let settings = Settings {
-            node_ip: uplink.address.into(),
-            vtep_mac,
-            vxlan_port: options.port,
-            vni: options.vni,
-            uplink_ifindex: uplink.index,
-        };
+        let mut netlink = Netlink::open()?;
+        let overlay = netlink.link_by_name(&overlay::name(vxlan(&network).vni))?;
+        let settings = settings(&network, &uplink, vtep_mac, overlay.map_or(0, |link| link.index));
         let mut object = Object::load(&settings, Some(&pins), &Sizes::new())?;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
@@ -160,18 +167,22 @@ impl Node {
             hooks: Hooks::new(pins.clone()),
             pins,
             object,
+            settings,
             nodes,
             policy: PolicyTables::new(tables, leftovers),
             events,
             counters,
-            netlink: Netlink::open()?,
+            netlink,
             cluster: Cluster::default(),
+            compiled: None,
             registry,
             broken_records,
             peers: Peers::default(),
             locals: Locals::default(),
             store: StoreState::default(),
+            masquerade_due: true,
             problems: Vec::new(),
+            failure: None,
             started: Instant::now(),
             wanted,
             ready: Some(ready),
@@ -234,6 +245,7 @@ impl Node {
             }
             Message::Tick => {
                 self.events.drain();
+                self.masquerade_due |= self.config.ip_masq;
                 // Fed from here: a node that is stuck gets restarted.
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 true
@@ -270,6 +282,7 @@ impl Node {
                     }
                     Prefix::Resources => {
                         self.cluster.replace_all(entries);
+                        self.compiled = None;
                         // What etcd lost, it gets again.
                         self.publish();
                     }
@@ -302,6 +315,7 @@ impl Node {
     }
 
     fn resource_change(&mut self, change: Change) {
+        self.compiled = None;
         match change {
             Change::Put(entry) => {
                 self.cluster.apply(&entry.key, Some(&entry.value));
@@ -354,6 +368,7 @@ impl Node {
                 warn!(old = %self.lease.subnet, new = %lease.subnet, "this node has another subnet now; pods keep their old addresses until they are made anew");
                 self.lease = lease;
                 self.lease_problem = None;
+                self.masquerade_due = true;
             }
         }
         true
@@ -370,7 +385,7 @@ impl Node {
         match self.registry.insert(endpoint.clone()) {
             Ok(key) => {
                 let workload = self.registry.records()[&key].workload(&self.config.node_name);
-                self.cluster.set_local_endpoint(key, Some(workload));
+                self.set_local(key, Some(workload));
                 self.waiting.push((endpoint, reply));
                 true
             }
@@ -384,7 +399,7 @@ impl Node {
     fn delete_endpoint(&mut self, container_id: &str, interface: &str) -> Result<bool, RegistryError> {
         let Some(key) = self.registry.leave(container_id, interface)? else { return Ok(false) };
         info!(endpoint = %key, "endpoint leaves");
-        self.cluster.set_local_endpoint(key, None);
+        self.set_local(key, None);
         self.publish();
         Ok(true)
     }
@@ -417,138 +432,16 @@ impl Node {
         self.publish();
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         self.wanted.send_replace(Wanted {
             records: self.registry.records().clone(),
             node: self.config.node_name.clone(),
         });
     }
 
-    /// Makes the kernel agree with what is known. Order: device, peers, hooks, policy, endpoints, then what is left over.
-    fn reconcile(&mut self) {
-        if !self.store.in_sync() {
-            return;
-        }
-        self.problems.clear();
-        let compiled = compile::compile(&self.cluster, &self.config.node_name);
-        if let Err(error) = self.apply(&compiled) {
-            error!(%error, "cannot bring the kernel up to date; trying again");
-            self.problems.push(error.to_string());
-        }
-        self.answer_waiting();
-        if self.problems.is_empty()
-            && let Some(ready) = self.ready.take()
-        {
-            let _ = ready.send(());
-        }
-    }
-
-    fn apply(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
-        let overlay = self.overlay();
-        overlay::ensure(&mut self.netlink, &overlay)?;
-        self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
-        self.hooks.attach(&mut self.object, Place::Overlay, &overlay.name())?;
-        self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name)?;
-
-        self.locals =
-            Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
-        let mut wanted: BTreeSet<(Place, String)> =
-            [(Place::Overlay, overlay.name()), (Place::Uplink, self.uplink.name.clone())].into();
-        let mut unhooked: Vec<(Ipv4Addr, String)> = Vec::new();
-        for (addr, local) in self.locals.present() {
-            // Hooks before tables: until its policy stands, the endpoint is closed.
-            match self.hooks.attach(&mut self.object, Place::Pod, &local.interface) {
-                Ok(()) => {
-                    wanted.insert((Place::Pod, local.interface.clone()));
-                }
-                Err(error) => unhooked.push((addr, error.to_string())),
-            }
-        }
-        for (addr, reason) in unhooked {
-            self.locals.close(addr, reason);
-        }
-        let desired = self.locals.desired();
-        let problems = self.policy.apply(compiled, &desired)?;
-        for (addr, reason) in problems {
-            if addr.is_unspecified() {
-                self.problems.push(reason);
-            } else {
-                self.locals.close(addr, reason);
-            }
-        }
-        self.problems.extend(self.locals.connect(&mut self.netlink)?);
-        self.hooks.sweep(&wanted)?;
-        if let Err(error) = masquerade::ensure(self.config.ip_masq, self.network.network, self.lease.subnet) {
-            self.problems.push(error.to_string());
-        }
-        self.write_subnet_file();
-        for other in self.pins.remove_other_layouts()? {
-            info!(layout = other, "removed the tables of another layout");
-        }
-        Ok(())
-    }
-
-    fn answer_waiting(&mut self) {
-        for (endpoint, reply) in std::mem::take(&mut self.waiting) {
-            let result = match endpoint.addresses.iter().find_map(|addr| self.refusal(&endpoint, *addr)) {
-                None if !endpoint.addresses.is_empty() => Ok(()),
-                None => {
-                    Err(ApiError { message: "the endpoint has no IPv4 address".to_owned(), try_again: false })
-                }
-                Some(reason) => Err(ApiError { message: reason, try_again: true }),
-            };
-            match &result {
-                Ok(()) => {
-                    info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up");
-                }
-                Err(error) => {
-                    warn!(container = endpoint.container_id, %error, "endpoint refused");
-                    self.withdraw(&endpoint);
-                }
-            }
-            let _ = reply.send(result);
-        }
-        self.publish();
-    }
-
-    /// Why the endpoint's address is not enforced yet, if so.
-    fn refusal(&self, endpoint: &AddEndpoint, addr: Ipv4Addr) -> Option<String> {
-        match self.locals.get(addr) {
-            Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => {
-                match state.reason() {
-                    None if self.problems.is_empty() => None,
-                    None => Some(self.problems.join("; ")),
-                    Some(reason) => Some(reason.to_owned()),
-                }
-            }
-            Some(other) => Some(format!("address {addr} belongs to {}", other.key)),
-            None => Some(format!("interface {} is not there", endpoint.host_interface)),
-        }
-    }
-
-    /// The runtime takes a failed ADD as never having happened.
-    fn withdraw(&mut self, endpoint: &AddEndpoint) {
-        let Ok(key) = self.registry.key(endpoint) else { return };
-        if let Err(error) = self.registry.remove(&key) {
-            warn!(%error, "cannot remove the record of a refused endpoint");
-        }
-        self.cluster.set_local_endpoint(key, None);
-    }
-
-    fn write_subnet_file(&mut self) {
-        let env = SubnetEnv {
-            network: self.network.network,
-            subnet: self.lease.subnet,
-            mtu: self.mtu(),
-            ipmasq: self.config.ip_masq,
-        };
-        match env.write(&self.config.subnet_file) {
-            Ok(true) => {
-                info!(file = %PathBuf::from(&self.config.subnet_file).display(), subnet = %self.lease.subnet, "wrote the subnet file");
-            }
-            Ok(false) => {}
-            Err(error) => self.problems.push(error.to_string()),
-        }
+    pub(super) fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
+        self.cluster.set_local_endpoint(key, endpoint);
+        self.compiled = None;
     }
 
     pub(super) fn overlay(&self) -> Overlay {
@@ -572,6 +465,23 @@ impl Node {
 
     fn prefix(&self) -> &EtcdPrefix {
         &self.config.etcd.prefix
+    }
+}
+
+pub(super) fn settings(
+    network: &NetworkConfig,
+    uplink: &Uplink,
+    vtep_mac: Mac,
+    overlay_ifindex: u32,
+) -> Settings {
+    let options = vxlan(network);
+    Settings {
+        node_ip: uplink.address.into(),
+        vtep_mac,
+        vxlan_port: options.port,
+        vni: options.vni,
+        uplink_ifindex: uplink.index,
+        overlay_ifindex,
     }
 }
 

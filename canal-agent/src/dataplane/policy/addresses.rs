@@ -75,7 +75,12 @@ impl Addresses {
     }
 
     /// Puts the place into a class, unless it is there.
-    pub(super) fn put<T: Tables>(&mut self, tables: &mut T, place: Place, class: u32) -> Result<(), T::Error> {
+    pub(super) fn put<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        place: Place,
+        class: u32,
+    ) -> Result<(), T::Error> {
         if self.at(place) == Some(class) {
             return Ok(());
         }

@@ -185,8 +185,14 @@ mod tests {
     #[test]
     fn a_content_keeps_its_id_until_it_is_removed() {
         let mut ids = Ids::new(Pool::new(3, Prefer::Freed, []));
-        assert_eq!((ids.ensure(&"a"), ids.ensure(&"b"), ids.ensure(&"c")), (Some((1, true)), Some((2, true)), None));
-        assert_eq!((ids.ensure(&"b"), ids.get(&"a"), ids.content(2)), (Some((2, false)), Some(1), Some(&"b")));
+        assert_eq!(
+            (ids.ensure(&"a"), ids.ensure(&"b"), ids.ensure(&"c")),
+            (Some((1, true)), Some((2, true)), None)
+        );
+        assert_eq!(
+            (ids.ensure(&"b"), ids.get(&"a"), ids.content(2)),
+            (Some((2, false)), Some(1), Some(&"b"))
+        );
         ids.remove(1);
         assert_eq!((ids.get(&"a"), ids.content(1)), (None, None));
         ids.pool().begin();

@@ -161,12 +161,20 @@ impl<T: Tables> PolicyTables<T> {
     }
 
     /// Makes the kernel judge as `compiled` says, for exactly the endpoints in `desired`.
-    pub fn apply(&mut self, compiled: &Compiled, desired: &BTreeMap<Ipv4Addr, Desired>) -> Result<Problems, T::Error> {
+    pub fn apply(
+        &mut self,
+        compiled: &Compiled,
+        desired: &BTreeMap<Ipv4Addr, Desired>,
+    ) -> Result<Problems, T::Error> {
         self.classes.pool().begin();
         self.sets.begin();
         self.endpoint_ids.begin();
-        let wanted: BTreeSet<Predicate> =
-            desired.values().flat_map(|d| [&d.ingress, &d.egress]).flat_map(|set| set.predicates()).cloned().collect();
+        let wanted: BTreeSet<Predicate> = desired
+            .values()
+            .flat_map(|d| [&d.ingress, &d.egress])
+            .flat_map(|set| set.predicates())
+            .cloned()
+            .collect();
         let goal = compiled.classify(&wanted);
         let settled = std::mem::replace(&mut self.settled, false);
         let problems = if settled && self.keeps_policies(&goal, desired) {
@@ -183,17 +191,24 @@ impl<T: Tables> PolicyTables<T> {
     fn keeps_policies(&self, goal: &Classification, desired: &BTreeMap<Ipv4Addr, Desired>) -> bool {
         let by_net = by_net(goal);
         let keeps = |want, programmed: &Programmed| self.policy_of(want, &by_net) == Some(programmed.policy);
-        self.endpoints.iter().all(|(addr, programmed)| desired.get(addr).is_none_or(|want| keeps(want, programmed)))
+        self.endpoints
+            .iter()
+            .all(|(addr, programmed)| desired.get(addr).is_none_or(|want| keeps(want, programmed)))
     }
 
-    fn direct(&mut self, goal: &Classification, desired: &BTreeMap<Ipv4Addr, Desired>) -> Result<Problems, T::Error> {
+    fn direct(
+        &mut self,
+        goal: &Classification,
+        desired: &BTreeMap<Ipv4Addr, Desired>,
+    ) -> Result<Problems, T::Error> {
         let mut fresh = BTreeMap::new();
         for class in goal.peers.values().chain(goal.nets.values()) {
             if let Some((id, true)) = self.classes.ensure(class) {
                 fresh.insert(id, class.clone());
             }
         }
-        let mut all: BTreeMap<u32, Class> = self.classes.iter().map(|(id, class)| (id, class.clone())).collect();
+        let mut all: BTreeMap<u32, Class> =
+            self.classes.iter().map(|(id, class)| (id, class.clone())).collect();
         all.insert(0, Class::default());
         let mut refused = HashMap::new();
         for set in distinct_sets(desired) {
@@ -228,13 +243,20 @@ impl<T: Tables> PolicyTables<T> {
         Ok(problems)
     }
 
-    fn staged(&mut self, goal: &Classification, desired: &BTreeMap<Ipv4Addr, Desired>) -> Result<Problems, T::Error> {
+    fn staged(
+        &mut self,
+        goal: &Classification,
+        desired: &BTreeMap<Ipv4Addr, Desired>,
+    ) -> Result<Problems, T::Error> {
         let meant = self.classes.forget_meanings();
         self.unnamed.extend(meant.keys());
         let moves = self.addresses.moves(goal);
         let assigned = self.assign(&moves, &meant)?;
-        let contents: BTreeMap<u32, Class> =
-            assigned.iter().filter(|(_, id)| **id != CLOSED).map(|((_, class), id)| (*id, class.clone())).collect();
+        let contents: BTreeMap<u32, Class> = assigned
+            .iter()
+            .filter(|(_, id)| **id != CLOSED)
+            .map(|((_, class), id)| (*id, class.clone()))
+            .collect();
 
         let mut refused = HashMap::new();
         let mut rewrites = Vec::new();
@@ -369,7 +391,8 @@ impl<T: Tables> PolicyTables<T> {
 
     /// Takes out the endpoints that are not to be.
     fn close(&mut self, targets: &Targets<'_>) -> Result<(), T::Error> {
-        let gone: Vec<Ipv4Addr> = self.endpoints.keys().filter(|addr| !targets.contains_key(addr)).copied().collect();
+        let gone: Vec<Ipv4Addr> =
+            self.endpoints.keys().filter(|addr| !targets.contains_key(addr)).copied().collect();
         for addr in gone {
             let id = self.endpoints[&addr].endpoint.id;
             self.tables.delete_endpoint(addr)?;
@@ -413,7 +436,10 @@ impl<T: Tables> PolicyTables<T> {
         for (addr, Target { desired, policy }) in targets {
             let old = self.endpoints.get(addr).copied();
             let Some(id) = old.map(|old| old.endpoint.id).or_else(|| self.endpoint_ids.take()) else {
-                problems.insert(*addr, format!("all {} endpoints of this node are in use", self.limits.endpoints - 1));
+                problems.insert(
+                    *addr,
+                    format!("all {} endpoints of this node are in use", self.limits.endpoints - 1),
+                );
                 continue;
             };
             let endpoint = Endpoint {
@@ -451,7 +477,8 @@ impl<T: Tables> PolicyTables<T> {
         let sets = policies.flat_map(|p| [p.ingress_set, p.egress_set]).collect();
         let classes = self.addresses.classes();
         self.sets.retire(&mut self.tables, &sets, &classes)?;
-        let unused: Vec<u32> = self.classes.iter().map(|(id, _)| id).filter(|id| !classes.contains(id)).collect();
+        let unused: Vec<u32> =
+            self.classes.iter().map(|(id, _)| id).filter(|id| !classes.contains(id)).collect();
         unused.into_iter().for_each(|id| self.classes.remove(id));
         Ok(())
     }

@@ -83,7 +83,12 @@ impl Sets {
     }
 
     /// Makes every set judge class `to` as it judges `from`.
-    pub(super) fn copy_column<T: Tables>(&mut self, tables: &mut T, from: u32, to: u32) -> Result<(), T::Error> {
+    pub(super) fn copy_column<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        from: u32,
+        to: u32,
+    ) -> Result<(), T::Error> {
         for (id, set) in &mut self.live {
             let row = set.row(from);
             self.rows.share(row);

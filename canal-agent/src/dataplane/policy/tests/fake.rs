@@ -104,8 +104,10 @@ impl State {
 
     /// Rows that some address can lead to, and what is below them.
     pub(super) fn reachable(&self) -> BTreeSet<u32> {
-        let classes: BTreeSet<u32> = self.peers.values().chain(self.nets.values()).copied().chain([0]).collect();
-        let columns = self.sets.values().flat_map(|set| classes.iter().filter_map(|class| set.get(*class as usize)));
+        let classes: BTreeSet<u32> =
+            self.peers.values().chain(self.nets.values()).copied().chain([0]).collect();
+        let columns =
+            self.sets.values().flat_map(|set| classes.iter().filter_map(|class| set.get(*class as usize)));
         self.below(columns.copied())
     }
 
@@ -115,7 +117,11 @@ impl State {
         while let Some(row) = open.pop() {
             if seen.insert(row) {
                 let pages = self.rows.get(&row).into_iter().flat_map(|page| page.verdicts);
-                open.extend(pages.filter(|v| matches!(v.kind(), Verdict::PAGE | Verdict::BY_SRC_PORT)).map(|v| v.id()));
+                open.extend(
+                    pages
+                        .filter(|v| matches!(v.kind(), Verdict::PAGE | Verdict::BY_SRC_PORT))
+                        .map(|v| v.id()),
+                );
             }
         }
         seen

@@ -77,7 +77,9 @@ fn masks(
     for endpoint in endpoints {
         for direction in DIRECTIONS {
             for peer in peers() {
-                let bit = |flow| u32::from(allows(endpoint, direction, &packet_of(direction, endpoint, peer, flow)));
+                let bit = |flow| {
+                    u32::from(allows(endpoint, direction, &packet_of(direction, endpoint, peer, flow)))
+                };
                 let mask = FLOWS.map(bit).into_iter().rev().fold(0, |mask, bit| mask << 1 | bit);
                 verdicts.insert((endpoint, direction, peer), mask);
             }
@@ -90,7 +92,9 @@ fn masks(
 fn by_reference(cluster: &Cluster) -> Verdicts {
     let owners = owners(&compile(cluster, NODE));
     let reference = Reference::new(cluster);
-    masks(owners.keys().copied(), |addr, direction, packet| reference.judge(&owners[&addr], direction, packet).allow)
+    masks(owners.keys().copied(), |addr, direction, packet| {
+        reference.judge(&owners[&addr], direction, packet).allow
+    })
 }
 
 /// What the compiler says, which is quicker and which its own tests compare with the definition.
@@ -104,9 +108,7 @@ fn by_rows(compiled: &Compiled) -> Verdicts {
             Direction::Ingress => (&judgement.ingress, packet.source),
             Direction::Egress => (&judgement.egress, packet.destination),
         };
-        let row = rows
-            .entry((set.clone(), peer))
-            .or_insert_with(|| set.row(&classification.class_of(peer)));
+        let row = rows.entry((set.clone(), peer)).or_insert_with(|| set.row(&classification.class_of(peer)));
         row.lookup(packet.protocol, packet.src_port, crate::compile::tests::port_of(packet)).allow
     })
 }
@@ -148,7 +150,8 @@ impl Judge {
 /// Goes through the writes of an update one by one. `settled`: the update came to its end.
 fn check(before: &State, log: &[Write], old: &Verdicts, new: &Verdicts, settled: bool) -> Result<(), String> {
     let (mut state, mut judge) = (before.clone(), Judge::default());
-    let universe: Vec<_> = old.keys().chain(new.keys()).copied().collect::<BTreeSet<_>>().into_iter().collect();
+    let universe: Vec<_> =
+        old.keys().chain(new.keys()).copied().collect::<BTreeSet<_>>().into_iter().collect();
     let mut seen = old.clone();
     // Endpoints whose verdicts have changed since their generation was bumped.
     let mut stale: BTreeSet<Ipv4Addr> = BTreeSet::new();
@@ -163,7 +166,9 @@ fn check(before: &State, log: &[Write], old: &Verdicts, new: &Verdicts, settled:
                 }
                 judge.forget();
             }
-            Write::Set(set, _) if deleted_sets.contains(set) => return Err(format!("set {set} is used again at once")),
+            Write::Set(set, _) if deleted_sets.contains(set) => {
+                return Err(format!("set {set} is used again at once"));
+            }
             Write::Policy(id, _) if deleted_endpoints.contains(id) => {
                 return Err(format!("endpoint id {id} is used again at once"));
             }

@@ -16,7 +16,8 @@ use crate::compile::tests::random::{Entries, cluster_entries, cluster_of, endpoi
 type Changes = Vec<(String, Option<Value>)>;
 
 fn change() -> impl Strategy<Value = (String, Option<Value>)> {
-    let other = (other_objects(), any::<prop::sample::Index>()).prop_map(|(objects, index)| index.get(&objects).clone());
+    let other = (other_objects(), any::<prop::sample::Index>())
+        .prop_map(|(objects, index)| index.get(&objects).clone());
     let entry = prop_oneof![4 => policy(), 4 => endpoint(), 2 => other];
     (entry, prop::bool::weighted(0.25)).prop_map(|((key, value), gone)| (key, (!gone).then_some(value)))
 }
@@ -46,7 +47,8 @@ fn update() -> impl Strategy<Value = Update> {
         2 => (0..60usize).prop_map(Trouble::Death),
         1 => Just(Trouble::Restart),
     ];
-    (prop::collection::vec(change(), 1..4), trouble).prop_map(|(changes, trouble)| Update { changes, trouble })
+    (prop::collection::vec(change(), 1..4), trouble)
+        .prop_map(|(changes, trouble)| Update { changes, trouble })
 }
 
 struct Story {
@@ -110,24 +112,28 @@ fn after_every_write_of_every_update_each_packet_is_judged_by_the_old_policy_or_
     let stories = env::var("CANAL_STORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(STORIES);
     let mut runner = TestRunner::new(Config { max_shrink_iters: 3000, ..Config::with_cases(stories) });
     let writes = std::cell::Cell::new(0);
-    let outcome = runner.run(&(cluster_entries(), prop::collection::vec(update(), UPDATES)), |(entries, updates)| {
-        let mut story = Story::new(entries);
-        for (at, update) in updates.iter().enumerate() {
-            let count = story.advance(update).map_err(|e| TestCaseError::fail(format!("update {at}: {e}")))?;
-            writes.set(writes.get() + count);
-        }
-        Ok(())
-    });
+    let outcome =
+        runner.run(&(cluster_entries(), prop::collection::vec(update(), UPDATES)), |(entries, updates)| {
+            let mut story = Story::new(entries);
+            for (at, update) in updates.iter().enumerate() {
+                let count =
+                    story.advance(update).map_err(|e| TestCaseError::fail(format!("update {at}: {e}")))?;
+                writes.set(writes.get() + count);
+            }
+            Ok(())
+        });
     outcome.unwrap_or_else(|e| panic!("{e}"));
-    assert!(writes.get() > 5_000 || stories < STORIES, "only {} writes: the stories say too little", writes.get());
+    assert!(
+        writes.get() > 5_000 || stories < STORIES,
+        "only {} writes: the stories say too little",
+        writes.get()
+    );
 }
 
 #[test]
 fn a_thousand_updates_leak_no_id_and_end_where_the_definition_says() {
-    let mut runner = TestRunner::new_with_rng(
-        Config::default(),
-        TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]),
-    );
+    let mut runner =
+        TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]));
     let quiet = update().prop_map(|update| Update { trouble: Trouble::None, ..update });
     let entries = cluster_entries().new_tree(&mut runner).unwrap().current();
     let mut story = Story::new(entries);
@@ -146,7 +152,8 @@ fn a_thousand_updates_leak_no_id_and_end_where_the_definition_says() {
         assert_eq!(problems, Problems::new());
         check_books(&story.tables).unwrap_or_else(|e| panic!("update {at}: {e}"));
         let state = story.fake.state();
-        highest_class = state.peers.values().chain(state.nets.values()).copied().fold(highest_class, u32::max);
+        highest_class =
+            state.peers.values().chain(state.nets.values()).copied().fold(highest_class, u32::max);
         assert!(state.sets.values().all(|columns| columns.len() == 64), "update {at}: sets grow");
         if at % 50 == 0 {
             assert_eq!(Judge::default().all(&state), by_reference(&cluster), "update {at}");
@@ -169,6 +176,9 @@ fn an_update_that_changes_nothing_writes_nothing() {
         let before = story.fake.state().clone();
         story.advance(&nothing).unwrap();
         let after = story.fake.state();
-        assert_eq!((&before.peers, &before.nets, &before.endpoints), (&after.peers, &after.nets, &after.endpoints));
+        assert_eq!(
+            (&before.peers, &before.nets, &before.endpoints),
+            (&after.peers, &after.nets, &after.endpoints)
+        );
     }
 }
