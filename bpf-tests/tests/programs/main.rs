@@ -142,9 +142,19 @@ fn leave(lab: &mut Lab, pod: Pod, packet: &Packet) -> Ran {
     lab.send(Hook::FromPod, &packet.clone().macs(pod.mac, HOST_MAC).bytes(), context)
 }
 
-/// `packet` as the stack delivers it to `pod`, having come in by the uplink.
+/// `packet` as the stack delivers it to `pod`, having come in by the way that leads to its sender.
 fn enter(lab: &mut Lab, pod: Pod, packet: &Packet) -> Ran {
-    let context = pod.from(lab).came_by(lab.links.uplink);
+    let came_by = match packet.src {
+        src if src == A.ip => lab.links.pods[A.number],
+        src if src == B.ip => lab.links.pods[B.number],
+        REMOTE => lab.links.overlay,
+        _ => lab.links.uplink,
+    };
+    enter_by(lab, pod, packet, came_by)
+}
+
+fn enter_by(lab: &mut Lab, pod: Pod, packet: &Packet, came_by: u32) -> Ran {
+    let context = pod.from(lab).came_by(came_by);
     lab.send(Hook::ToPod, &packet.bytes(), context)
 }
 
