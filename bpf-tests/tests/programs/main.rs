@@ -12,6 +12,7 @@ mod fragment;
 mod from_pod;
 mod from_wire;
 mod icmp;
+mod nodes;
 mod overlay;
 mod reason;
 mod table;
@@ -93,16 +94,20 @@ impl Pod {
 /// The lab with pods A and B and a node behind which REMOTE is; everybody may talk.
 fn story(tell: impl FnOnce(&mut Lab) + Send) {
     Lab::run(|lab| {
-        lab.put_row(ALLOW, &one_verdict(Verdict::ALLOW, ALLOW));
-        lab.put_row(DENY, &one_verdict(Verdict::DENY, DENY));
         lab.put_node(REMOTE_INDEX, REMOTE_NET, remote_node());
-        for pod in [A, B] {
-            add_pod(lab, pod);
-            lab.put_set(pod.ingress_set(), &[ALLOW]);
-            lab.put_set(pod.egress_set(), &[ALLOW]);
-        }
+        add_pods(lab);
         tell(lab);
     });
+}
+
+fn add_pods(lab: &mut Lab) {
+    lab.put_row(ALLOW, &one_verdict(Verdict::ALLOW, ALLOW));
+    lab.put_row(DENY, &one_verdict(Verdict::DENY, DENY));
+    for pod in [A, B] {
+        add_pod(lab, pod);
+        lab.put_set(pod.ingress_set(), &[ALLOW]);
+        lab.put_set(pod.egress_set(), &[ALLOW]);
+    }
 }
 
 fn add_pod(lab: &mut Lab, pod: Pod) {
