@@ -4,6 +4,9 @@
 //! (so the whole of `from_overlay` behind its first check, and the kernel device as the way out), aggregates on their
 //! way into an envelope, and where a redirect leads.
 
+#![expect(clippy::unwrap_used, reason = "these are tests, helpers included")]
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of pods and bounded dice")]
+
 mod arp;
 mod differential;
 mod envelope;
@@ -28,7 +31,7 @@ use canal_common::{
     endpoint::{Endpoint, EndpointPolicy},
     flow::Flow,
     node::Node,
-    policy::{FANOUT, Row, Verdict},
+    policy::{FANOUT, Row, Verdict, icmp_port, key},
     reason::{Hook, Reason},
 };
 

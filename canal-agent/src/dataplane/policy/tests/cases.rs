@@ -98,11 +98,15 @@ fn only_those_are_judged_again_whose_verdicts_may_have_changed() {
     node.world.pod("other", "10.0.0.4", "a=other", &[]);
     node.allow("x").update();
     let id = |node: &Node, n| node.fake.state().endpoints[&Ipv4Addr::new(10, 0, 0, n)].id;
-    for change in [|node: &mut Node| drop(node.peer(3, "x")), |node: &mut Node| drop(node.allow("y"))] {
+    let changes: [fn(&mut Node) -> &mut Node; 2] = [|node| node.peer(3, "x"), |node| node.allow("y")];
+    for change in changes {
         change(&mut node);
         let (_, log) = node.update();
         assert!(log.iter().any(|write| matches!(write, Write::Bump(bumped) if *bumped == id(&node, 1))));
-        assert!(!log.iter().any(|write| matches!(write, Write::Bump(bumped) if *bumped == id(&node, 4))), "{log:?}");
+        assert!(
+            !log.iter().any(|write| matches!(write, Write::Bump(bumped) if *bumped == id(&node, 4))),
+            "{log:?}"
+        );
     }
     // A peer that no rule asks about is nobody's business.
     let (_, log) = node.peer(5, "q").update();
@@ -120,7 +124,10 @@ fn an_endpoint_is_closed_until_its_policy_stands_and_again_when_it_goes() {
     assert!(set < policy && policy < endpoint, "{log:?}");
     node.remove("web");
     let (_, log) = node.update();
-    assert!(matches!(log[..3], [Write::DeleteEndpoint(_), Write::DeletePolicy(_), Write::Bump(_)]), "{log:?}");
+    assert!(
+        matches!(log[..3], [Write::DeleteEndpoint(_), Write::DeletePolicy(_), Write::Bump(_)]),
+        "{log:?}"
+    );
 }
 
 #[test]
@@ -140,9 +147,7 @@ fn a_policy_too_big_for_the_tables_closes_its_endpoint_alone_and_says_why() {
     node.allow("x").update();
     // Every other port, and one of another protocol.
     let ports: Vec<Value> = (0..32_768u32).map(|n| json!(n * 2)).collect();
-    let rule = |protocol: &str, ports: &[Value]| {
-        json!({ "action": "Allow", "protocol": protocol, "destination": { "ports": ports } })
-    };
+    let rule = |protocol: &str, ports: &[Value]| json!({ "action": "Allow", "protocol": protocol, "destination": { "ports": ports } });
     let (problems, _) = node.ingress(&json!([rule("TCP", &ports), rule("UDP", &ports[..1])])).update();
     assert_eq!(problems.len(), 1);
     let reason = &problems[&Ipv4Addr::new(10, 0, 0, 1)];
@@ -197,7 +202,9 @@ fn what_an_earlier_process_left_in_disorder_is_closed_and_cleaned_up() {
     // A policy without an endpoint, an endpoint without a policy, classes that cannot be, a set nobody uses.
     state.policy.insert(77, *state.policy.values().next().unwrap());
     let endpoint = state.endpoints[&Ipv4Addr::new(10, 0, 0, 1)];
-    state.endpoints.insert(Ipv4Addr::new(10, 0, 0, 9), canal_common::endpoint::Endpoint { id: 78, ..endpoint });
+    state
+        .endpoints
+        .insert(Ipv4Addr::new(10, 0, 0, 9), canal_common::endpoint::Endpoint { id: 78, ..endpoint });
     state.peers.insert(Ipv4Addr::new(10, 0, 0, 8), u32::MAX);
     state.peers.insert(Ipv4Addr::new(10, 0, 0, 7), 1 << 25);
     state.sets.insert(500, vec![1; 64]);
