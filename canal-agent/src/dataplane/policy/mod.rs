@@ -221,7 +221,8 @@ impl<T: Tables> PolicyTables<T> {
                 }
             } else if !fresh.is_empty() {
                 match self.sets.plan(&mut self.tables, set, &fresh)? {
-                    Ok((id, plan)) => self.sets.write(&mut self.tables, id, plan)?,
+                    Ok(Some(id)) => self.sets.write(&mut self.tables, id)?,
+                    Ok(None) => {}
                     Err(reason) => drop(refused.insert(set.clone(), reason)),
                 }
             }
@@ -263,18 +264,18 @@ impl<T: Tables> PolicyTables<T> {
             .collect();
 
         let mut refused = HashMap::new();
-        let mut rewrites = Vec::new();
+        let mut dirty: BTreeSet<u32> = BTreeSet::new();
         for set in distinct_sets(desired) {
             let outcome = if self.sets.id(set).is_none() {
                 self.sets.add(&mut self.tables, set, &contents)?
             } else {
                 match self.sets.plan(&mut self.tables, set, &contents)? {
-                    Ok((id, plan)) if !plan.is_empty() && self.changes_hands(set, id, desired) => {
+                    Ok(Some(id)) if self.changes_hands(set, id, desired) => {
                         // Who comes must not meet the old columns, and who goes must not meet the new ones.
-                        self.sets.supersede(id, plan);
+                        self.sets.supersede(id);
                         self.sets.add(&mut self.tables, set, &contents)?
                     }
-                    planned => planned.map(|rewrite| rewrites.push(rewrite)),
+                    planned => planned.map(|id| dirty.extend(id)),
                 }
             };
             if let Err(reason) = outcome {
@@ -290,12 +291,8 @@ impl<T: Tables> PolicyTables<T> {
         // Flip.
         self.close(&targets)?;
         flipped.extend(self.flip(&targets)?);
-        let mut dirty = BTreeSet::new();
-        for (set, plan) in rewrites {
-            if !plan.is_empty() {
-                dirty.insert(set);
-                self.sets.write(&mut self.tables, set, plan)?;
-            }
+        for set in &dirty {
+            self.sets.write(&mut self.tables, *set)?;
         }
         self.settle(&targets, &dirty, &flipped, &mut problems)?;
         // Coarsen.

@@ -23,6 +23,8 @@ pub(super) struct Sets {
     rows: Rows,
     live: BTreeMap<u32, LiveSet>,
     by_policy: HashMap<Arc<PolicySet>, u32>,
+    /// Set → columns that are to be written, (class, row); the rows stand and are held.
+    planned: BTreeMap<u32, Vec<(u32, u32)>>,
     /// Rows that sets of an earlier process read.
     foreign_rows: Vec<u32>,
 }
@@ -35,9 +37,6 @@ struct LiveSet {
     columns: BTreeMap<u32, u32>,
     capacity: u32,
 }
-
-/// Columns that are to be written, (class, row); the rows stand and are held.
-pub(super) type Plan = Vec<(u32, u32)>;
 
 /// What cannot be in the kernel, and why.
 pub(super) type Refused = String;
@@ -55,6 +54,7 @@ impl Sets {
             live: live.collect(),
             rows: Rows::new(limits.rows, rows.iter().copied()),
             by_policy: HashMap::new(),
+            planned: BTreeMap::new(),
             foreign_rows: rows,
         }
     }
@@ -62,6 +62,10 @@ impl Sets {
     pub(super) fn begin(&mut self) {
         self.pool.begin();
         self.rows.begin();
+        // What an update that failed did not come to.
+        for id in self.planned.keys().copied().collect::<Vec<_>>() {
+            self.drop_plan(id);
+        }
     }
 
     pub(super) fn rows(&self) -> &Rows {
@@ -124,48 +128,55 @@ impl Sets {
         Ok(Ok(()))
     }
 
-    /// Prepares the columns in which `policy`, which is in the kernel, does not judge the classes as it should.
+    /// Prepares the columns in which `policy`, which is in the kernel, does not judge the classes as it should; the
+    /// set, if there are any.
     pub(super) fn plan<T: Tables>(
         &mut self,
         tables: &mut T,
         policy: &Arc<PolicySet>,
         classes: &BTreeMap<u32, Class>,
-    ) -> Result<Result<(u32, Plan), Refused>, T::Error> {
+    ) -> Result<Result<Option<u32>, Refused>, T::Error> {
         let rows = match acquire(&mut self.rows, tables, policy, classes)? {
             Ok(rows) => rows,
             Err(refused) => return Ok(Err(refused)),
         };
         let id = self.by_policy[policy];
         let set = &self.live[&id];
-        let (same, plan): (Plan, Plan) =
+        let (same, plan): (Vec<_>, Vec<_>) =
             rows.into_iter().partition(|(class, row)| set.columns.get(class) == Some(row));
         for (_, row) in same {
             self.rows.release(row);
         }
-        Ok(Ok((id, plan)))
+        if plan.is_empty() {
+            return Ok(Ok(None));
+        }
+        self.planned.insert(id, plan);
+        Ok(Ok(Some(id)))
     }
 
-    /// The set in the kernel is the past from now on; `plan`, which was made for it, is not carried out.
-    pub(super) fn supersede(&mut self, id: u32, plan: Plan) {
-        for (_, row) in plan {
-            self.rows.release(row);
-        }
+    /// The set in the kernel is the past from now on, and what was planned for it is not carried out.
+    pub(super) fn supersede(&mut self, id: u32) {
+        self.drop_plan(id);
         if let Some(policy) = self.live.get_mut(&id).and_then(|set| set.policy.take()) {
             self.by_policy.remove(&policy);
         }
     }
 
-    pub(super) fn write<T: Tables>(&mut self, tables: &mut T, id: u32, plan: Plan) -> Result<(), T::Error> {
-        let Some(set) = self.live.get_mut(&id) else { return Ok(()) };
-        let mut outcome = Ok(());
-        for (class, row) in plan {
-            if outcome.is_ok() {
-                outcome = set.write(id, tables, &mut self.rows, class, row);
-            } else {
-                self.rows.release(row);
-            }
+    /// Carries out what was planned for the set.
+    pub(super) fn write<T: Tables>(&mut self, tables: &mut T, id: u32) -> Result<(), T::Error> {
+        let (Some(set), Some(plan)) = (self.live.get_mut(&id), self.planned.get_mut(&id)) else {
+            return Ok(());
+        };
+        while let Some((class, row)) = plan.pop() {
+            set.write(id, tables, &mut self.rows, class, row)?;
         }
-        outcome
+        Ok(())
+    }
+
+    fn drop_plan(&mut self, id: u32) {
+        for (_, row) in self.planned.remove(&id).into_iter().flatten() {
+            self.rows.release(row);
+        }
     }
 
     /// Frees the sets and columns that nothing points at.

@@ -84,6 +84,19 @@ fn new_labels_and_a_new_policy_at_once_never_meet_the_old_policy() {
 }
 
 #[test]
+fn an_endpoint_that_changes_to_a_set_of_others_never_meets_that_sets_past() {
+    let mut node = Node::new(Limits::default());
+    node.world.pod("db", "10.0.0.4", "a=db", &[]);
+    let rules = json!([{ "action": "Allow", "source": { "selector": "a == 'y'" } }]);
+    node.world.global("q", &json!({ "selector": "a == 'db'", "types": ["Ingress"], "ingress": rules }));
+    node.allow("x").update();
+    // At once: web becomes a db, and 10.0.0.2, which web lets in, becomes a y, which db lets in; 10.0.0.3 is a y no more.
+    node.world.pod("web", "10.0.0.1", "a=db", &[]);
+    node.peer(2, "y").peer(3, "z").update();
+    assert!(node.lets_in(2) && !node.lets_in(3));
+}
+
+#[test]
 fn a_label_change_alone_is_one_write_and_one_bump() {
     let mut node = Node::new(Limits::default());
     node.allow("x").update();
