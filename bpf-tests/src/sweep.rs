@@ -1,6 +1,12 @@
 //! Removing what a world made, knowing only its prefix.
 
-use std::{fs, path::PathBuf, process, thread};
+use std::{
+    fs,
+    path::PathBuf,
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
 
 use anyhow::{Context, Result};
 use nix::{
@@ -11,7 +17,14 @@ use nix::{
 use crate::netns;
 
 /// Worlds without a chosen prefix are called `cn<process id>-<number>-`.
-pub(crate) const AUTOMATIC: &str = "cn";
+const AUTOMATIC: &str = "cn";
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A prefix that nothing else has, and that tells whose it is.
+pub(crate) fn automatic_prefix() -> String {
+    format!("{AUTOMATIC}{}-{}-", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
 
 /// The folder of the world with this prefix.
 pub fn folder(prefix: &str) -> PathBuf {
@@ -41,6 +54,15 @@ fn folder_holds(folder: &std::path::Path, mount: &str) -> bool {
 
 /// Removes the automatic worlds of processes that ended without cleaning up.
 pub(crate) fn sweep_dead() {
+    sweep_automatic(|pid| !PathBuf::from(format!("/proc/{pid}")).exists());
+}
+
+/// Removes the automatic worlds of this process.
+pub fn sweep_own() {
+    sweep_automatic(|pid| pid == process::id());
+}
+
+fn sweep_automatic(whose: impl Fn(u32) -> bool) {
     let mut prefixes: Vec<String> = netns::list(AUTOMATIC)
         .iter()
         .filter_map(|name| {
@@ -48,8 +70,7 @@ pub(crate) fn sweep_dead() {
             let (owner, number) = (parts.next()?, parts.next()?);
             let pid: u32 = owner.strip_prefix(AUTOMATIC)?.parse().ok()?;
             number.parse::<u32>().ok()?;
-            let dead = !PathBuf::from(format!("/proc/{pid}")).exists();
-            dead.then(|| format!("{owner}-{number}-"))
+            whose(pid).then(|| format!("{owner}-{number}-"))
         })
         .collect();
     prefixes.dedup();
@@ -61,6 +82,15 @@ pub(crate) fn sweep_dead() {
 /// On Ctrl-C, SIGTERM or SIGHUP: sweeps and exits with status 130. Call it before the first thread starts.
 pub fn clean_up_on_interrupt(prefix: &str) -> Result<()> {
     let prefix = prefix.to_owned();
+    on_interrupt(move || sweep(&prefix))
+}
+
+/// The same for worlds without a chosen prefix.
+pub fn clean_up_own_on_interrupt() -> Result<()> {
+    on_interrupt(sweep_own)
+}
+
+fn on_interrupt(clean_up: impl Fn() + Send + 'static) -> Result<()> {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     // Threads started from here on inherit the mask, so that only the waiting thread gets these signals.
     signals.thread_block().context("cannot block signals")?;
@@ -69,9 +99,9 @@ pub fn clean_up_on_interrupt(prefix: &str) -> Result<()> {
         .spawn(move || {
             if signals.wait().is_ok() {
                 eprintln!("\ninterrupted: cleaning up");
-                sweep(&prefix);
+                clean_up();
                 // What the rest of the process made in the meantime.
-                sweep(&prefix);
+                clean_up();
                 process::exit(130);
             }
         })
