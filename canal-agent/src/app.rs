@@ -133,20 +133,25 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let network = network_config(&store).await;
     let uplink = blocking(|config: Config| choose_uplink(&config), config.clone()).await?;
     let vtep_mac = vtep_mac(&store, &network, &config, &uplink).await?;
-    let mut keeper = LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
-    let lease = acquire(&mut keeper, Attributes {
-        public_ip: uplink.public_ip,
-        vtep_mac,
-        vni: vni(&network),
-        node: config.node_name.clone(),
-    })
+    let mut keeper =
+        LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
+    let lease = acquire(
+        &mut keeper,
+        Attributes {
+            public_ip: uplink.public_ip,
+            vtep_mac,
+            vni: vni(&network),
+            node: config.node_name.clone(),
+        },
+    )
     .await;
 
     let (messages, inbox) = mpsc::unbounded_channel();
     let (wanted, wanted_rx) = watch::channel(Wanted::default());
     let (ready, ready_rx) = oneshot::channel();
-    let listener = server::bind(&config.socket)
-        .with_context(|| format!("cannot listen on {}; name another socket with --socket", config.socket.display()))?;
+    let listener = server::bind(&config.socket).with_context(|| {
+        format!("cannot listen on {}; name another socket with --socket", config.socket.display())
+    })?;
     let start = Start { config: config.clone(), network, uplink, vtep_mac, lease, wanted, ready };
     let node = blocking(Node::start, start).await?;
     let monitor = {
@@ -160,7 +165,9 @@ async fn start(config: Config) -> anyhow::Result<Running> {
 
     let stop_tasks = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    for (prefix, under) in [(Prefix::Network, config.etcd.prefix.all()), (Prefix::Resources, RESOURCES.to_owned())] {
+    for (prefix, under) in
+        [(Prefix::Network, config.etcd.prefix.all()), (Prefix::Resources, RESOURCES.to_owned())]
+    {
         let (events, mut received) = mpsc::channel(64);
         tasks.spawn(Mirror::new(store.clone(), prefix, under, events).run(stop_tasks.clone()));
         forward(&mut tasks, &messages, stream::poll_fn(move |cx| received.poll_recv(cx)).map(Message::Store));
@@ -171,10 +178,18 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     forward(&mut tasks, &messages, stream::poll_fn(move |cx| received.poll_recv(cx)).map(Message::Lease));
     let (gone, mut left) = mpsc::unbounded_channel();
     tasks.spawn(publish::run(store, wanted_rx, gone));
-    forward(&mut tasks, &messages, stream::poll_fn(move |cx| left.poll_recv(cx)).map(|key| Message::Published(Published(key))));
+    forward(
+        &mut tasks,
+        &messages,
+        stream::poll_fn(move |cx| left.poll_recv(cx)).map(|key| Message::Published(Published(key))),
+    );
     tasks.spawn(server::serve(listener, messages.clone()));
     let mut tick = tokio::time::interval(TICK);
-    forward(&mut tasks, &messages, stream::poll_fn(move |cx| tick.poll_tick(cx).map(|_| Some(Message::Tick))));
+    forward(
+        &mut tasks,
+        &messages,
+        stream::poll_fn(move |cx| tick.poll_tick(cx).map(|_| Some(Message::Tick))),
+    );
     tokio::spawn(async move {
         if ready_rx.await.is_ok() {
             info!("ready: lease held, peers and policies in the kernel, subnet file written");
@@ -200,7 +215,10 @@ fn forward(
     });
 }
 
-async fn blocking<I, T, E>(work: impl FnOnce(I) -> Result<T, E> + Send + 'static, input: I) -> anyhow::Result<T>
+async fn blocking<I, T, E>(
+    work: impl FnOnce(I) -> Result<T, E> + Send + 'static,
+    input: I,
+) -> anyhow::Result<T>
 where
     I: Send + 'static,
     T: Send + 'static,
@@ -247,7 +265,12 @@ fn choose_uplink(config: &Config) -> anyhow::Result<Uplink> {
 }
 
 /// The MAC that peers know stays ours: that of the device, else that of our lease, else a new one.
-async fn vtep_mac(store: &Store, network: &NetworkConfig, config: &Config, uplink: &Uplink) -> anyhow::Result<Mac> {
+async fn vtep_mac(
+    store: &Store,
+    network: &NetworkConfig,
+    config: &Config,
+    uplink: &Uplink,
+) -> anyhow::Result<Mac> {
     let vni = vni(network);
     let existing = blocking(
         move |vni| -> anyhow::Result<_> { Ok(overlay::existing_mac(&mut Netlink::open()?, vni)?) },
@@ -266,7 +289,7 @@ async fn vtep_mac(store: &Store, network: &NetworkConfig, config: &Config, uplin
         }
         backoff.wait().await;
     };
-    let leased = own_entry(&listing.entries, &subnets, &config.node_name, uplink.public_ip)
+    let leased = own_entry(&listing.entries, &config.etcd.prefix, &config.node_name, uplink.public_ip)
         .and_then(|lease| lease.vxlan_data().ok())
         .map(|data| data.vtep_mac);
     Ok(leased.unwrap_or_else(overlay::random_mac))
@@ -307,7 +330,10 @@ pub fn cleanup(config: &Config) -> anyhow::Result<Vec<String>> {
     let _lock = AgentLock::take()?;
     let mut done = Vec::new();
     if Pins::open(&config.bpffs)?.remove_all()? {
-        done.push(format!("detached the programs and removed the tables below {}", config.bpffs.join("canal").display()));
+        done.push(format!(
+            "detached the programs and removed the tables below {}",
+            config.bpffs.join("canal").display()
+        ));
     }
     let mut netlink = Netlink::open()?;
     for device in overlay::remove(&mut netlink)? {

@@ -93,8 +93,8 @@ mod user {
 
     impl fmt::Display for Mac {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let [a, b, c, d, e, g] = self.octets;
-            write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+            let octets = self.octets.map(|octet| format!("{octet:02x}"));
+            f.write_str(&octets.join(":"))
         }
     }
 

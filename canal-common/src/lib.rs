@@ -6,6 +6,14 @@
 //!
 //! Byte order: addresses are byte arrays in network order, everything else is in host order.
 
+#![expect(
+    clippy::inline_always,
+    reason = "the kernel side must not make a call of them: it has eight frames and 512 bytes"
+)]
+#![expect(
+    clippy::pub_underscore_fields,
+    reason = "padding is part of the layout, and zeroed by whoever makes the value"
+)]
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod addr;

@@ -14,6 +14,8 @@ pub struct Settings {
     pub vni: u32,
     /// Where envelopes leave.
     pub uplink_ifindex: u32,
+    /// `canal.<VNI>`: the only way in for remote pods' packets that come through the stack.
+    pub overlay_ifindex: u32,
 }
 
-abi!(Settings = 20 align 4);
+abi!(Settings = 24 align 4);

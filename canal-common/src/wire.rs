@@ -95,7 +95,7 @@ pub const fn outer_ecn(inner_tos: u8) -> u8 {
 impl Envelope {
     #[inline(always)]
     pub const fn new(spec: &EnvelopeSpec) -> Self {
-        let total = spec.inner_len as u32 + ENVELOPE_LEN as u32;
+        let total = spec.inner_len as u32 + ENVELOPE_BYTES;
         let (src, dst) = (spec.outer_src.to_bits(), spec.outer_dst.to_bits());
         // No options; DF clear, so that a narrow underlay may fragment; TTL 64.
         let version_tos_length = 0x4500_0000 | (spec.ecn as u32) << 16 | total;
@@ -113,7 +113,7 @@ impl Envelope {
                 spec.outer_dst.to_wire(),
                 ((spec.src_port as u32) << 16 | spec.dst_port as u32).to_be(),
                 // The UDP checksum stays zero (RFC 7348 §5: SHOULD be, over IPv4).
-                ((total - IPV4_LEN as u32) << 16).to_be(),
+                ((total - IPV4_BYTES) << 16).to_be(),
                 ((VXLAN_FLAGS as u32) << 24).to_be(),
                 (spec.vni << 8).to_be(),
                 u32::from_ne_bytes([m0, m1, m2, m3]),
@@ -124,6 +124,10 @@ impl Envelope {
         }
     }
 }
+
+const ENVELOPE_BYTES: u32 = 50;
+const IPV4_BYTES: u32 = 20;
+const _: () = assert!(ENVELOPE_BYTES as usize == ENVELOPE_LEN && IPV4_BYTES as usize == IPV4_LEN);
 
 #[inline(always)]
 const fn halves(word: u32) -> u32 {

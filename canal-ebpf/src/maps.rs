@@ -73,6 +73,7 @@ pub static SETTINGS: Settings = Settings {
     vxlan_port: 0,
     vni: 0,
     uplink_ifindex: 0,
+    overlay_ifindex: 0,
 };
 
 /// One field of [`SETTINGS`]. Volatile: the compiler must not use the zeros above.

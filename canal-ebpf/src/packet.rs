@@ -89,7 +89,10 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
-/// Interface the packet came in by; 0 when this host made it.
+/// What [`ingress_ifindex`] says of packets that this host made.
+pub const FROM_HOST: u32 = 0;
+
+/// Interface the packet came in by, or [`FROM_HOST`].
 #[inline(always)]
 pub fn ingress_ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: as above.
@@ -303,7 +306,13 @@ pub fn embedded(ctx: &TcContext, offset: usize) -> Option<Flow4> {
     } else {
         (u16::from_be_bytes([s1, s0]), u16::from_be_bytes([d1, d0]))
     };
-    Some(Flow4 { src: Ip4::from_wire(ip.src), dst: Ip4::from_wire(ip.dst), src_port, dst_port, proto: ip.proto })
+    Some(Flow4 {
+        src: Ip4::from_wire(ip.src),
+        dst: Ip4::from_wire(ip.dst),
+        src_port,
+        dst_port,
+        proto: ip.proto,
+    })
 }
 
 /// Best effort, for events about packets that may not even parse.

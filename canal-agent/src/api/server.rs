@@ -54,7 +54,9 @@ async fn remove(
     State(messages): State<Sender>,
     UrlPath((container_id, interface)): UrlPath<(String, String)>,
 ) -> Answer<serde_json::Value> {
-    ask(&messages, |reply| Message::DeleteEndpoint { container_id, interface, reply }).await?.map_err(refused)?;
+    ask(&messages, |reply| Message::DeleteEndpoint { container_id, interface, reply })
+        .await?
+        .map_err(refused)?;
     Ok(Json(serde_json::json!({})))
 }
 

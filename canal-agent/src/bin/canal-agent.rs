@@ -55,20 +55,26 @@ fn perform(verb: Verb) -> anyhow::Result<()> {
             app::run(Config::from_args(*args)?)
         }
         Verb::Cleanup(args) => {
-            let done = app::cleanup(&Config::from_args(*args)?)?;
-            done.iter().for_each(|line| println!("{line}"));
+            let mut done = app::cleanup(&Config::from_args(*args)?)?;
             if done.is_empty() {
-                println!("nothing to remove");
+                done.push("nothing to remove".to_owned());
             }
+            print(&done);
             Ok(())
         }
         Verb::DebugLoad(DebugArgs { iface, bpffs }) => {
-            inspect::load(&bpffs, &iface)?.iter().for_each(|line| println!("{line}"));
+            print(&inspect::load(&bpffs, &iface)?);
             Ok(())
         }
         Verb::DebugUnload(DebugArgs { iface, bpffs }) => {
-            inspect::unload(&bpffs, &iface)?.iter().for_each(|line| println!("{line}"));
+            print(&inspect::unload(&bpffs, &iface)?);
             Ok(())
         }
+    }
+}
+
+fn print(lines: &[String]) {
+    for line in lines {
+        println!("{line}");
     }
 }

@@ -44,3 +44,23 @@ impl<'a> SelectorIndex<'a> {
         found
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::selector::tests::{any_labels, any_selector};
+
+    proptest! {
+        #[test]
+        fn the_index_finds_what_trying_all_finds(
+            texts in proptest::collection::vec(any_selector(), 0..12),
+            labels in any_labels(),
+        ) {
+            let selectors: Vec<Selector> = texts.iter().map(|text| Selector::parse(text).unwrap()).collect();
+            let all = (0..selectors.len()).filter(|at| selectors[*at].matches(&labels));
+            prop_assert_eq!(SelectorIndex::new(&selectors).matches(&labels), all.collect::<Vec<_>>());
+        }
+    }
+}

@@ -282,6 +282,7 @@ impl Side {
         }
         let not_nets = ipv4(&entity.not_nets)?;
         if not_nets.iter().any(|net| net.prefix_len() == 0) {
+            // No address lies outside 0.0.0.0/0.
             return None;
         }
         criteria.none.extend(not_nets.into_iter().map(Predicate::Net));
@@ -374,8 +375,7 @@ fn ranges(ports: &[Port]) -> Vec<(u16, u16)> {
 
 /// What a port name stands for where a rule uses it.
 fn meanings(name: &str, protocol: Option<Protocol>, owner: &Selector, members: &Members) -> Vec<NamedPort> {
-    // Whatever is neither UDP nor SCTP asks for TCP.
-    let wanted = protocol.map(|p| if matches!(p.number, UDP | SCTP) { p.number } else { TCP });
+    let wanted = protocol.map(|p| p.number);
     let name: Arc<str> = name.into();
     members
         .ports_named(&name)

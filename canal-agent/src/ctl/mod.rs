@@ -10,7 +10,13 @@ use clap::{Parser, Subcommand, ValueEnum};
 #[command(name = "canalctl", version = env!("CANAL_VERSION"), about = "Shows what Canal does on this node")]
 pub struct Cli {
     /// The agent's socket
-    #[arg(long, global = true, env = "CANAL_SOCKET", default_value = "/run/canal/agent.sock", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "CANAL_SOCKET",
+        default_value = "/run/canal/agent.sock",
+        value_name = "FILE"
+    )]
     socket: PathBuf,
     /// Where the agent pins its tables: counters are shown from there when it is down
     #[arg(long, global = true, env = "CANAL_BPFFS", default_value = "/sys/fs/bpf", value_name = "FOLDER")]

@@ -7,7 +7,10 @@ use comfy_table::{Table, presets};
 
 use super::{Cli, Output};
 use crate::{
-    api::{client::Client, wire::{CounterStatus, Status}},
+    api::{
+        client::Client,
+        wire::{CounterStatus, Status},
+    },
     dataplane::counters::Counters,
 };
 
@@ -25,11 +28,18 @@ pub(super) fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
 
 /// The data path goes on without an agent: show what it counts.
 fn without_agent(cli: &Cli, output: Output, error: &anyhow::Error) -> anyhow::Result<u8> {
-    let counters = Counters::open(&cli.bpffs)
-        .and_then(|c| c.read())
-        .with_context(|| format!("{error:#}; and there are no pinned tables below {}", cli.bpffs.display()))?;
+    let counters = Counters::open(&cli.bpffs).and_then(|c| c.read()).with_context(|| {
+        format!("{error:#}; and there are no pinned tables below {}", cli.bpffs.display())
+    })?;
     match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&Status { problems: vec![format!("{error:#}")], counters, ..Status::default() })?),
+        Output::Json => println!(
+            "{}",
+            serde_json::to_string_pretty(&Status {
+                problems: vec![format!("{error:#}")],
+                counters,
+                ..Status::default()
+            })?
+        ),
         Output::Table => {
             eprintln!("canalctl: {error:#}; the data path is still there:");
             print!("{}", counters_table(&counters));
@@ -64,7 +74,10 @@ fn render(status: &Status) -> String {
                 lease.public_ip
             ),
         );
-        line("VXLAN", format!("VNI {}, UDP {}, MTU {}, MAC {}", lease.vni, lease.port, lease.mtu, lease.vtep_mac));
+        line(
+            "VXLAN",
+            format!("VNI {}, UDP {}, MTU {}, MAC {}", lease.vni, lease.port, lease.mtu, lease.vtep_mac),
+        );
     }
     if status.problems.is_empty() {
         line("Health", "ok".to_owned());

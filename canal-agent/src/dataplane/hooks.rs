@@ -3,7 +3,10 @@
 //! A fresh process knows an attachment as ours by its pin below `links/`. A restart or upgrade updates the link in
 //! place, so no packet passes unseen; an interface that is gone leaves a dead link, whose pin is swept.
 
-use std::{collections::BTreeSet, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType,
@@ -41,9 +44,7 @@ pub enum Place {
 impl Place {
     fn programs(self) -> &'static [(&'static str, TcAttachType)] {
         match self {
-            Self::Pod => {
-                &[(names::TO_POD, TcAttachType::Egress), (names::FROM_POD, TcAttachType::Ingress)]
-            }
+            Self::Pod => &[(names::TO_POD, TcAttachType::Egress), (names::FROM_POD, TcAttachType::Ingress)],
             Self::Uplink => &[(names::FROM_WIRE, TcAttachType::Ingress)],
             Self::Overlay => {
                 &[(names::TO_OVERLAY, TcAttachType::Egress), (names::FROM_OVERLAY, TcAttachType::Ingress)]
@@ -55,21 +56,33 @@ impl Place {
 #[derive(Debug)]
 pub struct Hooks {
     pins: Pins,
-    /// File names of the pins that this process has attached or updated.
-    current: BTreeSet<String>,
+    /// File names of the pins that hold this process's programs, and the interface they are on.
+    current: BTreeMap<String, u32>,
 }
 
 impl Hooks {
     pub fn new(pins: Pins) -> Self {
-        Self { pins, current: BTreeSet::new() }
+        Self { pins, current: BTreeMap::new() }
+    }
+
+    /// The programs were loaded anew: every attachment is to be updated.
+    pub fn renew(&mut self) {
+        self.current.clear();
     }
 
     /// Puts the programs of this process on `interface`, in place of those of an earlier one.
-    pub fn attach(&mut self, object: &mut Object, place: Place, interface: &str) -> Result<(), HookError> {
+    pub fn attach(
+        &mut self,
+        object: &mut Object,
+        place: Place,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<(), HookError> {
         for (program, kind) in place.programs() {
             let path = self.pins.link(interface, program);
             let file = file_name(&path);
-            if self.current.contains(&file) && is_attached(&path) {
+            // An interface that was deleted and made again has the old name and a new index.
+            if self.current.get(&file) == Some(&ifindex) && path.exists() {
                 continue;
             }
             let classifier = object.program(program);
@@ -77,7 +90,7 @@ impl Hooks {
                 match update(classifier, &path) {
                     Ok(()) => {
                         info!(program, interface, "took over the attachment");
-                        self.current.insert(file);
+                        self.current.insert(file, ifindex);
                         continue;
                     }
                     // The interface was replaced by another of the same name, or the pin is not a tcx link.
@@ -89,7 +102,7 @@ impl Hooks {
             }
             attach(classifier, program, *kind, interface, &path)?;
             info!(program, interface, "attached");
-            self.current.insert(file);
+            self.current.insert(file, ifindex);
         }
         Ok(())
     }
@@ -127,14 +140,10 @@ fn file_name(path: &std::path::Path) -> String {
     path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn is_attached(path: &std::path::Path) -> bool {
-    PinnedLink::from_pin(path).is_ok_and(|link| FdLink::from(link).info().is_ok())
-}
-
 /// Swaps the program of a pinned link, atomically.
 fn update(classifier: &mut SchedClassifier, path: &std::path::Path) -> Result<(), ProgramError> {
-    let pinned = PinnedLink::from_pin(path)
-        .map_err(|e| ProgramError::IOError(io::Error::other(e.to_string())))?;
+    let pinned =
+        PinnedLink::from_pin(path).map_err(|e| ProgramError::IOError(io::Error::other(e.to_string())))?;
     let link = SchedClassifierLink::try_from(FdLink::from(pinned))
         .map_err(|e| ProgramError::IOError(io::Error::other(e.to_string())))?;
     let id = classifier.attach_to_link(link)?;
@@ -150,21 +159,23 @@ fn attach(
     interface: &str,
     path: &std::path::Path,
 ) -> Result<(), HookError> {
-    let failed = |source| HookError::Attach {
-        program,
-        interface: interface.to_owned(),
-        source: Box::new(source),
-    };
+    let failed =
+        |source| HookError::Attach { program, interface: interface.to_owned(), source: Box::new(source) };
     // First: nobody may take a pod's packet away before it is checked.
     let id = classifier
         .attach_with_options(interface, kind, TcAttachOptions::TcxOrder(LinkOrder::first()))
         .map_err(failed)?;
     let link = classifier.take_link(id).map_err(failed)?;
-    let link = FdLink::try_from(link)
-        .map_err(|source| HookError::Link { program, interface: interface.to_owned(), source })?;
-    let pinned = link
-        .pin(path)
-        .map_err(|source| HookError::PinLink { program, interface: interface.to_owned(), source })?;
+    let link = FdLink::try_from(link).map_err(|source| HookError::Link {
+        program,
+        interface: interface.to_owned(),
+        source,
+    })?;
+    let pinned = link.pin(path).map_err(|source| HookError::PinLink {
+        program,
+        interface: interface.to_owned(),
+        source,
+    })?;
     drop(pinned);
     Ok(())
 }

@@ -18,6 +18,8 @@ pub enum InspectError {
     Object(#[from] ObjectError),
     #[error(transparent)]
     Hook(#[from] HookError),
+    #[error("there is no interface {0}; `ip -br link` lists them")]
+    NoInterface(String),
     #[error("{0} is in use by a canal-agent; name another bpffs with --bpffs")]
     InUse(String),
 }
@@ -29,11 +31,18 @@ pub fn load(bpffs: &Path, interface: &str) -> Result<Vec<String>, InspectError> 
     if pins.links()?.iter().any(|(_, path)| *path != mine) {
         return Err(InspectError::InUse(pins.root().display().to_string()));
     }
+    let ifindex = nix::net::if_::if_nametoindex(interface)
+        .map_err(|_| InspectError::NoInterface(interface.to_owned()))?;
     let mut object = Object::load(&Settings::default(), Some(&pins), &HashMap::new())?;
-    Hooks::new(pins.clone()).attach(&mut object, Place::Uplink, interface)?;
+    Hooks::new(pins.clone()).attach(&mut object, Place::Uplink, interface, ifindex)?;
     let mut lines = vec![format!("from_wire is attached to {interface} and pinned at {}", mine.display())];
-    lines.extend(names::MAPS.iter().map(|name| format!("bpftool map dump pinned {}", pins.table(name).display())));
-    lines.push(format!("bpftool prog show pinned {}   (the link; `bpftool prog show name from_wire` the program)", mine.display()));
+    lines.extend(
+        names::MAPS.iter().map(|name| format!("bpftool map dump pinned {}", pins.table(name).display())),
+    );
+    lines.push(format!(
+        "bpftool prog show pinned {}   (the link; `bpftool prog show name from_wire` the program)",
+        mine.display()
+    ));
     Ok(lines)
 }
 
@@ -44,5 +53,9 @@ pub fn unload(bpffs: &Path, interface: &str) -> Result<Vec<String>, InspectError
         return Err(InspectError::InUse(pins.root().display().to_string()));
     }
     let removed = pins.remove_all()?;
-    Ok(vec![if removed { format!("removed everything below {}", pins.root().display()) } else { "nothing to remove".to_owned() }])
+    Ok(vec![if removed {
+        format!("removed everything below {}", pins.root().display())
+    } else {
+        "nothing to remove".to_owned()
+    }])
 }

@@ -100,7 +100,8 @@ mod tests {
     #[test]
     fn the_rules_are_flannels_in_flannels_order() {
         let text = ruleset("10.77.0.0/16".parse().unwrap(), "10.77.12.0/24".parse().unwrap());
-        let rules: Vec<&str> = text.lines().filter(|l| l.contains("return") || l.contains("masquerade f")).collect();
+        let rules: Vec<&str> =
+            text.lines().filter(|l| l.contains("return") || l.contains("masquerade f")).collect();
         assert_eq!(rules.len(), 6);
         assert!(rules[0].contains("0x4000") && rules[4].contains("224.0.0.0/4 masquerade"));
         assert!(rules[3].contains("saddr != 10.77.0.0/16 ip daddr 10.77.12.0/24 return"));

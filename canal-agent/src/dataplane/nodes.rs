@@ -38,7 +38,7 @@ impl Peer {
 }
 
 pub struct Nodes {
-    nodes: Array<MapData, Node>,
+    entries: Array<MapData, Node>,
     routes: LpmTrie<MapData, Ip4, NodeRef>,
     node_ips: BpfHashMap<MapData, Ip4, NodeRef>,
     /// What the kernel holds.
@@ -50,14 +50,14 @@ pub struct Nodes {
 impl Nodes {
     /// Reads back what an earlier process programmed.
     pub fn adopt(ebpf: &mut Ebpf) -> Result<Self, MapError> {
-        let nodes: Array<_, Node> = take(ebpf, names::NODES)?;
+        let entries: Array<_, Node> = take(ebpf, names::NODES)?;
         let routes: LpmTrie<_, Ip4, NodeRef> = take(ebpf, names::ROUTES)?;
         let node_ips = take(ebpf, names::NODE_IPS)?;
         let mut programmed = BTreeMap::new();
         let mut used = vec![false; MAX_NODES as usize];
-        for entry in routes.iter() {
+        for entry in &routes {
             let (key, NodeRef { node: index }) = entry?;
-            let node = nodes.get(&index, 0)?;
+            let node = entries.get(&index, 0)?;
             let length = u8::try_from(key.prefix_len()).unwrap_or(32);
             let (Ok(subnet), true) = (Ipv4Net::new(key.data().into(), length), node.flags & Node::ALIVE != 0)
             else {
@@ -68,7 +68,7 @@ impl Nodes {
             programmed.insert(subnet, (peer, index));
         }
         let free = (1..MAX_NODES).filter(|i| !used[*i as usize]).collect();
-        Ok(Self { nodes, routes, node_ips, programmed, free })
+        Ok(Self { entries, routes, node_ips, programmed, free })
     }
 
     pub fn len(&self) -> usize {
@@ -90,7 +90,8 @@ impl Nodes {
                 Some((known, _)) if known == peer => {}
                 _ => {
                     if let Err(error) = self.program(*subnet, *peer) {
-                        problems.push(format!("cannot program the route to {subnet} via {}: {error}", peer.ip));
+                        problems
+                            .push(format!("cannot program the route to {subnet} via {}: {error}", peer.ip));
                     }
                 }
             }
@@ -108,7 +109,7 @@ impl Nodes {
             warn!(%subnet, limit = MAX_NODES - 1, "no room for another node");
             return Err(MapError::OutOfBounds { index: MAX_NODES, max_entries: MAX_NODES });
         };
-        self.nodes.set(index, peer.node(), 0)?;
+        self.entries.set(index, peer.node(), 0)?;
         self.node_ips.insert(Ip4::from(peer.ip), NodeRef { node: index }, 0)?;
         self.routes.insert(&key(subnet), NodeRef { node: index }, 0)?;
         info!(%subnet, node = %peer.ip, vtep_mac = %peer.vtep_mac, "peer programmed");
@@ -130,7 +131,7 @@ impl Nodes {
     fn retire(&mut self, peer: Peer, index: u32) -> Result<(), MapError> {
         let mut node = peer.node();
         node.flags = 0;
-        self.nodes.set(index, node, 0)?;
+        self.entries.set(index, node, 0)?;
         // Another lease of the same node may speak for this address.
         match self.programmed.values().find(|(other, _)| other.ip == peer.ip) {
             Some((_, other)) => self.node_ips.insert(Ip4::from(peer.ip), NodeRef { node: *other }, 0)?,

@@ -19,7 +19,9 @@ static BYTES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/canal.o"
 pub enum ObjectError {
     #[error(transparent)]
     Pin(#[from] PinError),
-    #[error("this kernel has no BTF at /sys/kernel/btf/vmlinux; Canal needs Linux 6.6 or later with CONFIG_DEBUG_INFO_BTF")]
+    #[error(
+        "this kernel has no BTF at /sys/kernel/btf/vmlinux; Canal needs Linux 6.6 or later with CONFIG_DEBUG_INFO_BTF"
+    )]
     NoBtf,
     #[error("Linux {0} is too old: Canal attaches its programs by tcx, which came with 6.6")]
     KernelTooOld(String),
@@ -97,9 +99,8 @@ fn check_kernel() -> Result<(), ObjectError> {
     if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
         return Err(ObjectError::NoBtf);
     }
-    let release = nix::sys::utsname::uname()
-        .map(|u| u.release().to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let release =
+        nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
     if parse_release(&release).is_some_and(|version| version < (6, 6)) {
         return Err(ObjectError::KernelTooOld(release));
     }
@@ -120,10 +121,8 @@ fn discard_misfits(pins: &Pins, sizes: &Sizes) -> Result<(), ObjectError> {
         if !path.exists() {
             continue;
         }
-        let wanted = parsed
-            .maps
-            .get(*name)
-            .ok_or_else(|| ObjectError::Broken(format!("it has no table {name}")))?;
+        let wanted =
+            parsed.maps.get(*name).ok_or_else(|| ObjectError::Broken(format!("it has no table {name}")))?;
         let max_entries = sizes.get(name).copied().unwrap_or(wanted.max_entries());
         let fits = MapInfo::from_pin(&path).is_ok_and(|found| {
             found.map_type().is_ok_and(|t| t as u32 == wanted.map_type())
@@ -152,9 +151,13 @@ mod tests {
 
     #[test]
     fn kernel_releases_of_distributions_are_understood() {
-        for (text, expected) in
-            [("6.18.44-fc", Some((6, 18))), ("5.10.0-8-amd64", Some((5, 10))), ("6.6", Some((6, 6))), ("", None), ("x", None)]
-        {
+        for (text, expected) in [
+            ("6.18.44-fc", Some((6, 18))),
+            ("5.10.0-8-amd64", Some((5, 10))),
+            ("6.6", Some((6, 6))),
+            ("", None),
+            ("x", None),
+        ] {
             assert_eq!(parse_release(text), expected, "{text}");
         }
     }

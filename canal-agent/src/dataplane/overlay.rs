@@ -102,7 +102,9 @@ pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayE
     }
     address(netlink, overlay, link.index)?;
     route(netlink, overlay, link.index)?;
-    for (key, value) in [("net.ipv4.ip_forward", "1"), (&format!("net.ipv4.conf.{}.forwarding", name.replace('.', "/")), "1")] {
+    for (key, value) in
+        [("net.ipv4.ip_forward", "1"), (&format!("net.ipv4.conf.{}.forwarding", name.replace('.', "/")), "1")]
+    {
         match sysctl::set_if_present(key, value) {
             Ok(true) => info!(key, value, "set sysctl"),
             Ok(false) => {}
@@ -153,7 +155,9 @@ fn route(netlink: &mut Netlink, overlay: &Overlay, index: u32) -> Result<(), net
         ..Route::link(overlay.network, index)
     };
     let routes = netlink.routes()?;
-    for stale in routes.iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.oif == Some(index) && r.dst != wanted.dst) {
+    for stale in
+        routes.iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.oif == Some(index) && r.dst != wanted.dst)
+    {
         netlink.delete_route(stale)?;
     }
     if !routes.contains(&wanted) {
@@ -167,7 +171,8 @@ fn route(netlink: &mut Netlink, overlay: &Overlay, index: u32) -> Result<(), net
 pub fn remove(netlink: &mut Netlink) -> Result<Vec<String>, netlink::Error> {
     let mut removed = Vec::new();
     for link in netlink.links()? {
-        let ours = link.name.strip_prefix("canal.").is_some_and(|vni| vni.bytes().all(|b| b.is_ascii_digit()));
+        let ours =
+            link.name.strip_prefix("canal.").is_some_and(|vni| vni.bytes().all(|b| b.is_ascii_digit()));
         if ours && link.vxlan.is_some_and(|v| v.external) && netlink.delete_link(link.index)? {
             removed.push(link.name);
         }

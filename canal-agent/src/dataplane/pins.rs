@@ -48,8 +48,11 @@ impl Pins {
 
     pub fn prepare(&self) -> Result<(), PinError> {
         for dir in [self.tables_dir(), self.links_dir()] {
-            fs::create_dir_all(&dir)
-                .map_err(|source| PinError::Io { operation: "make", path: dir, source })?;
+            fs::create_dir_all(&dir).map_err(|source| PinError::Io {
+                operation: "make",
+                path: dir,
+                source,
+            })?;
         }
         Ok(())
     }

@@ -80,7 +80,8 @@ struct Programmed {
 impl<T: Tables> PolicyTables<T> {
     pub fn new(tables: T, leftovers: Leftovers) -> Self {
         let classes = leftovers.peers.values().chain(leftovers.nets.values()).copied();
-        let endpoint_ids = leftovers.endpoints.values().map(|e| e.id).chain(leftovers.policies.keys().copied());
+        let endpoint_ids =
+            leftovers.endpoints.values().map(|e| e.id).chain(leftovers.policies.keys().copied());
         Self {
             classes: Ids::new(Pool::new(MAX_CLASSES, classes)),
             rows: Rows::new(leftovers.rows.iter().copied()),
@@ -117,7 +118,11 @@ impl<T: Tables> PolicyTables<T> {
     }
 
     /// Makes the kernel judge as `compiled` says, for exactly the endpoints in `desired`.
-    pub fn apply(&mut self, compiled: &Compiled, desired: &BTreeMap<Ipv4Addr, Desired>) -> Result<Problems, T::Error> {
+    pub fn apply(
+        &mut self,
+        compiled: &Compiled,
+        desired: &BTreeMap<Ipv4Addr, Desired>,
+    ) -> Result<Problems, T::Error> {
         self.classes.pool().begin();
         self.rows.begin();
         self.set_ids.begin();
@@ -166,7 +171,11 @@ impl<T: Tables> PolicyTables<T> {
     }
 
     /// Gives every live set a column for each new class.
-    fn ensure_columns(&mut self, classes: &BTreeMap<u32, Class>, problems: &mut Problems) -> Result<(), T::Error> {
+    fn ensure_columns(
+        &mut self,
+        classes: &BTreeMap<u32, Class>,
+        problems: &mut Problems,
+    ) -> Result<(), T::Error> {
         let Some(last) = classes.keys().last().copied() else { return Ok(()) };
         let sets: Vec<Arc<PolicySet>> = self.sets.keys().cloned().collect();
         for set in sets {
@@ -196,7 +205,8 @@ impl<T: Tables> PolicyTables<T> {
         refined: &Classification,
         problems: &mut Problems,
     ) -> Result<(), T::Error> {
-        let mut classes: BTreeMap<u32, Class> = self.classes.iter().map(|(class, id)| (id, class.clone())).collect();
+        let mut classes: BTreeMap<u32, Class> =
+            self.classes.iter().map(|(class, id)| (id, class.clone())).collect();
         classes.insert(0, Class::default());
         if let Some(leftovers) = &self.leftovers {
             let peers = leftovers.peers.iter().map(|(addr, id)| (*id, refined.class_of(*addr)));
@@ -227,7 +237,12 @@ impl<T: Tables> PolicyTables<T> {
         Ok(())
     }
 
-    fn row_for(&mut self, set: &Arc<PolicySet>, class: &Class, problems: &mut Problems) -> Result<u32, T::Error> {
+    fn row_for(
+        &mut self,
+        set: &Arc<PolicySet>,
+        class: &Class,
+        problems: &mut Problems,
+    ) -> Result<u32, T::Error> {
         use super::rows::RowError;
         match self.rows.acquire(&mut self.tables, &set.row(class)) {
             Ok(row) => Ok(row),
@@ -242,7 +257,8 @@ impl<T: Tables> PolicyTables<T> {
 
     /// Moves every address into its class; the answer is which questions got another answer for some address.
     fn move_addresses(&mut self, classification: &Classification) -> Result<BTreeSet<Predicate>, T::Error> {
-        let contents: BTreeMap<u32, Class> = self.classes.iter().map(|(class, id)| (id, class.clone())).collect();
+        let contents: BTreeMap<u32, Class> =
+            self.classes.iter().map(|(class, id)| (id, class.clone())).collect();
         let mut dirty = BTreeSet::new();
         let mut note = |old: Option<u32>, new: Option<&Class>| {
             let old = old.and_then(|id| contents.get(&id)).map_or(&[][..], Class::predicates);
@@ -268,13 +284,15 @@ impl<T: Tables> PolicyTables<T> {
                 self.nets.insert(*net, id);
             }
         }
-        let gone: Vec<_> = self.peers.keys().filter(|a| !classification.peers.contains_key(a)).copied().collect();
+        let gone: Vec<_> =
+            self.peers.keys().filter(|a| !classification.peers.contains_key(a)).copied().collect();
         for addr in gone {
             note(self.peers.get(&addr).copied(), None);
             self.tables.delete_peer(addr)?;
             self.peers.remove(&addr);
         }
-        let gone: Vec<_> = self.nets.keys().filter(|n| !classification.nets.contains_key(n)).copied().collect();
+        let gone: Vec<_> =
+            self.nets.keys().filter(|n| !classification.nets.contains_key(n)).copied().collect();
         for net in gone {
             note(self.nets.get(&net).copied(), None);
             self.tables.delete_net(net)?;
@@ -292,14 +310,16 @@ impl<T: Tables> PolicyTables<T> {
         problems: &mut Problems,
     ) -> Result<(), T::Error> {
         let by_net: BTreeSet<&Predicate> = classification.nets.values().flat_map(Class::predicates).collect();
-        let gone: Vec<Ipv4Addr> = self.endpoints.keys().filter(|a| !desired.contains_key(a)).copied().collect();
+        let gone: Vec<Ipv4Addr> =
+            self.endpoints.keys().filter(|a| !desired.contains_key(a)).copied().collect();
         for addr in gone {
             if let Some(old) = self.endpoints.remove(&addr) {
                 self.remove_endpoint(addr, old.endpoint.id)?;
             }
         }
         for (addr, want) in desired {
-            let (Some(ingress), Some(egress)) = (self.sets.get(&want.ingress), self.sets.get(&want.egress)) else {
+            let (Some(ingress), Some(egress)) = (self.sets.get(&want.ingress), self.sets.get(&want.egress))
+            else {
                 continue; // The problem is noted; the last good policy, if any, stays.
             };
             let uses_nets = [&want.ingress, &want.egress]
@@ -319,7 +339,10 @@ impl<T: Tables> PolicyTables<T> {
                 None => match self.endpoint_ids.take() {
                     Some(id) => id,
                     None => {
-                        problems.insert(*addr, format!("all {} endpoints of this node are in use", MAX_ENDPOINTS - 1));
+                        problems.insert(
+                            *addr,
+                            format!("all {} endpoints of this node are in use", MAX_ENDPOINTS - 1),
+                        );
                         continue;
                     }
                 },
@@ -383,9 +406,14 @@ impl<T: Tables> PolicyTables<T> {
             // Ids of endpoints that are ours now stay ours.
             self.endpoint_ids.release_reserved_but(&ours);
         }
-        let used: BTreeSet<u32> = self.endpoints.values().flat_map(|p| [p.policy.ingress_set, p.policy.egress_set]).collect();
-        let unused: Vec<Arc<PolicySet>> =
-            self.sets.iter().filter(|(_, live)| !used.contains(&live.id)).map(|(set, _)| set.clone()).collect();
+        let used: BTreeSet<u32> =
+            self.endpoints.values().flat_map(|p| [p.policy.ingress_set, p.policy.egress_set]).collect();
+        let unused: Vec<Arc<PolicySet>> = self
+            .sets
+            .iter()
+            .filter(|(_, live)| !used.contains(&live.id))
+            .map(|(set, _)| set.clone())
+            .collect();
         for set in unused {
             if let Some(live) = self.sets.remove(&set) {
                 self.tables.delete_set(live.id)?;

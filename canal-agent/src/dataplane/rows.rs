@@ -69,7 +69,11 @@ impl Rows {
     }
 
     /// Writes `row` unless an equal one is there; its id is the caller's until [`Rows::release`].
-    pub(super) fn acquire<T: Tables>(&mut self, tables: &mut T, row: &Row) -> Result<u32, RowError<T::Error>> {
+    pub(super) fn acquire<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        row: &Row,
+    ) -> Result<u32, RowError<T::Error>> {
         if let Some(id) = self.by_content.get(row) {
             if let Some(written) = self.written.get_mut(id) {
                 written.users += 1;
@@ -78,9 +82,8 @@ impl Rows {
         }
         let rules = &mut self.rules;
         // Without room for another rule its hits count for "no rule": verdicts do not depend on it.
-        let tree = pages::encode(row, &mut |rule| {
-            rule.and_then(|rule| rules.ensure(rule)).map_or(0, |(id, _)| id)
-        })?;
+        let tree =
+            pages::encode(row, &mut |rule| rule.and_then(|rule| rules.ensure(rule)).map_or(0, |(id, _)| id))?;
         let mut ids: Vec<u32> = Vec::with_capacity(tree.pages.len());
         for _ in 0..tree.pages.len() {
             match self.pool.take() {
@@ -94,8 +97,7 @@ impl Rows {
         for (at, id) in ids.iter().enumerate() {
             tables.write_row(*id, &tree.pages[at].resolve(|child| ids[child])).map_err(RowError::Write)?;
         }
-        // Children come first, so the last page is the root.
-        let root = *ids.last().expect("a row has at least one page");
+        let root = ids[tree.root];
         self.by_content.insert(row.clone(), root);
         self.written.insert(root, Written { content: row.clone(), pages: ids, users: 1 });
         Ok(root)

@@ -86,22 +86,22 @@ impl KernelTables {
 
     fn read_back(&self) -> Result<Leftovers, MapError> {
         let mut left = Leftovers::default();
-        for entry in self.peers.iter() {
+        for entry in &self.peers {
             let (addr, class) = entry?;
             left.peers.insert(addr.into(), class.class);
         }
-        for entry in self.nets.iter() {
+        for entry in &self.nets {
             let (key, class) = entry?;
             let bits = u8::try_from(key.prefix_len()).unwrap_or(32);
             if let Ok(net) = Ipv4Net::new(key.data().into(), bits) {
                 left.nets.insert(net, class.class);
             }
         }
-        for entry in self.endpoints.iter() {
+        for entry in &self.endpoints {
             let (addr, endpoint) = entry?;
             left.endpoints.insert(addr.into(), endpoint);
         }
-        for entry in self.policy.iter() {
+        for entry in &self.policy {
             let (id, policy) = entry?;
             left.policies.insert(id, policy);
         }

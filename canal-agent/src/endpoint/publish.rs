@@ -26,7 +26,11 @@ pub struct Wanted {
 }
 
 /// Runs until the sender of `wanted` is gone. Endpoints that have left are told on `gone`.
-pub async fn run(store: Store, mut wanted: watch::Receiver<Wanted>, gone: mpsc::UnboundedSender<EndpointKey>) {
+pub async fn run(
+    store: Store,
+    mut wanted: watch::Receiver<Wanted>,
+    gone: mpsc::UnboundedSender<EndpointKey>,
+) {
     let mut backoff = Backoff::default();
     let mut complaint = None;
     loop {
@@ -44,7 +48,10 @@ pub async fn run(store: Store, mut wanted: watch::Receiver<Wanted>, gone: mpsc::
             Err(error) => {
                 let text = error.to_string();
                 if complaint.as_ref() != Some(&text) {
-                    warn!(error = text, "cannot publish endpoints yet; their pods work, other nodes do not see their labels");
+                    warn!(
+                        error = text,
+                        "cannot publish endpoints yet; their pods work, other nodes do not see their labels"
+                    );
                     complaint = Some(text);
                 }
                 tokio::select! {
@@ -56,7 +63,11 @@ pub async fn run(store: Store, mut wanted: watch::Receiver<Wanted>, gone: mpsc::
     }
 }
 
-async fn publish(store: &Store, wanted: &Wanted, gone: &mpsc::UnboundedSender<EndpointKey>) -> Result<(), StoreError> {
+async fn publish(
+    store: &Store,
+    wanted: &Wanted,
+    gone: &mpsc::UnboundedSender<EndpointKey>,
+) -> Result<(), StoreError> {
     let present = || wanted.records.iter().filter(|(_, record)| !record.leaving);
     let networks: BTreeSet<&str> = present().map(|(_, record)| record.endpoint.network.as_str()).collect();
     for network in networks {
@@ -68,7 +79,8 @@ async fn publish(store: &Store, wanted: &Wanted, gone: &mpsc::UnboundedSender<En
     }
     for (key, record) in present() {
         let workload = record.workload(&wanted.node);
-        upsert(store, &key.store_key(), |existing| workload.to_json(key, &birth(existing)).into_bytes()).await?;
+        upsert(store, &key.store_key(), |existing| workload.to_json(key, &birth(existing)).into_bytes())
+            .await?;
     }
     for (key, record) in wanted.records.iter().filter(|(_, record)| record.leaving) {
         let container = &record.endpoint.container_id;

@@ -59,7 +59,9 @@ impl Registry {
             if path.extension().is_none_or(|e| e != "json") {
                 continue; // A temporary file of a write that did not end.
             }
-            match read(&path).and_then(|record| Ok((registry.key(&record.endpoint).map_err(|e| e.to_string())?, record))) {
+            match read(&path)
+                .and_then(|record| Ok((registry.key(&record.endpoint).map_err(|e| e.to_string())?, record)))
+            {
                 Ok((key, record)) => {
                     registry.records.insert(key, record);
                 }
@@ -77,17 +79,25 @@ impl Registry {
 
     /// The endpoint's key in the store; checks what becomes part of names.
     pub fn key(&self, endpoint: &AddEndpoint) -> Result<EndpointKey, RegistryError> {
-        let invalid = |field, value: &str, wanted| RegistryError::Invalid { field, value: value.to_owned(), wanted };
+        let invalid =
+            |field, value: &str, wanted| RegistryError::Invalid { field, value: value.to_owned(), wanted };
         let legal = |text: &str| {
-            !text.is_empty() && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+            !text.is_empty()
+                && text.len() <= 128
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
         };
         for (field, value) in [("container id", &endpoint.container_id), ("network", &endpoint.network)] {
             if !legal(value) {
                 return Err(invalid(field, value, "letters, digits, dots, dashes and underscores"));
             }
         }
-        for (field, value) in [("interface", &endpoint.interface), ("host interface", &endpoint.host_interface)] {
-            if value.is_empty() || value.len() > 15 || value.bytes().any(|b| b == b'/' || b.is_ascii_whitespace()) {
+        for (field, value) in
+            [("interface", &endpoint.interface), ("host interface", &endpoint.host_interface)]
+        {
+            if value.is_empty()
+                || value.len() > 15
+                || value.bytes().any(|b| b == b'/' || b.is_ascii_whitespace())
+            {
                 return Err(invalid(field, value, "1 to 15 characters without slashes and spaces"));
             }
         }
@@ -104,11 +114,19 @@ impl Registry {
     }
 
     /// The pod is gone. `None`: it was not known.
-    pub fn leave(&mut self, container_id: &str, interface: &str) -> Result<Option<EndpointKey>, RegistryError> {
+    pub fn leave(
+        &mut self,
+        container_id: &str,
+        interface: &str,
+    ) -> Result<Option<EndpointKey>, RegistryError> {
         let found = self.records.iter().find(|(_, record)| {
-            record.endpoint.container_id == container_id && record.endpoint.interface == interface && !record.leaving
+            record.endpoint.container_id == container_id
+                && record.endpoint.interface == interface
+                && !record.leaving
         });
-        let Some((key, record)) = found.map(|(key, record)| (key.clone(), record.clone())) else { return Ok(None) };
+        let Some((key, record)) = found.map(|(key, record)| (key.clone(), record.clone())) else {
+            return Ok(None);
+        };
         self.put(&key, Record { leaving: true, ..record })?;
         Ok(Some(key))
     }

@@ -196,11 +196,13 @@ impl WorkloadEndpoint {
         Reading::with_faults(endpoint.normalised(key), &faults)
     }
 
-    /// Labels as selectors may see them: the namespace is the key's, whatever a writer claimed.
+    /// Labels as selectors may see them, on every node alike: the namespace is the key's, whatever a writer claimed,
+    /// and the orchestrator is named, also before the endpoint was published.
     #[must_use]
     pub(super) fn normalised(mut self, key: &EndpointKey) -> Self {
         self.labels = labels::without_inherited_prefixes(self.labels);
         self.labels.insert(NAMESPACE.to_owned(), key.namespace.clone());
+        self.labels.entry(ORCHESTRATOR.to_owned()).or_insert_with(|| self.orchestrator.clone());
         self
     }
 

@@ -135,6 +135,7 @@ mod endpoints {
         let labels = [
             ("app", "web"),
             ("projectcalico.org/namespace", "shop"),
+            ("projectcalico.org/orchestrator", "k8s"),
             ("projectcalico.org/serviceaccount", "web-sa"),
         ];
         assert_eq!(endpoint.labels, labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());

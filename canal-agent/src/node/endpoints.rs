@@ -73,7 +73,8 @@ impl Locals {
         compiled: &Compiled,
         netlink: &mut Netlink,
     ) -> Result<Self, netlink::Error> {
-        let links: BTreeMap<String, netlink::Link> = netlink.links()?.into_iter().map(|l| (l.name.clone(), l)).collect();
+        let links: BTreeMap<String, netlink::Link> =
+            netlink.links()?.into_iter().map(|l| (l.name.clone(), l)).collect();
         let leaving: BTreeSet<&EndpointKey> =
             registry.records().iter().filter(|(_, record)| record.leaving).map(|(key, _)| key).collect();
         let mut locals = Self::default();
@@ -84,7 +85,9 @@ impl Locals {
                 let (state, desired) = match (judgement, link, workload.mac) {
                     (_, None, _) => (State::Waiting, None),
                     (None, ..) => (State::Closed("its policy could not be computed".to_owned()), None),
-                    (_, _, None) => (State::Closed("its WorkloadEndpoint names no MAC address".to_owned()), None),
+                    (_, _, None) => {
+                        (State::Closed("its WorkloadEndpoint names no MAC address".to_owned()), None)
+                    }
                     (Some(judgement), Some(link), Some(pod_mac)) => {
                         let desired = Desired {
                             ifindex: link.index,
@@ -132,12 +135,15 @@ impl Locals {
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
-        self.by_address.iter().map(|(addr, local)| (*addr, local)).chain(self.shadowed.iter().map(|(a, l)| (*a, l)))
+        self.by_address
+            .iter()
+            .map(|(addr, local)| (*addr, local))
+            .chain(self.shadowed.iter().map(|(a, l)| (*a, l)))
     }
 
-    /// Those whose interface exists.
-    pub(super) fn present(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
-        self.by_address.iter().filter(|(_, local)| local.desired.is_some()).map(|(addr, local)| (*addr, local))
+    /// Those whose interface exists, with what is to be programmed.
+    pub(super) fn present(&self) -> impl Iterator<Item = (Ipv4Addr, &Local, &Desired)> {
+        self.by_address.iter().filter_map(|(addr, local)| Some((*addr, local, local.desired.as_ref()?)))
     }
 
     pub(super) fn close(&mut self, addr: Ipv4Addr, reason: String) {
@@ -149,7 +155,7 @@ impl Locals {
     }
 
     pub(super) fn desired(&self) -> BTreeMap<Ipv4Addr, Desired> {
-        self.by_address.iter().filter_map(|(addr, local)| Some((*addr, local.desired.clone()?))).collect()
+        self.present().map(|(addr, _, desired)| (addr, desired.clone())).collect()
     }
 
     /// Routes and neighbours on the host, and the way into the pod opened; routes of ours that lead nowhere removed.
@@ -157,9 +163,9 @@ impl Locals {
         let mut problems = Vec::new();
         let routes = netlink.routes()?;
         let mut wanted = BTreeSet::new();
-        for (addr, local) in self.present() {
-            let Some(desired) = &local.desired else { continue };
-            let route = Route { protocol: ROUTE_PROTOCOL, ..Route::link(Ipv4Net::from(addr), desired.ifindex) };
+        for (addr, local, desired) in self.present() {
+            let route =
+                Route { protocol: ROUTE_PROTOCOL, ..Route::link(Ipv4Net::from(addr), desired.ifindex) };
             wanted.insert((route.dst, desired.ifindex));
             if let Err(error) = connect(netlink, addr, local, desired, &route, &routes) {
                 problems.push(format!("{}: {error}", local.key));
@@ -184,7 +190,10 @@ fn connect(
 ) -> Result<(), netlink::Error> {
     if !local.up && local.ours {
         // Forwarding for this interface, whatever the default for new ones was.
-        sysctl::set_if_present(&format!("net.ipv4.conf.{}.forwarding", local.interface.replace('.', "/")), "1")?;
+        sysctl::set_if_present(
+            &format!("net.ipv4.conf.{}.forwarding", local.interface.replace('.', "/")),
+            "1",
+        )?;
         netlink.set_up(desired.ifindex)?;
     }
     let reachable = routes.iter().any(|r| r.dst == route.dst && r.oif == route.oif);

@@ -14,9 +14,18 @@ pub enum Message {
     Store(StoreEvent),
     Lease(LeaseEvent),
     Kernel(netlink::Change),
-    AddEndpoint { endpoint: AddEndpoint, reply: oneshot::Sender<Result<(), ApiError>> },
-    DeleteEndpoint { container_id: String, interface: String, reply: oneshot::Sender<Result<(), ApiError>> },
-    Status { reply: oneshot::Sender<Status> },
+    AddEndpoint {
+        endpoint: AddEndpoint,
+        reply: oneshot::Sender<Result<(), ApiError>>,
+    },
+    DeleteEndpoint {
+        container_id: String,
+        interface: String,
+        reply: oneshot::Sender<Result<(), ApiError>>,
+    },
+    Status {
+        reply: oneshot::Sender<Status>,
+    },
     Published(Published),
     /// Look at everything again: something may have failed, or changed without a hint.
     Tick,

@@ -27,7 +27,12 @@ struct Known {
 
 impl Peers {
     /// A complete list: what is not in it is gone.
-    pub fn replace_all(&mut self, prefix: &EtcdPrefix, mtu: u16, entries: impl Iterator<Item = (String, Vec<u8>)>) {
+    pub fn replace_all(
+        &mut self,
+        prefix: &EtcdPrefix,
+        mtu: u16,
+        entries: impl Iterator<Item = (String, Vec<u8>)>,
+    ) {
         let entries: BTreeMap<String, Vec<u8>> = entries.collect();
         self.by_key.retain(|key, _| entries.contains_key(key));
         self.invalid.retain(|key, _| entries.contains_key(key));
@@ -105,7 +110,11 @@ mod tests {
 
     fn peers(entries: &[(&str, &str)]) -> Peers {
         let mut peers = Peers::default();
-        peers.replace_all(&prefix(), 1450, entries.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())));
+        peers.replace_all(
+            &prefix(),
+            1450,
+            entries.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())),
+        );
         peers
     }
 
@@ -116,12 +125,19 @@ mod tests {
     #[test]
     fn our_own_lease_is_not_a_peer() {
         let peers = peers(&[(OWN, GOOD), (OTHER, GOOD)]);
-        assert_eq!(peers.desired(OWN).keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.100.56.0/24"]);
+        assert_eq!(
+            peers.desired(OWN).keys().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.100.56.0/24"]
+        );
     }
 
     #[test]
     fn garbage_costs_nobody_else_and_keeps_the_last_good_value() {
-        let mut peers = peers(&[(OTHER, GOOD), ("/coreos.com/network/subnets/10.100.201.0-24", "not json"), ("/coreos.com/network/subnets/x", "{}")]);
+        let mut peers = peers(&[
+            (OTHER, GOOD),
+            ("/coreos.com/network/subnets/10.100.201.0-24", "not json"),
+            ("/coreos.com/network/subnets/x", "{}"),
+        ]);
         assert_eq!((peers.desired(OWN).len(), peers.invalid().len()), (1, 2));
         peers.put(&prefix(), 1450, OTHER, b"{\"PublicIP\":");
         assert_eq!((peers.desired(OWN).len(), peers.invalid().len()), (1, 3));

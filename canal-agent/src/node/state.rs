@@ -35,9 +35,12 @@ use crate::{
         tables::KernelTables,
     },
     endpoint::{Registry, RegistryError, publish::Wanted},
-    model::Cluster,
+    model::{Cluster, EndpointKey, WorkloadEndpoint},
     netlink::{self, Netlink},
-    store::{Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent, SubnetEnv, VxlanOptions},
+    store::{
+        Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent,
+        SubnetEnv, VxlanOptions,
+    },
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +86,8 @@ pub struct Node {
 
     pub(super) pins: Pins,
     object: Object,
+    /// What `object` was loaded with.
+    settings: Settings,
     hooks: Hooks,
     pub(super) nodes: Nodes,
     pub(super) policy: PolicyTables<KernelTables>,
@@ -91,12 +96,16 @@ pub struct Node {
     netlink: Netlink,
 
     pub(super) cluster: Cluster,
+    /// `None` once the cluster has changed.
+    compiled: Option<Compiled>,
     pub(super) registry: Registry,
     pub(super) broken_records: BTreeMap<String, String>,
     pub(super) peers: Peers,
     pub(super) locals: Locals,
     pub(super) store: StoreState,
     pub(super) problems: Vec<String>,
+    /// Why the last cycle did not end well.
+    pub(super) failure: Option<String>,
     pub(super) started: Instant,
 
     wanted: watch::Sender<Wanted>,
@@ -123,19 +132,18 @@ impl Node {
     pub fn start(start: Start) -> Result<Self, NodeError> {
         let Start { config, network, uplink, vtep_mac, lease, wanted, ready } = start;
         let pins = Pins::open(&config.bpffs)?;
-        let options = vxlan(&network);
-        let settings = Settings {
-            node_ip: uplink.address.into(),
-            vtep_mac,
-            vxlan_port: options.port,
-            vni: options.vni,
-            uplink_ifindex: uplink.index,
-        };
+        let mut netlink = Netlink::open()?;
+        let overlay = netlink.link_by_name(&overlay::name(vxlan(&network).vni))?;
+        let settings = settings(&network, &uplink, vtep_mac, overlay.map_or(0, |link| link.index));
         let mut object = Object::load(&settings, Some(&pins), &Sizes::new())?;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
         if !leftovers.endpoints.is_empty() || !nodes.is_empty() {
-            info!(endpoints = leftovers.endpoints.len(), peers = nodes.len(), "adopted what an earlier agent programmed");
+            info!(
+                endpoints = leftovers.endpoints.len(),
+                peers = nodes.len(),
+                "adopted what an earlier agent programmed"
+            );
         }
         let events = Events::adopt(&mut object.ebpf)?;
         let counters = Counters::open(&config.bpffs)?;
@@ -153,18 +161,21 @@ impl Node {
             hooks: Hooks::new(pins.clone()),
             pins,
             object,
+            settings,
             nodes,
             policy: PolicyTables::new(tables, leftovers),
             events,
             counters,
-            netlink: Netlink::open()?,
+            netlink,
             cluster: Cluster::default(),
+            compiled: None,
             registry,
             broken_records,
             peers: Peers::default(),
             locals: Locals::default(),
             store: StoreState::default(),
             problems: Vec::new(),
+            failure: None,
             started: Instant::now(),
             wanted,
             ready: Some(ready),
@@ -209,7 +220,9 @@ impl Node {
             Message::DeleteEndpoint { container_id, interface, reply } => {
                 let result = self.delete_endpoint(&container_id, &interface);
                 let changed = matches!(result, Ok(true));
-                let _ = reply.send(result.map(|_| ()).map_err(|e| ApiError { message: e.to_string(), try_again: true }));
+                let _ = reply.send(
+                    result.map(|_| ()).map_err(|e| ApiError { message: e.to_string(), try_again: true }),
+                );
                 changed
             }
             Message::Published(Published(key)) => {
@@ -261,6 +274,7 @@ impl Node {
                     }
                     Prefix::Resources => {
                         self.cluster.replace_all(entries);
+                        self.compiled = None;
                         // What etcd lost, it gets again.
                         self.publish();
                     }
@@ -293,6 +307,7 @@ impl Node {
     }
 
     fn resource_change(&mut self, change: Change) {
+        self.compiled = None;
         match change {
             Change::Put(entry) => {
                 self.cluster.apply(&entry.key, Some(&entry.value));
@@ -300,7 +315,11 @@ impl Node {
             Change::Delete { key, .. } => {
                 self.cluster.apply(&key, None);
                 let ours = key.starts_with(RESOURCES)
-                    && self.registry.records().iter().any(|(k, record)| !record.leaving && k.store_key() == key);
+                    && self
+                        .registry
+                        .records()
+                        .iter()
+                        .any(|(k, record)| !record.leaving && k.store_key() == key);
                 if ours {
                     warn!(key, "somebody deleted an endpoint of ours from etcd; publishing it again");
                     self.publish();
@@ -313,8 +332,12 @@ impl Node {
     fn check_drift(&mut self, value: &[u8]) {
         let drift = match NetworkConfig::parse(value) {
             Ok(config) if config == self.network => None,
-            Ok(_) => Some("the network configuration in etcd has changed; restart canal-agent to use it".to_owned()),
-            Err(error) => Some(format!("the network configuration in etcd is unusable now: {error}; going on with the old one")),
+            Ok(_) => Some(
+                "the network configuration in etcd has changed; restart canal-agent to use it".to_owned(),
+            ),
+            Err(error) => Some(format!(
+                "the network configuration in etcd is unusable now: {error}; going on with the old one"
+            )),
         };
         if drift != self.drift {
             if let Some(drift) = &drift {
@@ -330,7 +353,9 @@ impl Node {
                 self.lease = lease;
                 self.lease_problem = None;
             }
-            LeaseEvent::Lost { reason } => self.lease_problem = Some(format!("the subnet lease is lost: {reason}")),
+            LeaseEvent::Lost { reason } => {
+                self.lease_problem = Some(format!("the subnet lease is lost: {reason}"));
+            }
             LeaseEvent::Moved(lease) => {
                 warn!(old = %self.lease.subnet, new = %lease.subnet, "this node has another subnet now; pods keep their old addresses until they are made anew");
                 self.lease = lease;
@@ -351,7 +376,7 @@ impl Node {
         match self.registry.insert(endpoint.clone()) {
             Ok(key) => {
                 let workload = self.registry.records()[&key].workload(&self.config.node_name);
-                self.cluster.set_local_endpoint(key, Some(workload));
+                self.set_local(key, Some(workload));
                 self.waiting.push((endpoint, reply));
                 true
             }
@@ -365,7 +390,7 @@ impl Node {
     fn delete_endpoint(&mut self, container_id: &str, interface: &str) -> Result<bool, RegistryError> {
         let Some(key) = self.registry.leave(container_id, interface)? else { return Ok(false) };
         info!(endpoint = %key, "endpoint leaves");
-        self.cluster.set_local_endpoint(key, None);
+        self.set_local(key, None);
         self.publish();
         Ok(true)
     }
@@ -381,7 +406,11 @@ impl Node {
             .map(|record| record.endpoint.clone())
             .collect();
         for endpoint in vanished {
-            info!(container = endpoint.container_id, interface = endpoint.host_interface, "the endpoint's interface is gone");
+            info!(
+                container = endpoint.container_id,
+                interface = endpoint.host_interface,
+                "the endpoint's interface is gone"
+            );
             self.registry.leave(&endpoint.container_id, &endpoint.interface)?;
         }
         Ok(())
@@ -406,34 +435,63 @@ impl Node {
         if !self.store.in_sync() {
             return;
         }
-        self.problems.clear();
-        let compiled = compile::compile(&self.cluster, &self.config.node_name);
-        if let Err(error) = self.apply(&compiled) {
-            error!(%error, "cannot bring the kernel up to date; trying again");
-            self.problems.push(error.to_string());
+        self.bring_up_to_date();
+        if self.answer_waiting() {
+            // A refused endpoint leaves nothing behind.
+            self.bring_up_to_date();
         }
-        self.answer_waiting();
-        if self.problems.is_empty()
+        if self.failure.is_none()
             && let Some(ready) = self.ready.take()
         {
             let _ = ready.send(());
         }
     }
 
-    fn apply(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
-        let overlay = self.overlay();
-        overlay::ensure(&mut self.netlink, &overlay)?;
-        self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
-        self.hooks.attach(&mut self.object, Place::Overlay, &overlay.name())?;
-        self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name)?;
+    fn bring_up_to_date(&mut self) {
+        self.problems.clear();
+        // Policy does not wait for a broken underlay, nor the other way round.
+        let overlay = self.apply_overlay();
+        let compiled =
+            self.compiled.take().unwrap_or_else(|| compile::compile(&self.cluster, &self.config.node_name));
+        let policy = self.apply_policy(&compiled);
+        self.compiled = Some(compiled);
+        let failures: Vec<String> =
+            [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
+        let failure = (!failures.is_empty()).then(|| failures.join("; "));
+        if failure != self.failure {
+            match &failure {
+                Some(failure) => error!("cannot bring the kernel up to date, trying again: {failure}"),
+                None => info!("the kernel is up to date"),
+            }
+            self.failure = failure;
+        }
+        if let Err(error) = masquerade::ensure(self.config.ip_masq, self.network.network, self.lease.subnet) {
+            self.problems.push(error.to_string());
+        }
+        if self.failure.is_none() {
+            self.write_subnet_file();
+        }
+    }
 
-        self.locals = Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
+    fn apply_overlay(&mut self) -> Result<(), NodeError> {
+        let device = overlay::ensure(&mut self.netlink, &self.overlay())?;
+        self.reload_if_changed(device.index)?;
+        self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
+        self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
+        self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
+        Ok(())
+    }
+
+    /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
+    fn apply_policy(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
+        self.locals =
+            Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
         let mut wanted: BTreeSet<(Place, String)> =
-            [(Place::Overlay, overlay.name()), (Place::Uplink, self.uplink.name.clone())].into();
+            [(Place::Overlay, self.overlay().name()), (Place::Uplink, self.uplink.name.clone())].into();
         let mut unhooked: Vec<(Ipv4Addr, String)> = Vec::new();
-        for (addr, local) in self.locals.present() {
+        for (addr, local, desired) in self.locals.present() {
             // Hooks before tables: until its policy stands, the endpoint is closed.
-            match self.hooks.attach(&mut self.object, Place::Pod, &local.interface) {
+            match self.hooks.attach(&mut self.object, Place::Pod, &local.interface, desired.ifindex) {
                 Ok(()) => {
                     wanted.insert((Place::Pod, local.interface.clone()));
                 }
@@ -443,8 +501,7 @@ impl Node {
         for (addr, reason) in unhooked {
             self.locals.close(addr, reason);
         }
-        let desired = self.locals.desired();
-        let problems = self.policy.apply(compiled, &desired)?;
+        let problems = self.policy.apply(compiled, &self.locals.desired())?;
         for (addr, reason) in problems {
             if addr.is_unspecified() {
                 self.problems.push(reason);
@@ -454,43 +511,70 @@ impl Node {
         }
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
         self.hooks.sweep(&wanted)?;
-        if let Err(error) = masquerade::ensure(self.config.ip_masq, self.network.network, self.lease.subnet) {
-            self.problems.push(error.to_string());
-        }
-        self.write_subnet_file();
         for other in self.pins.remove_other_layouts()? {
             info!(layout = other, "removed the tables of another layout");
         }
         Ok(())
     }
 
-    fn answer_waiting(&mut self) {
-        for (endpoint, reply) in std::mem::take(&mut self.waiting) {
-            let result = match endpoint.addresses.iter().find_map(|addr| self.refusal(&endpoint, *addr)) {
-                None if !endpoint.addresses.is_empty() => Ok(()),
-                None => Err(ApiError { message: "the endpoint has no IPv4 address".to_owned(), try_again: false }),
-                Some(reason) => Err(ApiError { message: reason, try_again: true }),
-            };
+    /// The programs know some interfaces by index: when one was made anew, so must they be. The tables stay.
+    fn reload_if_changed(&mut self, overlay_ifindex: u32) -> Result<(), NodeError> {
+        let settings = settings(&self.network, &self.uplink, self.vtep_mac, overlay_ifindex);
+        if settings != self.settings {
+            self.object = Object::load(&settings, Some(&self.pins), &Sizes::new())?;
+            self.settings = settings;
+            self.hooks.renew();
+        }
+        Ok(())
+    }
+
+    /// True when some endpoint was refused.
+    fn answer_waiting(&mut self) -> bool {
+        let waiting = std::mem::take(&mut self.waiting);
+        if waiting.is_empty() {
+            return false;
+        }
+        let mut refused = false;
+        for (endpoint, reply) in waiting {
+            let result = self.verdict(&endpoint);
             match &result {
-                Ok(()) => info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up"),
+                Ok(()) => {
+                    info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up");
+                }
                 Err(error) => {
                     warn!(container = endpoint.container_id, %error, "endpoint refused");
                     self.withdraw(&endpoint);
+                    refused = true;
                 }
             }
             let _ = reply.send(result);
         }
         self.publish();
+        refused
+    }
+
+    fn verdict(&self, endpoint: &AddEndpoint) -> Result<(), ApiError> {
+        if endpoint.addresses.is_empty() {
+            return Err(ApiError {
+                message: "the endpoint has no IPv4 address".to_owned(),
+                try_again: false,
+            });
+        }
+        match endpoint.addresses.iter().find_map(|addr| self.refusal(endpoint, *addr)) {
+            None => Ok(()),
+            Some(message) => Err(ApiError { message, try_again: true }),
+        }
     }
 
     /// Why the endpoint's address is not enforced yet, if so.
     fn refusal(&self, endpoint: &AddEndpoint, addr: Ipv4Addr) -> Option<String> {
         match self.locals.get(addr) {
-            Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => match state.reason() {
-                None if self.problems.is_empty() => None,
-                None => Some(self.problems.join("; ")),
-                Some(reason) => Some(reason.to_owned()),
-            },
+            Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => {
+                match state.reason() {
+                    None => self.failure.clone(),
+                    Some(reason) => Some(reason.to_owned()),
+                }
+            }
             Some(other) => Some(format!("address {addr} belongs to {}", other.key)),
             None => Some(format!("interface {} is not there", endpoint.host_interface)),
         }
@@ -502,18 +586,25 @@ impl Node {
         if let Err(error) = self.registry.remove(&key) {
             warn!(%error, "cannot remove the record of a refused endpoint");
         }
-        self.cluster.set_local_endpoint(key, None);
+        self.set_local(key, None);
+    }
+
+    fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
+        self.cluster.set_local_endpoint(key, endpoint);
+        self.compiled = None;
     }
 
     fn write_subnet_file(&mut self) {
         let env = SubnetEnv {
             network: self.network.network,
             subnet: self.lease.subnet,
-            mtu: self.mtu().into(),
+            mtu: self.mtu(),
             ipmasq: self.config.ip_masq,
         };
         match env.write(&self.config.subnet_file) {
-            Ok(true) => info!(file = %PathBuf::from(&self.config.subnet_file).display(), subnet = %self.lease.subnet, "wrote the subnet file"),
+            Ok(true) => {
+                info!(file = %PathBuf::from(&self.config.subnet_file).display(), subnet = %self.lease.subnet, "wrote the subnet file");
+            }
             Ok(false) => {}
             Err(error) => self.problems.push(error.to_string()),
         }
@@ -540,6 +631,18 @@ impl Node {
 
     fn prefix(&self) -> &EtcdPrefix {
         &self.config.etcd.prefix
+    }
+}
+
+fn settings(network: &NetworkConfig, uplink: &Uplink, vtep_mac: Mac, overlay_ifindex: u32) -> Settings {
+    let options = vxlan(network);
+    Settings {
+        node_ip: uplink.address.into(),
+        vtep_mac,
+        vxlan_port: options.port,
+        vni: options.vni,
+        uplink_ifindex: uplink.index,
+        overlay_ifindex,
     }
 }
 

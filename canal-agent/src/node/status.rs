@@ -6,10 +6,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use canal_common::names;
 use tracing::debug;
 
-use super::{
-    Node,
-    state::vxlan,
-};
+use super::{Node, state::vxlan};
 use crate::api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus};
 
 impl Node {
@@ -48,6 +45,7 @@ impl Node {
 
     fn all_problems(&self) -> Vec<String> {
         let mut problems = self.problems.clone();
+        problems.extend(self.failure.clone());
         problems.extend(self.lease_problem.clone());
         problems.extend(self.drift.clone());
         if !self.store.in_sync() {
@@ -82,7 +80,8 @@ impl Node {
 
     /// As the kernel says, not as we remember. `bpftool net` of most distributions does not know tcx.
     fn programs(&self) -> Vec<ProgramStatus> {
-        let mut interfaces: Vec<String> = self.locals.present().map(|(_, local)| local.interface.clone()).collect();
+        let mut interfaces: Vec<String> =
+            self.locals.present().map(|(_, local, _)| local.interface.clone()).collect();
         interfaces.extend([self.uplink.name.clone(), self.overlay().name()]);
         let mut found = Vec::new();
         for interface in interfaces {
@@ -107,7 +106,9 @@ impl Node {
     fn tables_status(&self) -> Vec<TableStatus> {
         let capacities: BTreeMap<&str, u32> = names::MAPS
             .iter()
-            .filter_map(|name| Some((*name, aya::maps::MapInfo::from_pin(self.pins.table(name)).ok()?.max_entries())))
+            .filter_map(|name| {
+                Some((*name, aya::maps::MapInfo::from_pin(self.pins.table(name)).ok()?.max_entries()))
+            })
             .collect();
         let mut sizes = self.policy.sizes().to_vec();
         sizes.push((names::NODES, self.nodes.len()));

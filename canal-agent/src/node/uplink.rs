@@ -23,7 +23,9 @@ pub struct Uplink {
 pub enum UplinkError {
     #[error("--iface {0}: no interface has this name or address; this host has {1}")]
     NotFound(String, String),
-    #[error("--public-ip {0}: no interface has this address; if it is translated on its way here, also name the interface with --iface")]
+    #[error(
+        "--public-ip {0}: no interface has this address; if it is translated on its way here, also name the interface with --iface"
+    )]
     PublicIpNotLocal(Ipv4Addr),
     #[error("no default route shows which interface leads to the other nodes; name it with --iface")]
     NoDefaultRoute,
@@ -47,7 +49,11 @@ impl Host {
     }
 
     fn usable(&self, index: u32) -> Option<Ipv4Addr> {
-        self.addresses.iter().filter(|a| a.ifindex == index).map(|a| a.net.addr()).find(|a| !a.is_loopback() && !a.is_unspecified())
+        self.addresses
+            .iter()
+            .filter(|a| a.ifindex == index)
+            .map(|a| a.net.addr())
+            .find(|a| !a.is_loopback() && !a.is_unspecified())
     }
 
     fn link_with(&self, address: Ipv4Addr) -> Option<&Link> {
@@ -62,7 +68,9 @@ pub fn choose(host: &Host, iface: Option<&str>, public_ip: Option<Ipv4Addr>) -> 
         if let Some(link) = host.links.iter().find(|l| l.name == iface) {
             // An address that was asked for and is on this very interface is the one to send from.
             let asked = public_ip.filter(|ip| host.link_with(*ip).is_some_and(|l| l.index == link.index));
-            let address = asked.or_else(|| host.usable(link.index)).ok_or_else(|| UplinkError::NoAddress(link.name.clone()))?;
+            let address = asked
+                .or_else(|| host.usable(link.index))
+                .ok_or_else(|| UplinkError::NoAddress(link.name.clone()))?;
             (link, address, format!("--iface {iface}"))
         } else {
             let address = iface.parse().ok();
@@ -82,8 +90,12 @@ pub fn choose(host: &Host, iface: Option<&str>, public_ip: Option<Ipv4Addr>) -> 
             .filter(|r| r.dst == Ipv4Net::default() && r.oif.is_some())
             .min_by_key(|r| r.metric)
             .ok_or(UplinkError::NoDefaultRoute)?;
-        let link = host.links.iter().find(|l| Some(l.index) == default.oif).ok_or(UplinkError::NoDefaultRoute)?;
-        let address = default.src.or_else(|| host.usable(link.index)).ok_or_else(|| UplinkError::NoAddress(link.name.clone()))?;
+        let link =
+            host.links.iter().find(|l| Some(l.index) == default.oif).ok_or(UplinkError::NoDefaultRoute)?;
+        let address = default
+            .src
+            .or_else(|| host.usable(link.index))
+            .ok_or_else(|| UplinkError::NoAddress(link.name.clone()))?;
         (link, address, "the default route leads there".to_owned())
     };
     Ok(Uplink {
@@ -105,7 +117,8 @@ mod tests {
     use super::*;
 
     fn host() -> Host {
-        let link = |index, name: &str| Link { index, name: name.to_owned(), mtu: 1500, up: true, ..Link::default() };
+        let link =
+            |index, name: &str| Link { index, name: name.to_owned(), mtu: 1500, up: true, ..Link::default() };
         let address = |ifindex, net: &str| Address { ifindex, net: net.parse().unwrap(), global: true };
         Host {
             links: vec![link(1, "lo"), link(2, "mg0"), link(3, "up0"), link(4, "bare")],
@@ -131,7 +144,11 @@ mod tests {
             (None, None, "mg0", "192.168.60.1", "192.168.60.1"),
         ] {
             let chosen = choose(&host(), iface, public_ip.map(ip)).unwrap();
-            assert_eq!((chosen.name.as_str(), chosen.address, chosen.public_ip), (name, ip(address), ip(published)), "{iface:?} {public_ip:?}");
+            assert_eq!(
+                (chosen.name.as_str(), chosen.address, chosen.public_ip),
+                (name, ip(address), ip(published)),
+                "{iface:?} {public_ip:?}"
+            );
         }
     }
 

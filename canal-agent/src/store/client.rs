@@ -1,10 +1,9 @@
-//! The connections to etcd's members. Owns the choice of the member, dialling, TLS, credentials, deadlines and the translation of errors. Every call
+//! The calls to etcd. Owns the choice of the member, deadlines and the translation of errors. Every call
 //! has a deadline; half-open connections are noticed by HTTP/2 pings within 15 s; a member that lost its leader
 //! refuses instead of going silent. Streams are not resumed here: see `watch`.
 
 use std::{
-    fmt, fs,
-    path::Path,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,35 +12,25 @@ use std::{
 };
 
 use etcd_client::{
-    Certificate, Client, Compare, ConnectOptions, DeleteOptions, GetOptions, GetResponse, Identity, KvClient,
-    LeaseTimeToLiveOptions, LeaseTimeToLiveResponse, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions,
-    WatchStream,
+    Client, Compare, DeleteOptions, GetOptions, GetResponse, KvClient, LeaseTimeToLiveOptions,
+    LeaseTimeToLiveResponse, PutOptions, Txn, TxnOp, WatchOptions, WatchStream,
 };
 use tokio::{sync::OnceCell, time::timeout};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
-    error::{self, Cause, StoreError},
+    dial::dial,
+    error::{Cause, StoreError},
     options::EtcdOptions,
     retry::Backoff,
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Well above any page of ours, and above one transaction of events: watches are not fragmented, because the
 /// client library does not show where a fragmented revision ends.
 const MESSAGE_LIMIT: usize = 256 << 20;
 /// Keys per page of a list.
 const PAGE: i64 = 1000;
-/// Where distributions keep the certificates that a program trusts when it was not given any.
-const SYSTEM_ROOTS: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// One key as etcd holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -375,54 +364,6 @@ pub(super) fn unchanged(key: &str, mod_revision: i64) -> Compare {
 
 fn header(answer: &GetResponse) -> (i64, u64) {
     answer.header().map_or((0, 0), |header| (header.revision(), header.cluster_id()))
-}
-
-/// A client for one member. With credentials this is a call; without, nothing is sent yet.
-async fn dial(options: &EtcdOptions, index: usize) -> Result<Client, Cause> {
-    let endpoint = [&options.endpoints[index]];
-    let plain = connect_options(options)?;
-    let Some(user) = &options.credentials else {
-        return Client::connect(endpoint, Some(plain)).await.map_err(|e| Cause::of(&e, options));
-    };
-    let with_user =
-        plain.clone().with_user(&user.username, user.password.reveal()).with_auto_token_refresh(true);
-    match Client::connect(endpoint, Some(with_user)).await {
-        Err(e) if error::auth_is_off(&e) => {
-            warn!(
-                user = user.username,
-                "etcd has no authentication enabled; going on without the credentials"
-            );
-            Client::connect(endpoint, Some(plain)).await.map_err(|e| Cause::of(&e, options))
-        }
-        done => done.map_err(|e| Cause::of(&e, options)),
-    }
-}
-
-fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, Cause> {
-    let wanted = ConnectOptions::new()
-        .with_keep_alive(PING_EVERY, PING_TIMEOUT)
-        .with_keep_alive_while_idle(true)
-        .with_tcp_keepalive(PING_EVERY)
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_require_leader(true);
-    if !options.is_tls() {
-        return Ok(wanted);
-    }
-    let roots = match &options.tls.ca {
-        Some(ca) => read(ca)?,
-        None => SYSTEM_ROOTS.iter().find_map(|path| fs::read(path).ok()).ok_or_else(|| {
-            Cause::File("this system has no trusted certificates: give the CA with --etcd-cafile".into())
-        })?,
-    };
-    let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(roots));
-    if let Some(client) = &options.tls.client {
-        tls = tls.identity(Identity::from_pem(read(&client.certificate)?, read(&client.key)?));
-    }
-    Ok(wanted.with_tls(tls))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Cause> {
-    fs::read(path).map_err(|e| Cause::File(format!("cannot read {}: {e}", path.display())))
 }
 
 #[cfg(test)]

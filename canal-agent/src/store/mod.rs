@@ -2,6 +2,7 @@
 //! objects, and the formats of flannel's keys, values and files. It knows nothing of policy or packets.
 
 pub mod client;
+mod dial;
 pub mod error;
 pub mod json;
 pub mod keys;

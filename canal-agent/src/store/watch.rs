@@ -3,7 +3,7 @@
 //! Owns the loop *list at one revision, watch from the next*: any end of the stream → back off → resume behind the
 //! last event; a revision that is gone, or another history than the one we followed (a wiped or restored store) →
 //! list again. Promises that a snapshot is always a complete, successful list and never made up from an error,
-//! and that a silent connection is given up within [`SILENCE`]. Does not look into values, and does not
+//! and that a silent connection is given up within 12 seconds. Does not look into values, and does not
 //! compare snapshots: the consumer diffs, and never clears.
 
 use std::time::Duration;
@@ -164,16 +164,15 @@ impl Mirror {
     }
 
     async fn try_session(&mut self) -> Result<std::convert::Infallible, End> {
-        if let Some(position) = &self.position {
+        let (from, cluster_id) = if let Some(position) = &self.position {
             self.check_history(position).await?;
+            (position.revision + 1, position.cluster_id)
         } else {
             let listing = self.store.list_keys(&self.keys).await?;
+            let at = (listing.revision + 1, listing.cluster_id);
             self.say(Said::Connected).await?;
             self.snapshot(listing).await?;
-        }
-        let (from, cluster_id) = match &self.position {
-            Some(position) => (position.revision + 1, position.cluster_id),
-            None => return Err(End::Gone("there is no position yet")),
+            at
         };
         let (mut stream, member) = self.open(from).await?;
         loop {
@@ -203,13 +202,15 @@ impl Mirror {
     /// A store that was wiped or restored accepts a watch from a revision of its future, and is silent until then.
     /// So ask whether the past that we remember is its past.
     async fn check_history(&self, position: &Position) -> Result<(), End> {
-        let (key, revision) =
-            position.anchor.clone().unwrap_or((self.keys.name().to_owned(), position.revision));
-        let (entry, cluster_id) = self.store.get_at(&key, revision).await?;
+        let Some((key, revision)) = &position.anchor else {
+            // Cheap, as there were no keys.
+            return Err(End::Gone("nothing is known that could tell this history from another"));
+        };
+        let (entry, cluster_id) = self.store.get_at(key, *revision).await?;
         if cluster_id != position.cluster_id {
             return Err(End::Gone("another etcd cluster answers"));
         }
-        if position.anchor.is_some() && entry.is_none_or(|entry| entry.mod_revision != revision) {
+        if entry.is_none_or(|entry| entry.mod_revision != *revision) {
             return Err(End::Gone("the store has another history"));
         }
         Ok(())

@@ -250,7 +250,9 @@ async fn a_key_taken_over_by_another_node_is_left_to_it() {
     let mut admin = etcd.admin().await;
     let mut held = Held::start(LeaseManager::new(etcd.store().await, wide(), None), node(1)).await;
     let LeaseEvent::Held(lease) = held.next().await else { panic!() };
-    admin.put(lease.key.as_str(), value(&node(2)), None).await.unwrap();
+    // The worst kind of takeover: the key still hangs on our etcd lease, which must not be revoked now.
+    let attached = PutOptions::new().with_ignore_lease();
+    admin.put(lease.key.as_str(), value(&node(2)), Some(attached)).await.unwrap();
     let LeaseEvent::Lost { reason } = held.next().await else { panic!() };
     assert!(reason.contains("node2 at 192.0.2.2"), "{reason}");
     let LeaseEvent::Moved(moved) = held.next().await else { panic!() };

@@ -179,26 +179,29 @@ async fn a_killed_and_restarted_etcd_is_followed_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_etcd_is_noticed_also_when_its_revision_has_caught_up() {
-    for writes_after_the_wipe in [1, 40] {
+    for (keys_before, writes_after) in [(20, 1), (20, 40), (0, 40)] {
         let mut etcd = Etcd::start().await;
         let mut admin = etcd.admin().await;
         for i in 0..20 {
-            put(&mut admin, &format!("tiers/old{i:02}")).await;
+            admin.put("/elsewhere", "x", None).await.unwrap();
+            if i < keys_before {
+                put(&mut admin, &format!("tiers/old{i:02}")).await;
+            }
         }
         let proxy = Proxy::to(etcd.port()).await;
         let mut following = Following::start(Store::connect(&options(&proxy.endpoint())).await.unwrap());
-        assert_eq!(following.snapshot().await.0.len(), 20);
+        assert_eq!(following.snapshot().await.0.len(), keys_before);
         proxy.cut();
         etcd.wipe();
         etcd.restart();
         etcd.ready().await;
         let mut admin = etcd.admin().await;
-        for i in 0..writes_after_the_wipe {
+        for i in 0..writes_after {
             put(&mut admin, &format!("tiers/new{i:02}")).await;
         }
         proxy.mend();
         let (names, _) = following.snapshot().await;
-        assert_eq!(names.len(), writes_after_the_wipe);
+        assert_eq!(names.len(), writes_after);
         assert!(names.iter().all(|name| name.starts_with("tiers/new")), "{names:?}");
         put(&mut admin, "tiers/zz").await;
         assert_eq!(following.changes(1).await, ["+tiers/zz"]);
@@ -208,6 +211,8 @@ async fn a_wiped_etcd_is_noticed_also_when_its_revision_has_caught_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_says_nothing_is_given_up_within_15_seconds() {
     let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    put(&mut admin, "tiers/0").await;
     let proxy = Proxy::to(etcd.port()).await;
     let mut following = Following::start(Store::connect(&options(&proxy.endpoint())).await.unwrap());
     following.snapshot().await;
@@ -217,7 +222,6 @@ async fn a_connection_that_says_nothing_is_given_up_within_15_seconds() {
     assert!(frozen.elapsed().as_secs() <= 15, "{:?}", frozen.elapsed());
     proxy.cut();
     proxy.mend();
-    let mut admin = etcd.admin().await;
     put(&mut admin, "tiers/a").await;
     assert_eq!(following.changes(1).await, ["+tiers/a"]);
 }
@@ -235,6 +239,7 @@ async fn a_quiet_connection_is_not_given_up() {
 async fn when_one_way_to_etcd_breaks_another_is_taken() {
     let etcd = Etcd::start().await;
     let mut admin = etcd.admin().await;
+    put(&mut admin, "tiers/0").await;
     let (first, second) = (Proxy::to(etcd.port()).await, Proxy::to(etcd.port()).await);
     let mut wanted = options(&first.endpoint());
     wanted.endpoints.push(second.endpoint());

@@ -1,9 +1,7 @@
 //! What the kernel's VXLAN device decapsulated because the fast path could not, and what is meant for the host:
 //! the same checks, the same policy.
 
-use aya_ebpf::{
-    bindings::bpf_tunnel_key, helpers::generated::bpf_skb_get_tunnel_key, programs::TcContext,
-};
+use aya_ebpf::{bindings::bpf_tunnel_key, helpers::generated::bpf_skb_get_tunnel_key, programs::TcContext};
 use canal_common::{
     Ip4,
     flow::Leg,
@@ -60,9 +58,8 @@ fn tunnel_source(ctx: &TcContext) -> Result<Ip4, Stop> {
     // SAFETY: plain data, for which zeros are valid.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     // SAFETY: a helper; the key outlives the call and has the size that is passed.
-    let error = unsafe {
-        bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0)
-    };
+    let error =
+        unsafe { bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) };
     if error != 0 || key.tunnel_id != setting!(vni) {
         return Err(Reason::UnknownNode.into());
     }

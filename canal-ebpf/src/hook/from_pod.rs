@@ -36,28 +36,26 @@ pub fn run(ctx: &TcContext) -> Outcome {
         owner(ctx, &packet, &eth)?;
         return Ok(Go::next(Reason::ToStack));
     }
+    // As Felix does, whatever the destination: a pod has no business in the overlay.
+    if packet.proto == PROTO_UDP && packet.dst_port == setting!(vxlan_port) {
+        return Err(Reason::PodTunnel.into());
+    }
     if packet.is_icmp_error() {
         owner(ctx, &packet, &eth)?;
         let related = flow::related(ctx, OUTER, &packet)?;
+        // A pod is no router: it speaks about packets that were sent to it.
+        if related.about != packet.src {
+            return Err(Reason::IcmpUnrelated.into());
+        }
         return forward(ctx, &packet, related.to, related.via_stack);
     }
-    match flow::known(&packet)? {
-        Known::Live { from, to, via_stack } => {
-            // The flow's own leg is the spoof check.
-            if from.kind != Leg::POD || from.target != packet::ifindex(ctx) {
-                return Err(Reason::SpoofedIp.into());
-            }
-            if from.mac != eth.src {
-                return Err(Reason::SpoofedMac.into());
-            }
-            forward(ctx, &packet, to, via_stack)
-        }
+    // The flow's own leg is the spoof check.
+    let ifindex = packet::ifindex(ctx);
+    let own = |from: &Leg| from.kind == Leg::POD && from.target == ifindex && from.mac == eth.src;
+    match flow::known(&packet, own)? {
+        Known::Live { to, via_stack } => forward(ctx, &packet, to, via_stack),
         Known::Judge => {
             let from = owner(ctx, &packet, &eth)?;
-            // As Felix does, whatever the destination: a pod has no business in the overlay.
-            if packet.proto == PROTO_UDP && packet.dst_port == setting!(vxlan_port) {
-                return Err(Reason::PodTunnel.into());
-            }
             let to = leg::anyone(packet.dst);
             flow::admit(&packet, &from, &to, false)?;
             forward(ctx, &packet, &to, false)

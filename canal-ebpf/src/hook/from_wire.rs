@@ -78,12 +78,10 @@ pub fn run(ctx: &TcContext) -> Outcome {
 /// The pod that may have this packet; `None` when it is not for a pod, or belongs to the stack.
 #[inline(always)]
 pub fn approve(packet: &Packet, outer_src: Ip4) -> Result<Option<Leg>, Stop> {
-    match flow::known(packet)? {
-        Known::Live { from, to, via_stack } => {
-            let from_node = from.kind == Leg::NODE && leg::node(from.target).is_some_and(|n| n.ip == outer_src);
-            if !from_node {
-                sender(outer_src, packet.src)?;
-            }
+    let sent =
+        |from: &Leg| from.kind == Leg::NODE && leg::node(from.target).is_some_and(|n| n.ip == outer_src);
+    match flow::known(packet, sent)? {
+        Known::Live { to, via_stack } => {
             if via_stack || to.kind != Leg::POD {
                 return Ok(None);
             }

@@ -13,7 +13,7 @@ use canal_common::{
 
 use crate::{
     maps::setting,
-    packet::{self, EthHeader, OUTER, Packet, Part},
+    packet::{self, EthHeader, FROM_HOST, OUTER, Packet, Part},
     step::{
         deliver,
         flow::{self, Known},
@@ -35,16 +35,20 @@ pub fn run(ctx: &TcContext) -> Outcome {
     let to = leg::remote(packet.dst).ok_or(Reason::NoRoute)?;
     let node = leg::node(to.target).ok_or(Reason::NoRoute)?;
     // Only a local pod's packet is policed here: the receiving node polices the rest.
-    if packet::ingress_ifindex(ctx) != 0 {
-        if let Some(from) = leg::pod(packet.src) {
-            if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
-                return Err(Reason::FragUnknown.into());
-            }
-            if packet.is_icmp_error() {
-                flow::related(ctx, OUTER, &packet)?;
-            } else if let Known::Judge = flow::known(&packet)? {
-                flow::admit(&packet, &from, &to, true)?;
-            }
+    let came_by = packet::ingress_ifindex(ctx);
+    if came_by != FROM_HOST
+        && let Some(from) = leg::pod(packet.src)
+    {
+        if !leg::may_come_by(&from, came_by) {
+            return Err(Reason::SpoofedIp.into());
+        }
+        if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
+            return Err(Reason::FragUnknown.into());
+        }
+        if packet.is_icmp_error() {
+            flow::related(ctx, OUTER, &packet)?;
+        } else if let Known::Judge = flow::known(&packet, |_| true)? {
+            flow::admit(&packet, &from, &to, true)?;
         }
     }
     match deliver::to_node(ctx, &packet, node) {

@@ -9,12 +9,12 @@ use canal_common::{
 };
 
 use crate::{
-    packet::{self, EthHeader, OUTER, Part},
+    packet::{self, EthHeader, FROM_HOST, OUTER, Packet, Part},
     step::{
         flow::{self, Known},
         leg,
     },
-    verdict::{Go, Outcome},
+    verdict::{Go, Outcome, Stop},
 };
 
 const HEADERS: usize = OUTER + IPV4_LEN + 20;
@@ -29,12 +29,13 @@ pub fn run(ctx: &TcContext) -> Outcome {
         ETHERTYPE_ARP => return Ok(Go::next(Reason::Delivered)),
         _ => return Err(Reason::NotIpv4.into()),
     }
-    let from_host = packet::ingress_ifindex(ctx) == 0;
     let mut packet = packet::parse(ctx, OUTER)?;
     let to = leg::pod(packet.dst).ok_or(Reason::UnknownEndpoint)?;
     if to.target != packet::ifindex(ctx) {
         return Err(Reason::UnknownEndpoint.into());
     }
+    let came_by = packet::ingress_ifindex(ctx);
+    let from_host = came_by == FROM_HOST;
     if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
         return if from_host { Ok(Go::next(Reason::Delivered)) } else { Err(Reason::FragUnknown.into()) };
     }
@@ -45,14 +46,20 @@ pub fn run(ctx: &TcContext) -> Outcome {
         }
         return Ok(Go::next(Reason::Delivered));
     }
-    if let Known::Judge = flow::known(&packet)? {
-        let from = if from_host {
-            leg::other(Leg::HOST)
-        } else {
-            // Whoever it is, its packets came through the stack and the answers must go there, too.
-            leg::pod(packet.src).unwrap_or(leg::other(Leg::STACK))
-        };
+    if let Known::Judge = flow::known(&packet, |from| leg::may_come_by(from, came_by))? {
+        let from = if from_host { leg::other(Leg::HOST) } else { forwarded(&packet, came_by)? };
         flow::admit(&packet, &from, &to, true)?;
     }
     Ok(Go::next(Reason::Delivered))
+}
+
+/// Whoever it is, its packets came through the stack and the answers must go there, too; but a pod's address comes
+/// only by the way that leads to that pod.
+#[inline(always)]
+fn forwarded(packet: &Packet, came_by: u32) -> Result<Leg, Stop> {
+    let from = leg::anyone(packet.src);
+    if !leg::may_come_by(&from, came_by) {
+        return Err(Reason::SpoofedIp.into());
+    }
+    Ok(if from.kind == Leg::POD { from } else { leg::other(Leg::STACK) })
 }

@@ -82,7 +82,8 @@ pub fn to_node(ctx: &TcContext, packet: &Packet, node: &Node) -> Result<Outcome,
 #[inline(always)]
 fn send(ctx: &TcContext, envelope: &Envelope) -> Outcome {
     packet::write(ctx, OUTER, envelope.words).ok_or(Reason::EncapFailed)?;
-    packet::write(ctx, OUTER + size_of_val(&envelope.words), envelope.ethertype).ok_or(Reason::EncapFailed)?;
+    packet::write(ctx, OUTER + size_of_val(&envelope.words), envelope.ethertype)
+        .ok_or(Reason::EncapFailed)?;
     let uplink = setting!(uplink_ifindex);
     // SAFETY: a helper; without parameters it looks the outer destination up in the routing table.
     let action = unsafe { bpf_redirect_neigh(uplink, core::ptr::null_mut(), 0, 0) };

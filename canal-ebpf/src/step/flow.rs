@@ -3,6 +3,7 @@
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_ktime_get_coarse_ns, programs::TcContext};
 use canal_common::{
+    Ip4,
     flow::{FRAG_LIMIT, Flow, FlowKey, FragPorts, Leg, flow_key, idle_limit},
     policy::Verdict,
     reason::Reason,
@@ -11,7 +12,7 @@ use canal_common::{
 
 use crate::{
     maps::{FLOWS, FLOWS_NEW, FRAGS},
-    packet::{self, Packet, Part, TCP_ACK, TCP_FIN, TCP_RST},
+    packet::{self, Packet, Part, TCP_FIN, TCP_RST},
     step::{
         leg,
         policy::{Direction, judge},
@@ -28,40 +29,49 @@ pub fn now() -> u32 {
 
 /// What the table says about a packet.
 pub enum Known {
-    /// Approved: where it came from and where it goes.
-    Live { from: &'static Leg, to: &'static Leg, via_stack: bool },
+    /// Approved: where it goes.
+    Live { to: &'static Leg, via_stack: bool },
     /// To be judged: new, changed, expired, or a fresh connection request.
     Judge,
 }
 
-/// Looks the packet's flow up and moves its state on.
+/// Looks the packet's flow up and moves its state on. `may_send`: whether the packet can have come from this leg;
+/// nothing is changed for one that cannot, and it is judged with its sender established anew.
 #[inline(always)]
-pub fn known(packet: &Packet) -> Result<Known, Stop> {
+pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Known, Stop> {
     let (key, from_hi) = key_of(packet);
     if packet.opens_tcp() {
         return Ok(Known::Judge);
     }
     let now = now();
-    let mut found = FLOWS.get_ptr_mut(&key);
+    let (mut found, mut is_new) = (FLOWS.get_ptr_mut(&key), false);
     if found.is_none() {
-        found = unanswered(&key, from_hi);
+        (found, is_new) = (FLOWS_NEW.get_ptr_mut(&key), true);
     }
     let Some(flow) = found else { return Ok(Known::Judge) };
     // SAFETY: a table element stays readable while the program runs. Another CPU may write it at the same time;
     // every field that is written in place is one aligned store whose loss is harmless.
-    let flow = unsafe { &mut *flow };
-    if now.wrapping_sub(flow.last_seen) > idle_limit(flow.state, packet.proto) {
+    let mut flow = unsafe { &mut *flow };
+    let (from, to) = ends(flow, from_hi);
+    if now.wrapping_sub(flow.last_seen) > idle_limit(flow.state, packet.proto)
+        || !may_send(from)
+        || !leg::is_current(from)
+        || !leg::is_current(to)
+    {
         return Ok(Known::Judge);
     }
-    let (from, to) = if from_hi { (&flow.hi, &flow.lo) } else { (&flow.lo, &flow.hi) };
-    if !leg::is_current(from) || !leg::is_current(to) {
-        return Ok(Known::Judge);
-    }
-    if flow.state == Flow::DENIED {
-        return Err(Reason::FlowDenied.into());
+    if is_new && from_hi != initiated_by_hi(flow) {
+        promote(&key, flow);
+        // Not the old element: it may serve another flow by now.
+        let Some(live) = FLOWS.get_ptr_mut(&key) else { return Ok(Known::Judge) };
+        // SAFETY: as above.
+        flow = unsafe { &mut *live };
     }
     if flow.last_seen != now {
         flow.last_seen = now;
+    }
+    if flow.state == Flow::DENIED {
+        return Err(Reason::FlowDenied.into());
     }
     if packet.proto == PROTO_TCP && packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
         flow.fins |= if from_hi { 2 } else { 1 };
@@ -69,7 +79,19 @@ pub fn known(packet: &Packet) -> Result<Known, Stop> {
             flow.state = Flow::CLOSING;
         }
     }
-    Ok(Known::Live { from, to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
+    let (_, to) = ends(flow, from_hi);
+    Ok(Known::Live { to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
+}
+
+/// Sender's leg, receiver's leg.
+#[inline(always)]
+fn ends(flow: &Flow, from_hi: bool) -> (&Leg, &Leg) {
+    if from_hi { (&flow.hi, &flow.lo) } else { (&flow.lo, &flow.hi) }
+}
+
+#[inline(always)]
+fn initiated_by_hi(flow: &Flow) -> bool {
+    flow.flags & Flow::HI_INITIATED != 0
 }
 
 #[inline(always)]
@@ -77,20 +99,7 @@ fn key_of(packet: &Packet) -> (FlowKey, bool) {
     flow_key(packet.src, packet.dst, packet.src_port, packet.dst_port, packet.proto)
 }
 
-/// A flow that had not been answered until now; the first answer moves it out of reach of a flood.
-#[inline(always)]
-fn unanswered(key: &FlowKey, from_hi: bool) -> Option<*mut Flow> {
-    let flow = FLOWS_NEW.get_ptr_mut(key)?;
-    // SAFETY: as in `known`.
-    let flow_ref = unsafe { &*flow };
-    if (flow_ref.flags & Flow::HI_INITIATED != 0) == from_hi {
-        return Some(flow);
-    }
-    promote(key, flow_ref);
-    // Not the old element: it may serve another flow by now.
-    FLOWS.get_ptr_mut(key)
-}
-
+/// The first answer moves a flow out of reach of a flood.
 #[inline(never)]
 fn promote(key: &FlowKey, flow: &Flow) {
     let mut live = *flow;
@@ -106,12 +115,19 @@ fn promote(key: &FlowKey, flow: &Flow) {
 /// remembers the flow.
 #[inline(always)]
 pub fn admit(packet: &Packet, from: &Leg, to: &Leg, via_stack: bool) -> Result<(), Stop> {
+    // Without ports and types there is nothing to judge by: its first part was, and should have left a flow.
+    if packet.part == Part::LaterFragment {
+        return Err(Reason::FragUnknown.into());
+    }
     let refusal = admit_slow(&raw const *packet, &raw const *from, &raw const *to, u32::from(via_stack));
     if refusal == 0 {
         return Ok(());
     }
-    let reason =
-        if refusal & REFUSED_INGRESS == REFUSED_INGRESS { Reason::PolicyIngress } else { Reason::PolicyEgress };
+    let reason = if refusal & REFUSED_INGRESS == REFUSED_INGRESS {
+        Reason::PolicyIngress
+    } else {
+        Reason::PolicyEgress
+    };
     Err(Stop { reason, rule: refusal as u32 })
 }
 
@@ -124,7 +140,8 @@ const REFUSED_INGRESS: u64 = REFUSED | 1 << 33;
 #[inline(never)]
 extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg, via_stack: u32) -> u64 {
     // SAFETY: the verifier knows the pointers as readable memory of their types' sizes, or null.
-    let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) }) else {
+    let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) })
+    else {
         return REFUSED;
     };
     let (key, from_hi) = key_of(packet);
@@ -140,7 +157,7 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
     };
     if let Some((known, is_new)) = remembered(packet, &key, now) {
         // Judged again because something changed: in the direction in which it began.
-        let by_sender = (known.flags & Flow::HI_INITIATED != 0) == from_hi;
+        let by_sender = initiated_by_hi(known) == from_hi;
         (flow.state, flow.flags, flow.fins) = (known.state, known.flags, known.fins);
         let refusal = refuse(packet, from, to, by_sender);
         if refusal == 0 {
@@ -164,7 +181,7 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
 
     let mut by_sender = true;
     let mut refusal = refuse(packet, from, to, true);
-    let midstream = packet.proto == PROTO_TCP && !packet.opens_tcp() && packet.part != Part::LaterFragment;
+    let midstream = packet.proto == PROTO_TCP && !packet.opens_tcp();
     if refusal != 0 && midstream && refuse(packet, from, to, false) == 0 {
         // A live connection whose entry was lost: this is the answering side.
         refusal = 0;
@@ -233,11 +250,7 @@ pub fn settle_fragment(packet: &mut Packet) -> bool {
     match packet.part {
         Part::Whole => true,
         Part::FirstFragment => {
-            let ports = FragPorts {
-                src_port: packet.src_port,
-                dst_port: packet.dst_port,
-                seen: now(),
-            };
+            let ports = FragPorts { src_port: packet.src_port, dst_port: packet.dst_port, seen: now() };
             let _ = FRAGS.insert(packet.frag_key(), ports, BPF_ANY.into());
             true
         }
@@ -247,8 +260,6 @@ pub fn settle_fragment(packet: &mut Packet) -> bool {
                 Some(ports) if now().wrapping_sub(ports.seen) <= FRAG_LIMIT => {
                     let ports = *ports;
                     packet.set_ports(ports);
-                    // Not a connection request, whatever the first part was.
-                    packet.tcp_flags = TCP_ACK;
                     true
                 }
                 _ => false,
@@ -259,6 +270,8 @@ pub fn settle_fragment(packet: &mut Packet) -> bool {
 
 /// Where an ICMP error goes.
 pub struct Related {
+    /// Who the packet that it is about was sent to.
+    pub about: Ip4,
     pub to: &'static Leg,
     pub via_stack: bool,
 }
@@ -272,10 +285,9 @@ pub fn related(ctx: &TcContext, offset: usize, packet: &Packet) -> Result<Relate
     }
     let (key, from_hi) = flow_key(about.src, about.dst, about.src_port, about.dst_port, about.proto);
     // SAFETY: as in `known`.
-    let flow = unsafe { FLOWS.get(&key) }
-        .or_else(|| unsafe { FLOWS_NEW.get(&key) })
-        .ok_or(Reason::IcmpUnrelated)?;
-    let (to, peer) = if from_hi { (&flow.hi, &flow.lo) } else { (&flow.lo, &flow.hi) };
+    let flow =
+        unsafe { FLOWS.get(&key) }.or_else(|| unsafe { FLOWS_NEW.get(&key) }).ok_or(Reason::IcmpUnrelated)?;
+    let (to, peer) = ends(flow, from_hi);
     if flow.state == Flow::DENIED
         || now().wrapping_sub(flow.last_seen) > idle_limit(flow.state, about.proto)
         || !leg::is_current(to)
@@ -283,5 +295,5 @@ pub fn related(ctx: &TcContext, offset: usize, packet: &Packet) -> Result<Relate
     {
         return Err(Reason::IcmpUnrelated.into());
     }
-    Ok(Related { to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
+    Ok(Related { about: about.dst, to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
 }

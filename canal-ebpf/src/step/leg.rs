@@ -3,7 +3,10 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use canal_common::{Ip4, Mac, flow::Leg, node::Node};
 
-use crate::maps::{ENDPOINTS, GENERATIONS, NODES, ROUTES};
+use crate::{
+    maps::{ENDPOINTS, GENERATIONS, NODES, ROUTES, setting},
+    packet::FROM_HOST,
+};
 
 const NO_MAC: Mac = Mac::new([0; 6]);
 
@@ -58,4 +61,17 @@ pub fn is_current(leg: &Leg) -> bool {
 #[inline(always)]
 pub fn node(index: u32) -> Option<&'static Node> {
     NODES.get(index).filter(|n| n.flags & Node::ALIVE != 0)
+}
+
+/// Whether a packet that the host stack forwards can be this leg's, given the interface that it came in by: somebody
+/// on the underlay may write any source address. What the host itself sends is the host's business.
+#[inline(always)]
+pub fn may_come_by(from: &Leg, ifindex: u32) -> bool {
+    match from.kind {
+        _ if ifindex == FROM_HOST => true,
+        Leg::POD => from.target == ifindex,
+        Leg::NODE => ifindex == setting!(overlay_ifindex),
+        Leg::HOST => false,
+        _ => true,
+    }
 }

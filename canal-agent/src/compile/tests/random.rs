@@ -126,6 +126,7 @@ fn rule() -> impl Strategy<Value = Value> {
             json!("ICMP"),
             json!(6),
             json!(47),
+            json!(58),
             json!("ICMPv6"),
         ])
     };
@@ -148,7 +149,7 @@ fn rules() -> BoxedStrategy<Option<Value>> {
 
 fn policy() -> impl Strategy<Value = (String, Value)> {
     let spec = object(vec![
-        ("tier", maybe(0.7, text(&["default", "first", "last", "gone"]))),
+        ("tier", maybe(0.7, text(&["default", "first", "last", "absent"]))),
         ("order", maybe(0.7, select(vec![json!(1), json!(1.5), json!(-3)]))),
         ("selector", maybe(0.6, selector())),
         ("namespaceSelector", maybe(0.1, text(&["all()", "env == 'prod'"]))),
@@ -334,7 +335,7 @@ impl Tables {
     }
 }
 
-const CLUSTERS: u32 = 400;
+const CLUSTERS: u32 = 300;
 const PACKETS: usize = 150;
 
 #[test]

@@ -224,6 +224,15 @@ fn policies_of_a_missing_tier_come_last_and_move_when_it_appears() {
 }
 
 #[test]
+fn a_missing_tier_comes_after_one_without_order_whatever_their_names() {
+    let (mut world, web, _) = world();
+    world.tier("zz", &json!(null), "Pass");
+    world.global("p", &json!({ "tier": "zz", "ingress": [{ "action": "Allow" }] }));
+    world.global("q", &json!({ "tier": "aa", "ingress": [{ "action": "Deny" }] }));
+    assert!(world.ingress(&web, "10.0.0.2", "tcp 80"));
+}
+
+#[test]
 fn policies_for_host_endpoints_before_connection_tracking_or_dnat_do_not_touch_pods() {
     let (mut world, web, _) = world();
     for field in ["doNotTrack", "preDNAT"] {
@@ -367,6 +376,7 @@ fn protocols_icmp_and_their_negations() {
             vec!["icmp 3/0", "icmp 8/4"],
             vec!["icmp 3/4", "tcp 1"],
         ),
+        (json!({ "protocol": 58, "notICMP": { "type": 8 } }), vec![], vec!["58", "icmp 3/0"]),
         (json!({ "ipVersion": 4 }), vec!["tcp 1"], vec![]),
         (json!({ "ipVersion": 6 }), vec![], vec!["tcp 1"]),
         (json!({ "source": { "nets": ["2001:db8::/32"] } }), vec![], vec!["tcp 1"]),

@@ -7,7 +7,7 @@ mod ast;
 mod lexer;
 mod parser;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     cmp::Ordering,

@@ -200,7 +200,7 @@ pub(crate) fn any_selector() -> impl Strategy<Value = String> {
     })
 }
 
-fn any_labels() -> impl Strategy<Value = Labels> {
+pub(crate) fn any_labels() -> impl Strategy<Value = Labels> {
     let value = prop::sample::select(vec!["x", "y", "", "xy"]).prop_map(str::to_owned);
     prop::collection::btree_map(
         prop::sample::select(vec!["a", "b", "in", "has"]).prop_map(str::to_owned),

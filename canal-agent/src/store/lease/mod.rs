@@ -1,4 +1,4 @@
-//! The node's subnet lease: which subnet to take ([`choose`]), how not to overlap another ([`guard`]), taking it ([`manager`]) and keeping it ([`keep`]). No other key under `<prefix>/subnets` is ever created, changed or
+//! The node's subnet lease: which subnet to take (`choose`), how not to overlap another (`guard`), taking it (`manager`) and keeping it (`keep`). No other key under `<prefix>/subnets` is ever created, changed or
 //! deleted: a key there that flanneld cannot read makes every flanneld drop all its peers.
 
 mod choose;
