@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{Kind, Topology};
-use crate::{capture::Capture, netns::Netns, probe::Host};
+use crate::{capture::Capture, netns::Netns};
 
 /// Packets and bytes that left the sending side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -474,7 +474,8 @@ impl Node {
     }
 
     fn apply_overlay(&mut self) -> Result<(), NodeError> {
-        let device = overlay::ensure(&mut self.netlink, &self.overlay())?;
+        let wanted = self.overlay();
+        let device = overlay::ensure(&mut self.netlink, &wanted)?;
         self.reload_if_changed(device.index)?;
         self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;

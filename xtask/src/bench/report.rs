@@ -143,7 +143,7 @@ impl Report<'_> {
 
 fn table(headers: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(headers);
+    table.load_style(presets::NOTHING).set_header(headers);
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
