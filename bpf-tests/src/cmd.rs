@@ -21,7 +21,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::wait::until;
+use crate::{sweep, wait::until};
 
 const DEADLINE: Duration = Duration::from_secs(15);
 
@@ -117,6 +117,7 @@ impl Cmd {
     /// Runs to the end, whatever the exit status.
     pub fn output(self) -> Result<Output> {
         let line = self.argv.join(" ");
+        let making = sweep::making();
         let mut child = self
             .command()
             .stdin(Stdio::piped())
@@ -124,6 +125,7 @@ impl Cmd {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start `{line}`"))?;
+        drop(making);
         let (done, finished) = mpsc::channel();
         let input = child.stdin.take();
         let stdin = self.stdin;
@@ -157,6 +159,7 @@ impl Cmd {
             .open(log)
             .with_context(|| format!("cannot open {}", log.display()))?;
         let copy = file.try_clone().context("cannot share the log")?;
+        let _making = sweep::making();
         let child = self
             .command()
             .stdin(Stdio::null())

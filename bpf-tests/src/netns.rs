@@ -9,7 +9,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::cmd::Cmd;
+use crate::{cmd::Cmd, sweep};
 
 /// A network namespace with a name under `/run/netns`; it goes, with every process in it, when this is dropped.
 #[derive(Debug)]
@@ -19,7 +19,10 @@ pub struct Netns {
 
 impl Netns {
     pub fn create(name: &str) -> Result<Self> {
-        Cmd::line("ip netns add").arg(name).run()?;
+        {
+            let _making = sweep::making();
+            Cmd::line("ip netns add").arg(name).run()?;
+        }
         let netns = Self { name: name.to_owned() };
         netns.ip("link set lo up")?;
         Ok(netns)

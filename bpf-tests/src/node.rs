@@ -15,6 +15,7 @@ use crate::{
     netns::Netns,
     pod::{self, Pod},
     probe::Host,
+    sweep,
 };
 
 /// One machine of the cluster.
@@ -35,9 +36,11 @@ impl Node {
         netns.sysctl("net.ipv4.ip_forward", "1")?;
         let folder = world.join(format!("n{number}"));
         let bpffs = folder.join("bpffs");
+        let making = sweep::making();
         fs::create_dir_all(&bpffs).with_context(|| format!("cannot make {}", bpffs.display()))?;
         mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("cannot mount a bpffs on {}", bpffs.display()))?;
+        drop(making);
         let agent = Agent::new(number, netns.name(), &folder);
         Ok(Self { number, prefix: prefix.to_owned(), folder, pods: Mutex::default(), agent, netns })
     }

@@ -1,17 +1,25 @@
 //! Removing what a world made, knowing only its prefix.
 
 use std::{
+    cell::Cell,
+    collections::BTreeSet,
     fs,
+    os::fd::AsRawFd,
     path::PathBuf,
     process,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI32, AtomicU32, Ordering},
+    },
     thread,
 };
 
 use anyhow::{Context, Result};
 use nix::{
+    fcntl::OFlag,
     mount::{MntFlags, umount2},
-    sys::signal::{SigSet, Signal},
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    unistd::{pipe2, read},
 };
 
 use crate::netns;
@@ -24,6 +32,32 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// A prefix that nothing else has, and that tells whose it is.
 pub(crate) fn automatic_prefix() -> String {
     format!("{AUTOMATIC}{}-{}-", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Held while something is made that only a sweep would remove; see [`clean_up_on_interrupt`].
+static MAKING: Mutex<()> = Mutex::new(());
+
+thread_local! {
+    static MINE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps a sweep from starting before the thing that is being made is complete.
+pub(crate) struct Making(Option<MutexGuard<'static, ()>>);
+
+/// To be held while making a namespace, a mount, a folder or a process. A thread may hold it several times.
+pub(crate) fn making() -> Making {
+    if MINE.replace(true) {
+        return Making(None);
+    }
+    Making(Some(MAKING.lock().unwrap_or_else(PoisonError::into_inner)))
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            MINE.set(false);
+        }
+    }
 }
 
 /// The folder of the world with this prefix.
@@ -54,15 +88,6 @@ fn folder_holds(folder: &std::path::Path, mount: &str) -> bool {
 
 /// Removes the automatic worlds of processes that ended without cleaning up.
 pub(crate) fn sweep_dead() {
-    sweep_automatic(|pid| !PathBuf::from(format!("/proc/{pid}")).exists());
-}
-
-/// Removes the automatic worlds of this process.
-pub fn sweep_own() {
-    sweep_automatic(|pid| pid == process::id());
-}
-
-fn sweep_automatic(whose: impl Fn(u32) -> bool) {
     let mut prefixes: Vec<String> = netns::list(AUTOMATIC)
         .iter()
         .filter_map(|name| {
@@ -70,7 +95,8 @@ fn sweep_automatic(whose: impl Fn(u32) -> bool) {
             let (owner, number) = (parts.next()?, parts.next()?);
             let pid: u32 = owner.strip_prefix(AUTOMATIC)?.parse().ok()?;
             number.parse::<u32>().ok()?;
-            whose(pid).then(|| format!("{owner}-{number}-"))
+            let dead = !PathBuf::from(format!("/proc/{pid}")).exists();
+            dead.then(|| format!("{owner}-{number}-"))
         })
         .collect();
     prefixes.dedup();
@@ -79,28 +105,64 @@ fn sweep_automatic(whose: impl Fn(u32) -> bool) {
     }
 }
 
-/// On Ctrl-C, SIGTERM or SIGHUP: sweeps and exits with status 130. Call it before the first thread starts.
+/// The prefixes `<stem><number>-` of worlds that have a namespace or a folder, whoever made them.
+pub fn worlds(stem: &str) -> BTreeSet<String> {
+    let folders = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    let folders = folders.filter_map(|entry| entry.file_name().into_string().ok());
+    let prefix = |name: String| {
+        let (number, _) = name.strip_prefix(stem)?.split_once('-')?;
+        let number: u32 = number.parse().ok()?;
+        Some(format!("{stem}{number}-"))
+    };
+    netns::list(stem)
+        .into_iter()
+        .chain(folders.filter(|name| name.starts_with(stem) && name.ends_with("-world")))
+        .filter_map(prefix)
+        .collect()
+}
+
+/// Where the handler writes to.
+static INTERRUPTED: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn on_interrupt(_signal: libc::c_int) {
+    let byte = 1_u8;
+    // SAFETY: write(2) may be called in a signal handler; the byte outlives the call.
+    unsafe { libc::write(INTERRUPTED.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
+}
+
+/// On Ctrl-C, SIGTERM or SIGHUP: sweeps and exits with status 130.
+///
+/// A handler and not a blocked signal: programs started from here would inherit the mask, and could then not be
+/// interrupted themselves.
 pub fn clean_up_on_interrupt(prefix: &str) -> Result<()> {
     let prefix = prefix.to_owned();
-    on_interrupt(move || sweep(&prefix))
+    clean_up_by(move || sweep(&prefix))
 }
 
-/// The same for worlds without a chosen prefix.
+/// The same for the worlds of this process that have no chosen prefix.
 pub fn clean_up_own_on_interrupt() -> Result<()> {
-    on_interrupt(sweep_own)
+    clean_up_by(|| worlds(&format!("{AUTOMATIC}{}-", process::id())).iter().for_each(|prefix| sweep(prefix)))
 }
 
-fn on_interrupt(clean_up: impl Fn() + Send + 'static) -> Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    // Threads started from here on inherit the mask, so that only the waiting thread gets these signals.
-    signals.thread_block().context("cannot block signals")?;
+fn clean_up_by(clean_up: impl Fn() + Send + 'static) -> Result<()> {
+    let (wait, tell) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
+    INTERRUPTED.store(tell.as_raw_fd(), Ordering::Relaxed);
+    // Open for as long as the handler may write.
+    std::mem::forget(tell);
+    let action = SigAction::new(SigHandler::Handler(on_interrupt), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler does nothing but write(2).
+        unsafe { sigaction(signal, &action) }.with_context(|| format!("cannot handle {signal}"))?;
+    }
     thread::Builder::new()
         .name("interrupt".into())
         .spawn(move || {
-            if signals.wait().is_ok() {
+            if read(&wait, &mut [0]).is_ok_and(|size| size == 1) {
+                // For ever: what the rest of the process is about to make waits until there is no process.
+                let _making = making();
                 eprintln!("\ninterrupted: cleaning up");
                 clean_up();
-                // What the rest of the process made in the meantime.
+                // Once more: a program that was just starting may not have been in its namespace yet.
                 clean_up();
                 process::exit(130);
             }

@@ -1,7 +1,7 @@
 //! The worlds themselves, without Canal: nodes programmed as flanneld programs them must talk, and every probe
 //! must be able to tell good from bad. They need root and etcd.
 
-use std::{fs, time::Duration};
+use std::{fs, process, time::Duration};
 
 use super::*;
 
@@ -125,4 +125,25 @@ fn a_bare_pair_carries_every_measurement() {
     assert!(latency.count > 100 && latency.p50_us <= latency.p99_us, "{latency:?}");
     assert!(probe::connections_per_second(&left, &right, 7002, short).unwrap() > 100.0);
     assert!(probe::tcp_bulk(&left, &right, 7003, short).unwrap().gigabits_per_second() > 0.1);
+}
+
+#[test]
+fn programs_started_under_an_interrupt_handler_can_be_interrupted_themselves() {
+    clean_up_on_interrupt("no-such-world-").unwrap();
+    let status = Cmd::line("grep -E ^Sig(Blk|Ign|Cgt) /proc/self/status").run().unwrap();
+    let interrupts = 1 << 0 | 1 << 1 | 1 << 14; // SIGHUP, SIGINT, SIGTERM
+    for line in status.lines() {
+        let mask = u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap();
+        assert_eq!(mask & interrupts, 0, "{status}");
+    }
+}
+
+#[test]
+fn worlds_are_found_by_their_namespaces_and_folders_and_nothing_else_is_taken_for_one() {
+    let stem = format!("cn{}-", process::id());
+    let foreign = Netns::create(&format!("{stem}x-hub")).unwrap();
+    let world = World::builder().nodes(1).config(None).prefix(&format!("{stem}7-")).build().unwrap();
+    assert_eq!(sweep::worlds(&stem).into_iter().collect::<Vec<_>>(), [format!("{stem}7-")]);
+    drop((world, foreign));
+    assert!(sweep::worlds(&stem).is_empty());
 }

@@ -67,10 +67,11 @@ impl Builder {
         let prefix = self.prefix.unwrap_or_else(sweep::automatic_prefix);
         sweep::sweep(&prefix);
         let folder = sweep::folder(&prefix);
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&folder)
-            .with_context(|| format!("cannot make {}", folder.display()))?;
+        {
+            let _making = sweep::making();
+            let made = fs::DirBuilder::new().mode(0o700).create(&folder);
+            made.with_context(|| format!("cannot make {}", folder.display()))?;
+        }
         // From here on a failure is cleaned up by the guard.
         let guard = Guard { prefix: prefix.clone(), keep: false };
 

@@ -1,6 +1,12 @@
 //! ICMP echo, by `ping`.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{
+    fs::{self, File},
+    net::Ipv4Addr,
+    os::fd::AsRawFd,
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
@@ -39,17 +45,17 @@ pub(super) fn ping(netns: &Netns, to: Ipv4Addr, count: u32, size: u32) -> Result
 #[derive(Debug)]
 pub struct Pinger {
     process: Proc,
-    log: PathBuf,
+    /// Without a name, so that it is gone with this process however that ends.
+    log: File,
 }
 
 impl Pinger {
     /// Starts, and returns when the first answer is there.
     pub fn start(netns: &Netns, to: Ipv4Addr, interval: Duration) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("ping-").suffix(".log").tempfile()?;
-        let (_, log) = folder.keep().context("a log file for ping")?;
+        let log = tempfile::tempfile().context("cannot make a log file for ping")?;
         // -O reports an unanswered packet when the next is sent, so the one in flight at the end is not a loss.
         let line = format!("ping -n -O -W 1 -i {} {to}", interval.as_secs_f64());
-        let process = netns.cmd(&line).start(&log)?;
+        let process = netns.cmd(&line).start(&path(&log))?;
         let pinger = Self { process, log };
         if !until(Duration::from_secs(5), || pinger.stats().received > 0) {
             bail!("no answer to `{line}` in {}: {}", netns.name(), pinger.text());
@@ -70,14 +76,13 @@ impl Pinger {
     }
 
     fn text(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+        fs::read_to_string(path(&self.log)).unwrap_or_default()
     }
 }
 
-impl Drop for Pinger {
-    fn drop(&mut self) {
-        drop(fs::remove_file(&self.log));
-    }
+/// By which this process can open the file again, at its beginning.
+fn path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn read(text: &str) -> PingStats {
