@@ -1,4 +1,5 @@
-//! TCP connections one after another: connect, 16 bytes there, 16 back, reset.
+//! TCP connections one after another: connect, 16 bytes there, 16 back, reset. Both ends share one processor, as for
+//! round trips.
 
 use std::{
     io::{Read, Write},
@@ -39,7 +40,7 @@ pub fn connections(path: Path<'_>, duration: Duration) -> Result<Connections> {
     let target = SocketAddrV4::new(path.to.ip(), port::CONNECTIONS);
     thread::scope(|scope| {
         let listening = &listener;
-        let server = spawn(scope, Seat::Second, path.to.netns(), move || serve(listening));
+        let server = spawn(scope, Seat::First, path.to.netns(), move || serve(listening));
         let client = spawn(scope, Seat::First, path.from.netns(), move || connect(target, duration));
         let measured = join(client);
         // Ends the server: accepting from a listener that was shut down is an error.

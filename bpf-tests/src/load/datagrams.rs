@@ -42,13 +42,26 @@ impl Datagrams {
     }
 }
 
+/// What the receiver does while nothing is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receiver {
+    /// It sleeps in the kernel. The sender wakes it, packet for packet, and where that means to wake a processor from
+    /// idle it can take as long as the path.
+    Sleeps,
+    /// It looks again a little later: what is measured is the path.
+    Polls,
+}
+
 const BATCH: usize = 64;
+/// Between two looks of a receiver that polls; the receive buffer holds what comes meanwhile.
+const LOOK: Duration = Duration::from_micros(200);
 const RECEIVE_BUFFER: usize = 16 << 20;
 /// How long the receiver waits for what may still be on its way.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Datagrams of `size` bytes for `duration`, after a warm-up that counts nothing.
-pub fn datagrams(path: Path<'_>, size: usize, duration: Duration) -> Result<Datagrams> {
+pub fn datagrams(path: Path<'_>, size: usize, receiver: Receiver, duration: Duration) -> Result<Datagrams> {
+    let manner = receiver;
     let receiver = path.to.netns().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port::DATAGRAMS)))?;
     let receiver = receiver.context("cannot take the port for datagrams")?;
     receiver.set_read_timeout(Some(PAUSE))?;
@@ -58,28 +71,34 @@ pub fn datagrams(path: Path<'_>, size: usize, duration: Duration) -> Result<Data
     let sender = sender.context("cannot open a UDP socket")?;
     let target = SocketAddrV4::new(path.to.ip(), port::DATAGRAMS);
     sender.connect(target).with_context(|| format!("no way to {target}"))?;
-    one_pass(path, &sender, &receiver, size, WARM_UP)?;
-    let measured = one_pass(path, &sender, &receiver, size, duration)?;
+    let sockets = Sockets { sender, receiver, size, manner };
+    sockets.pass(path, WARM_UP)?;
+    let measured = sockets.pass(path, duration)?;
     ensure!(measured.received > 1, "none of {} datagrams to {target} arrived", measured.sent);
     Ok(measured)
 }
 
-fn one_pass(
-    path: Path<'_>,
-    sender: &UdpSocket,
-    receiver: &UdpSocket,
+struct Sockets {
+    sender: UdpSocket,
+    receiver: UdpSocket,
     size: usize,
-    duration: Duration,
-) -> Result<Datagrams> {
-    let done = &AtomicBool::new(false);
-    thread::scope(|scope| {
-        let receiving = spawn(scope, Seat::Second, path.to.netns(), move || receive(receiver, size, done));
-        let sending = spawn(scope, Seat::First, path.from.netns(), move || send(sender, size, duration));
-        let sent = join(sending);
-        done.store(true, Ordering::Relaxed);
-        let (received, elapsed) = join(receiving)?;
-        Ok(Datagrams { sent: sent?, received, elapsed })
-    })
+    manner: Receiver,
+}
+
+impl Sockets {
+    fn pass(&self, path: Path<'_>, duration: Duration) -> Result<Datagrams> {
+        let done = &AtomicBool::new(false);
+        let Self { sender, receiver, size, manner } = self;
+        thread::scope(|scope| {
+            let receiving =
+                spawn(scope, Seat::Second, path.to.netns(), move || receive(receiver, *size, *manner, done));
+            let sending = spawn(scope, Seat::First, path.from.netns(), move || send(sender, *size, duration));
+            let sent = join(sending);
+            done.store(true, Ordering::Relaxed);
+            let (received, elapsed) = join(receiving)?;
+            Ok(Datagrams { sent: sent?, received, elapsed })
+        })
+    }
 }
 
 fn send(socket: &UdpSocket, size: usize, duration: Duration) -> Result<u64> {
@@ -101,20 +120,18 @@ fn send(socket: &UdpSocket, size: usize, duration: Duration) -> Result<u64> {
     Ok(sent)
 }
 
-fn receive(socket: &UdpSocket, size: usize, done: &AtomicBool) -> Result<(u64, Duration)> {
+fn receive(socket: &UdpSocket, size: usize, manner: Receiver, done: &AtomicBool) -> Result<(u64, Duration)> {
+    let flags = match manner {
+        Receiver::Sleeps => libc::MSG_WAITFORONE,
+        Receiver::Polls => libc::MSG_DONTWAIT,
+    };
     let mut batch = Batch::new(size);
     let (mut first, mut last, mut received) = (None, None, 0);
     loop {
         let messages = batch.messages();
         // SAFETY: as in `send`; the kernel writes into the buffers only, up to their lengths.
         let count = unsafe {
-            libc::recvmmsg(
-                socket.as_raw_fd(),
-                messages.as_mut_ptr(),
-                BATCH_LEN,
-                libc::MSG_WAITFORONE,
-                ptr::null_mut(),
-            )
+            libc::recvmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), BATCH_LEN, flags, ptr::null_mut())
         };
         if let Ok(count) = usize::try_from(count) {
             if let Some(odd) = messages[..count].iter().find(|m| m.msg_len as usize != size) {
@@ -129,9 +146,13 @@ fn receive(socket: &UdpSocket, size: usize, done: &AtomicBool) -> Result<(u64, D
         match Error::last_os_error() {
             // Only a pause ends it, so that what is queued counts.
             e if e.kind() == ErrorKind::WouldBlock => {
-                if done.load(Ordering::Relaxed) {
+                let quiet = last.map_or(PAUSE, |last: Instant| last.elapsed());
+                if done.load(Ordering::Relaxed) && quiet >= PAUSE {
                     let elapsed = first.zip(last).map_or(Duration::ZERO, |(first, last)| last - first);
                     return Ok((received, elapsed));
+                }
+                if manner == Receiver::Polls {
+                    thread::sleep(LOOK);
                 }
             }
             e if e.kind() == ErrorKind::Interrupted => {}

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub use bulk::{Bulk, bulk};
 pub use connections::{Connections, connections};
-pub use datagrams::{Datagrams, datagrams};
+pub use datagrams::{Datagrams, Receiver, datagrams};
 pub use round_trips::{RoundTrips, round_trips};
 
 use crate::probe::Host;
@@ -22,9 +22,9 @@ use crate::probe::Host;
 /// The ends of what is measured.
 #[derive(Clone, Copy)]
 pub struct Path<'a> {
-    /// Sends, or connects; runs on the first processor.
+    /// Sends, or connects.
     pub from: &'a (dyn Host + Sync),
-    /// Receives, or accepts; runs on the second processor.
+    /// Receives, or accepts.
     pub to: &'a (dyn Host + Sync),
 }
 

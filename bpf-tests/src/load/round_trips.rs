@@ -1,4 +1,6 @@
 //! One byte there and back over one TCP connection.
+//!
+//! Both ends share one processor: to wake another one from idle takes longer than any path, and as long on each.
 
 use std::{
     io::{Read, Write},
@@ -46,7 +48,7 @@ pub fn round_trips(path: Path<'_>, duration: Duration) -> Result<RoundTrips> {
         end.set_read_timeout(Some(PATIENCE))?;
     }
     thread::scope(|scope| {
-        let server = spawn(scope, Seat::Second, path.to.netns(), move || answer(server));
+        let server = spawn(scope, Seat::First, path.to.netns(), move || answer(server));
         let client = spawn(scope, Seat::First, path.from.netns(), move || ask(client, duration));
         let measured = join(client);
         let served = join(server);

@@ -17,8 +17,9 @@ pub(super) enum Seat {
     Second,
 }
 
-/// Generators go before other processes, so that those disturb less.
-const NICE: libc::c_int = -20;
+/// Generators go before every ordinary process, so that those disturb less. Packets are worked on in the generators'
+/// own system calls, so nothing that they need waits behind them.
+const PRIORITY: libc::c_int = 1;
 
 /// Runs `work` in the namespace and on the seat.
 pub(super) fn spawn<'scope, T: Send + 'scope>(
@@ -43,7 +44,8 @@ pub(super) fn join<T>(handle: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
 fn sit(seat: Seat) -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).context("which processors may be used")?;
-    let usable: Vec<_> = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).take(2).collect();
+    let usable: Vec<_> =
+        (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).take(2).collect();
     let cpu = match seat {
         Seat::First => usable.first(),
         Seat::Second => usable.last(),
@@ -51,8 +53,9 @@ fn sit(seat: Seat) -> Result<()> {
     let mut one = CpuSet::new();
     one.set(*cpu.context("no processor may be used")?).context("the processor's number")?;
     sched_setaffinity(this, &one).context("cannot stay on one processor")?;
-    // SAFETY: no pointers; 0 means the calling thread.
-    nix::errno::Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) })
+    let turn = libc::sched_param { sched_priority: PRIORITY };
+    // SAFETY: the parameters outlive the call; 0 means the calling thread.
+    nix::errno::Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const turn) })
         .context("cannot go before other processes: root is needed")
         .map(drop)
 }

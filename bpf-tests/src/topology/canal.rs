@@ -60,7 +60,9 @@ fn put(etcd: &Etcd, rules: &[Value]) -> Result<()> {
 fn passed_by(number: u32) -> Value {
     let port = 1000 + number % 15_000;
     match number % 3 {
-        0 => json!({"protocol": "TCP", "peer": {"selector": format!("app == 'app{number}'")}, "ports": [port]}),
+        0 => {
+            json!({"protocol": "TCP", "peer": {"selector": format!("app == 'app{number}'")}, "ports": [port]})
+        }
         1 => {
             let (block, net) = (16 + number / 3 / 256 % 16, number / 3 % 256);
             json!({"protocol": "TCP", "peer": {"nets": [format!("172.{block}.{net}.0/24")]}, "ports": [port]})

@@ -6,7 +6,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{Kind, Topology};
-use crate::{capture::Capture, netns::Netns};
+use crate::{
+    capture::Capture,
+    load::{self, Receiver},
+    netns::Netns,
+};
 
 /// Packets and bytes that left the sending side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,15 +87,22 @@ impl Topology {
         let folder = tempfile::tempdir().context("no folder for a capture")?;
         let mut capture = Capture::start(netns, device, "ip", folder.path())?;
         // Under Canal's policy a ping would not pass: what the generators send does.
-        crate::load::datagrams(path, 64, Duration::from_millis(1))?;
+        load::datagrams(path, 64, Receiver::Sleeps, Duration::from_millis(1))?;
         let inner = format!("dst host {}", path.to.ip());
-        let tunnelled = capture.sees("udp dst port 8472 and greater 156 and less 156", if self.kind.tunnels() { SEEN } else { Duration::ZERO });
+        let tunnelled = capture.sees(
+            "udp dst port 8472 and greater 156 and less 156",
+            if self.kind.tunnels() { SEEN } else { Duration::ZERO },
+        );
         let plain = capture.sees(&inner, if self.kind.tunnels() { Duration::ZERO } else { SEEN });
         capture.stop()?;
         match (self.kind.tunnels(), tunnelled, plain) {
             (true, true, false) | (false, false, true) => {}
-            (true, ..) => bail!("on {device}: in VXLAN {tunnelled}, outside it {plain}; all must be in VXLAN"),
-            (false, ..) => bail!("on {device}: in VXLAN {tunnelled}, outside it {plain}; none may be in VXLAN"),
+            (true, ..) => {
+                bail!("on {device}: in VXLAN {tunnelled}, outside it {plain}; all must be in VXLAN")
+            }
+            (false, ..) => {
+                bail!("on {device}: in VXLAN {tunnelled}, outside it {plain}; none may be in VXLAN")
+            }
         }
         self.offloads_are_as_stated()
     }
@@ -104,7 +115,10 @@ impl Topology {
             needed.extend(["up0.tcp-segmentation-offload", "up0.tx-udp_tnl-segmentation"]);
         }
         for name in needed {
-            ensure!(offloads.get(name) == Some(&true), "{name} is off: this wire does not pass large packets");
+            ensure!(
+                offloads.get(name) == Some(&true),
+                "{name} is off: this wire does not pass large packets"
+            );
         }
         Ok(())
     }

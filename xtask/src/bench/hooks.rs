@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bpf_tests::{
-    load,
+    load::{self, Receiver},
     topology::{RunStatistics, Topology},
 };
 
@@ -42,7 +42,7 @@ pub(super) fn cost(topology: &Topology, duration: Duration) -> Result<Vec<HookCo
         }
         Ok(())
     };
-    under("udp_64", &|| load::datagrams(path, 64, duration).map(drop))?;
+    under("udp_64", &|| load::datagrams(path, 64, Receiver::Polls, duration).map(drop))?;
     under("tcp_bulk", &|| load::bulk(path, 1, duration).map(drop))?;
     under("crr", &|| load::connections(path, duration).map(drop))?;
     Ok(costs)

@@ -1,10 +1,6 @@
 //! Owns: what machine this is, and whether it had anything else to do meanwhile.
 
-use std::{
-    fs,
-    path::Path,
-    time::Instant,
-};
+use std::{fs, path::Path, time::Instant};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -63,6 +59,7 @@ fn user_ticks() -> Result<i64> {
 /// Of this process with all its threads: the twelfth field behind its name, which may contain anything.
 fn own_user_ticks() -> Result<i64> {
     let stat = fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
-    let ticks = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split_whitespace().nth(11)?.parse().ok());
+    let ticks =
+        stat.rsplit_once(") ").and_then(|(_, fields)| fields.split_whitespace().nth(11)?.parse().ok());
     ticks.context("/proc/self/stat has no user time")
 }

@@ -47,7 +47,9 @@ impl Report<'_> {
             for kind in &self.plan.topologies {
                 let Some(summary) = self.figures.summary(figure, *kind) else { continue };
                 let [to_k0, to_l] = BASES.map(|(_, base)| {
-                    self.figures.ratio(figure, *kind, base).map_or(String::new(), |ratio| format!("{ratio:.2}"))
+                    self.figures
+                        .ratio(figure, *kind, base)
+                        .map_or(String::new(), |ratio| format!("{ratio:.2}"))
                 });
                 table.add_row([
                     std::mem::take(&mut title).to_owned(),
@@ -66,7 +68,12 @@ impl Report<'_> {
     fn hook_table(&self) -> Table {
         let mut table = table(&["traffic", "node and hook", "ns a run", "runs"]);
         for HookCost { topology, traffic, hook, runs, ns } in self.hooks {
-            table.add_row([format!("{traffic} on {topology}"), hook.clone(), format!("{ns:.0}"), runs.to_string()]);
+            table.add_row([
+                format!("{traffic} on {topology}"),
+                hook.clone(),
+                format!("{ns:.0}"),
+                runs.to_string(),
+            ]);
         }
         table
     }
@@ -75,14 +82,18 @@ impl Report<'_> {
         let mut notes: Vec<_> =
             self.plan.topologies.iter().map(|kind| format!("{kind:<6} {}", kind.sentence())).collect();
         for kind in &self.plan.topologies {
-            if let Some(loss) = self.figures.summary(Figure::Udp64Loss, *kind)
-                && loss.median > NOTABLE_LOSS
-            {
-                notes.push(format!("udp_64 on {kind}: {:.1} % lost at the receiver's socket", loss.median));
+            for figure in [Figure::Udp64Loss, Figure::Udp64PathLoss] {
+                if let Some(loss) = self.figures.summary(figure, *kind)
+                    && loss.median > NOTABLE_LOSS
+                {
+                    let (what, percent) = (figure.sentence(), loss.median);
+                    notes.push(format!("{kind:<6} {what} at the receiver's socket: {percent:.1} %"));
+                }
             }
         }
         for topology in self.topologies {
-            let on: Vec<_> = topology.offloads()?.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+            let on: Vec<_> =
+                topology.offloads()?.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
             notes.push(format!("{:<6} offloads on: {}", topology.kind(), on.join(" ")));
         }
         if self.others > DISTURBED {

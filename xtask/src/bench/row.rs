@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bpf_tests::{
-    load::{self, Datagrams},
+    load::{self, Datagrams, Receiver},
     topology::{Topology, WireCount},
 };
 
@@ -13,6 +13,8 @@ use bpf_tests::{
 pub(super) enum Row {
     TcpBulk,
     Udp64,
+    /// The same to a receiver that polls.
+    Udp64Path,
     Rtt,
     Crr,
 }
@@ -22,11 +24,13 @@ pub(super) enum Row {
 pub(super) enum Figure {
     TcpBulk,
     Udp64,
+    Udp64Path,
     RttP50,
     RttP99,
     Crr,
-    /// Not a figure of merit: what of `Udp64` was sent in vain.
+    /// Not figures of merit: what was sent in vain.
     Udp64Loss,
+    Udp64PathLoss,
 }
 
 /// One measured value.
@@ -38,10 +42,12 @@ impl Figure {
         match self {
             Self::TcpBulk => "tcp_bulk",
             Self::Udp64 => "udp_64",
+            Self::Udp64Path => "udp_64_path",
             Self::RttP50 => "rtt_p50",
             Self::RttP99 => "rtt_p99",
             Self::Crr => "crr",
             Self::Udp64Loss => "udp_64_loss",
+            Self::Udp64PathLoss => "udp_64_path_loss",
         }
     }
 
@@ -50,25 +56,27 @@ impl Figure {
         match self {
             Self::TcpBulk => "TCP bulk, 1 stream",
             Self::Udp64 => "UDP 64 B, received",
+            Self::Udp64Path => "UDP 64 B, receiver polls",
             Self::RttP50 => "TCP round trip, median",
             Self::RttP99 => "TCP round trip, p99",
             Self::Crr => "connections: 16 B each way, reset",
             Self::Udp64Loss => "UDP 64 B, lost",
+            Self::Udp64PathLoss => "UDP 64 B, receiver polls, lost",
         }
     }
 
     pub(super) fn unit(self) -> &'static str {
         match self {
             Self::TcpBulk => "Gb/s",
-            Self::Udp64 => "kpps",
+            Self::Udp64 | Self::Udp64Path => "kpps",
             Self::RttP50 | Self::RttP99 => "us",
             Self::Crr => "1/s",
-            Self::Udp64Loss => "%",
+            Self::Udp64Loss | Self::Udp64PathLoss => "%",
         }
     }
 
     pub(super) fn compares(self) -> bool {
-        self != Self::Udp64Loss
+        !matches!(self, Self::Udp64Loss | Self::Udp64PathLoss)
     }
 }
 
@@ -77,12 +85,13 @@ const STRAY_PACKETS: u64 = 64;
 const PAYLOAD: u16 = 64;
 
 impl Row {
-    pub(super) const ALL: [Self; 4] = [Self::TcpBulk, Self::Udp64, Self::Rtt, Self::Crr];
+    pub(super) const ALL: [Self; 5] = [Self::TcpBulk, Self::Udp64, Self::Udp64Path, Self::Rtt, Self::Crr];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::TcpBulk => "tcp_bulk",
             Self::Udp64 => "udp_64",
+            Self::Udp64Path => "udp_64_path",
             Self::Rtt => "rtt",
             Self::Crr => "crr",
         }
@@ -90,22 +99,24 @@ impl Row {
 
     pub(super) fn measure(self, topology: &Topology, duration: Duration) -> Result<Vec<Reading>> {
         let path = topology.path();
-        let before = topology.wire_count()?;
         Ok(match self {
             Self::TcpBulk => {
+                let before = topology.wire_count()?;
                 let bulk = load::bulk(path, 1, duration)?;
                 let wire = topology.wire_count()?.since(before);
-                ensure!(wire.bytes >= bulk.bytes, "{} bytes arrived, but the wire carried {}", bulk.bytes, wire.bytes);
+                ensure!(
+                    wire.bytes >= bulk.bytes,
+                    "{} bytes arrived, but the wire carried {}",
+                    bulk.bytes,
+                    wire.bytes
+                );
                 vec![(Figure::TcpBulk, bulk.gigabits_per_second())]
             }
             Self::Udp64 => {
-                let overflows = topology.receiver_overflows()?;
-                let datagrams = load::datagrams(path, PAYLOAD.into(), duration)?;
-                let overflows = topology.receiver_overflows()? - overflows;
-                let wire = topology.wire_count()?.since(before);
-                check_datagrams(topology, &datagrams, wire, overflows)?;
-                let loss = datagrams.loss() * 100.0;
-                vec![(Figure::Udp64, datagrams.received_kpps()), (Figure::Udp64Loss, loss)]
+                datagrams(topology, Receiver::Sleeps, duration, [Figure::Udp64, Figure::Udp64Loss])?
+            }
+            Self::Udp64Path => {
+                datagrams(topology, Receiver::Polls, duration, [Figure::Udp64Path, Figure::Udp64PathLoss])?
             }
             Self::Rtt => {
                 let trips = load::round_trips(path, duration)?;
@@ -116,8 +127,26 @@ impl Row {
     }
 }
 
+fn datagrams(
+    topology: &Topology,
+    receiver: Receiver,
+    duration: Duration,
+    [rate, lost]: [Figure; 2],
+) -> Result<Vec<Reading>> {
+    let (wire, overflows) = (topology.wire_count()?, topology.receiver_overflows()?);
+    let datagrams = load::datagrams(topology.path(), PAYLOAD.into(), receiver, duration)?;
+    let overflows = topology.receiver_overflows()? - overflows;
+    check_datagrams(topology, &datagrams, topology.wire_count()?.since(wire), overflows)?;
+    Ok(vec![(rate, datagrams.received_kpps()), (lost, datagrams.loss() * 100.0)])
+}
+
 /// Every datagram went out by the wire in the stated form, and came in, or was counted where it was lost.
-fn check_datagrams(topology: &Topology, datagrams: &Datagrams, wire: WireCount, overflows: u64) -> Result<()> {
+fn check_datagrams(
+    topology: &Topology,
+    datagrams: &Datagrams,
+    wire: WireCount,
+    overflows: u64,
+) -> Result<()> {
     ensure!(
         wire.packets >= datagrams.sent,
         "{} datagrams sent, but the wire carried {} packets",
