@@ -6,6 +6,7 @@
 //! | `D` | two nodes that route plainly: no tunnel, no policy |
 //! | `K0` | two nodes with the kernel's VXLAN exactly as flanneld programs it, no policy |
 //! | `C(n)` | two nodes with the real agent, plugin and etcd, and a policy of `n` rules a direction |
+//! | `C(n)'` | the same with another build of Canal |
 //!
 //! The ends have MTU 1450 everywhere and the wire between the nodes 1500, so that all carry the same segments.
 
@@ -15,7 +16,7 @@ mod hooks;
 mod routed;
 mod vxlan;
 
-use std::{fmt, str::FromStr};
+use std::{fmt, path::Path as FilePath, str::FromStr};
 
 use anyhow::{Context, Result, bail};
 
@@ -33,7 +34,17 @@ pub enum Kind {
     Canal {
         /// In each direction; the traffic of [`crate::load`] passes by the last one.
         rules: u32,
+        build: Build,
     },
+}
+
+/// Whose Canal it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Build {
+    /// What [`agent::binary`] finds.
+    Own,
+    /// What [`Topology::build`] is told.
+    Other,
 }
 
 impl Kind {
@@ -48,7 +59,10 @@ impl Kind {
             Self::Bare => "two pods on one bare veth pair".to_owned(),
             Self::Routed => "two nodes, plain routes, no policy".to_owned(),
             Self::Vxlan => "two nodes, kernel VXLAN as flanneld programs it, no policy".to_owned(),
-            Self::Canal { rules } => format!("two nodes, Canal, a policy of {rules} rules a direction"),
+            Self::Canal { rules, build } => {
+                let whose = if build == Build::Own { "Canal" } else { "another build of Canal" };
+                format!("two nodes, {whose}, a policy of {rules} rules a direction")
+            }
         }
     }
 }
@@ -59,7 +73,8 @@ impl fmt::Display for Kind {
             Self::Bare => f.pad("L"),
             Self::Routed => f.pad("D"),
             Self::Vxlan => f.pad("K0"),
-            Self::Canal { rules } => f.pad(&format!("C({rules})")),
+            Self::Canal { rules, build: Build::Own } => f.pad(&format!("C({rules})")),
+            Self::Canal { rules, build: Build::Other } => f.pad(&format!("C({rules})'")),
         }
     }
 }
@@ -73,7 +88,9 @@ impl FromStr for Kind {
             "D" => Self::Routed,
             "K0" => Self::Vxlan,
             _ => match name.strip_prefix("C(").and_then(|rest| rest.strip_suffix(')')) {
-                Some(rules) => Self::Canal { rules: rules.parse().context("the number of rules")? },
+                Some(rules) => {
+                    Self::Canal { rules: rules.parse().context("the number of rules")?, build: Build::Own }
+                }
                 None => bail!("there is no topology {name:?}: it is L, D, K0 or C(<rules>)"),
             },
         })
@@ -89,8 +106,9 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Builds it, and proves that the ends reach each other in the stated way.
-    pub fn build(kind: Kind) -> Result<Self> {
+    /// Builds it, and proves that the ends reach each other in the stated way. `other` is where the binaries of
+    /// [`Build::Other`] are.
+    pub fn build(kind: Kind, other: Option<&FilePath>) -> Result<Self> {
         let topology = match kind {
             Kind::Bare => {
                 let (from, to) = bare_pair(&sweep::automatic_prefix())?;
@@ -98,7 +116,11 @@ impl Topology {
             }
             Kind::Routed => routed::build(kind)?,
             Kind::Vxlan => vxlan::build(kind)?,
-            Kind::Canal { rules } => canal::build(kind, rules)?,
+            Kind::Canal { rules, build: Build::Own } => canal::build(kind, rules)?,
+            Kind::Canal { rules, build: Build::Other } => {
+                let folder = other.context("there is no other build of Canal")?;
+                agent::with_binaries(folder, || canal::build(kind, rules))?
+            }
         };
         topology.prove().with_context(|| format!("{kind} is broken"))?;
         Ok(topology)

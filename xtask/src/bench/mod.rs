@@ -10,10 +10,13 @@ mod progress;
 mod report;
 mod row;
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use bpf_tests::topology::{Kind, Topology};
+use bpf_tests::topology::{Build, Kind, Topology};
 
 use self::{figures::Figures, machine::Quietness, progress::Progress, row::Row};
 use crate::{
@@ -34,13 +37,16 @@ pub(crate) struct BenchArguments {
     /// How often each row is measured on each topology
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
+    /// Measure the Canal whose binaries are in this folder, too, as C(n)'
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
     /// Measure the binaries that are there, without building
     #[arg(long, hide = true)]
     no_build: bool,
 }
 
 /// Without `--only`.
-const TOPOLOGIES: [Kind; 4] = [Kind::Bare, Kind::Routed, Kind::Vxlan, Kind::Canal { rules: 10 }];
+const TOPOLOGIES: [Kind; 4] = [Kind::Bare, Kind::Routed, Kind::Vxlan, Kind::Canal { rules: 10, build: Build::Own }];
 
 /// What to measure, and for how long.
 struct Plan {
@@ -66,6 +72,13 @@ impl Plan {
         if topologies.is_empty() {
             topologies.extend(TOPOLOGIES);
         }
+        if arguments.against.is_some() {
+            let others = topologies.iter().filter_map(|kind| match kind {
+                Kind::Canal { rules, .. } => Some(Kind::Canal { rules: *rules, build: Build::Other }),
+                _ => None,
+            });
+            topologies.extend(others.collect::<Vec<_>>());
+        }
         if rows.is_empty() {
             rows.extend(Row::ALL);
         }
@@ -88,7 +101,7 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &BenchArguments) -> Result
         object::build(workspace, Profile::Release)?;
     }
     bpf_tests::clean_up_own_on_interrupt()?;
-    let topologies = build(&plan)?;
+    let topologies = build(&plan, arguments.against.as_deref())?;
     let quietness = Quietness::start()?;
     let figures = measure(&plan, &topologies)?;
     let others = quietness.others()?;
@@ -98,11 +111,11 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &BenchArguments) -> Result
         .publish(workspace)
 }
 
-fn build(plan: &Plan) -> Result<Vec<Topology>> {
+fn build(plan: &Plan, other: Option<&Path>) -> Result<Vec<Topology>> {
     let mut topologies = Vec::new();
     for kind in &plan.topologies {
         run::say(format!("{kind}: {}", kind.sentence()));
-        topologies.push(Topology::build(*kind)?);
+        topologies.push(Topology::build(*kind, other)?);
     }
     Ok(topologies)
 }
@@ -135,13 +148,13 @@ mod tests {
 
     fn arguments(only: &[&str]) -> BenchArguments {
         let only = only.iter().map(ToString::to_string).collect();
-        BenchArguments { quick: true, only, rounds: None, no_build: false }
+        BenchArguments { quick: true, only, rounds: None, against: None, no_build: false }
     }
 
     #[test]
     fn only_names_rows_and_topologies_and_what_is_not_named_stays_whole() {
         let plan = Plan::new(&arguments(&["udp_64", "C(1000)"])).unwrap();
-        assert_eq!(plan.topologies, [Kind::Canal { rules: 1000 }]);
+        assert_eq!(plan.topologies, [Kind::Canal { rules: 1000, build: Build::Own }]);
         assert_eq!(plan.rows.iter().map(|row| row.name()).collect::<Vec<_>>(), ["udp_64"]);
         assert_eq!(Plan::new(&arguments(&["rtt"])).unwrap().topologies, TOPOLOGIES);
     }
