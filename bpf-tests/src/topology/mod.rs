@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail};
 pub use check::{Offloads, WireCount};
 pub use hooks::{RunStatistics, RunTime};
 
-use crate::{load::Path, netns::Netns, node::Node, pair::bare_pair, probe::Host, sweep, world::World};
+use crate::{agent, load::Path, netns::Netns, node::Node, pair::bare_pair, probe::Host, sweep, world::World};
 
 /// A way between two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -46,7 +46,8 @@ pub(crate) struct BenchArguments {
 }
 
 /// Without `--only`.
-const TOPOLOGIES: [Kind; 4] = [Kind::Bare, Kind::Routed, Kind::Vxlan, Kind::Canal { rules: 10, build: Build::Own }];
+const TOPOLOGIES: [Kind; 4] =
+    [Kind::Bare, Kind::Routed, Kind::Vxlan, Kind::Canal { rules: 10, build: Build::Own }];
 
 /// What to measure, and for how long.
 struct Plan {
