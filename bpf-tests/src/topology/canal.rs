@@ -17,7 +17,7 @@ use crate::{
 /// As Felix splits rules over policies.
 const RULES_PER_POLICY: usize = 10;
 /// From the policy in etcd to its verdict in the kernel, with many rules on a busy machine.
-const ENFORCED: Duration = Duration::from_secs(60);
+const ENFORCED: Duration = Duration::from_mins(1);
 
 pub(super) fn build(kind: Kind, rules: u32) -> Result<Topology> {
     let world = World::builder().build()?;

@@ -147,3 +147,18 @@ impl Topology {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topology_is_known_by_the_name_that_it_shows() {
+        let canal = Kind::Canal { rules: 10, build: Build::Own };
+        for kind in [Kind::Bare, Kind::Routed, Kind::Vxlan, canal] {
+            assert_eq!(kind.to_string().parse::<Kind>().unwrap(), kind);
+        }
+        assert!("C(many)".parse::<Kind>().is_err());
+        assert!("K".parse::<Kind>().is_err());
+    }
+}

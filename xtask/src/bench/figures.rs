@@ -89,6 +89,7 @@ mod tests {
 
     #[test]
     fn of_an_even_number_of_rounds_the_median_is_between_the_middle_two() {
-        assert_eq!(Summary::of(&[4.0, 1.0, 3.0, 2.0]).unwrap().median, 2.5);
+        let even = Summary::of(&[4.0, 1.0, 3.0, 2.0]).unwrap();
+        assert_eq!(even, Summary { median: 2.5, min: 1.0, max: 4.0 });
     }
 }

@@ -139,7 +139,6 @@ fn measure(plan: &Plan, topologies: &[Topology]) -> Result<Figures> {
             }
         }
     }
-    progress.finish();
     Ok(figures)
 }
 

@@ -35,16 +35,18 @@ impl Progress {
         self.done += 1;
     }
 
-    pub(super) fn finish(&self) {
-        if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
-        }
-    }
-
     /// As if all took as long as those before.
     fn left(&self) -> Option<Duration> {
         let done = u32::try_from(self.done).ok()?;
         let left = u32::try_from(self.total - self.done).ok()?;
         self.start.elapsed().checked_div(done).map(|each| each * left)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K");
+        }
     }
 }
