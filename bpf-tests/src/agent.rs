@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     env, fs,
     io::{Read, Write},
+    net::Ipv4Addr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -94,6 +95,29 @@ impl Agent {
         }
     }
 
+    /// Adds a flag that holds its value, or has none, to the next start: `--ip-masq=true`.
+    pub fn add_switch(&self, switch: &str) {
+        self.args.lock().unwrap_or_else(PoisonError::into_inner).push(switch.to_owned());
+    }
+
+    /// Leaves a flag out of the next start.
+    pub fn unset_flag(&self, flag: &str) {
+        let mut args = self.args.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = args.iter().position(|a| a == flag) {
+            args.drain(at..at + 2);
+        }
+    }
+
+    /// The flags of the next start, to run the agent in another way.
+    pub fn flags(&self) -> Vec<String> {
+        self.args.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Runs `canal-agent cleanup` and returns what it said.
+    pub fn clean_up(&self) -> Result<String> {
+        Cmd::new(binary("canal-agent")?).arg("cleanup").args(self.flags()).in_netns(&self.netns).run()
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.folder.join("agent.sock")
     }
@@ -110,6 +134,11 @@ impl Agent {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
+    /// Whether its log comes to hold all these words in one line.
+    pub fn says(&self, words: &[&str], deadline: Duration) -> bool {
+        until(deadline, || self.log().lines().any(|line| words.iter().all(|word| line.contains(word))))
+    }
+
     /// Starts it and waits until it serves.
     pub fn start(&self) -> Result<()> {
         self.spawn()?;
@@ -118,8 +147,7 @@ impl Agent {
 
     /// Starts it.
     pub fn spawn(&self) -> Result<()> {
-        let args = self.args.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let command = Cmd::new(binary("canal-agent")?).arg("run").args(args).in_netns(&self.netns);
+        let command = Cmd::new(binary("canal-agent")?).arg("run").args(self.flags()).in_netns(&self.netns);
         *self.process() = Some(command.start(&self.log_file())?);
         Ok(())
     }
@@ -177,6 +205,22 @@ impl Agent {
     pub fn status(&self) -> Result<Value> {
         let body = self.get("/v1/status")?;
         serde_json::from_str(&body).with_context(|| format!("the status is not JSON: {body}"))
+    }
+
+    /// Packets that a hook counted for a reason; 0 if it never did.
+    pub fn count(&self, hook: &str, reason: &str) -> Result<u64> {
+        let status = self.status()?;
+        let counters = status["counters"].as_array().context("the status has no counters")?;
+        let found = counters.iter().find(|c| c["hook"] == hook && c["reason"] == reason);
+        Ok(found.and_then(|c| c["packets"].as_u64()).unwrap_or_default())
+    }
+
+    /// What the status says of the endpoint with this address: `ready`, `waiting`, `closed`; `None`: unknown.
+    pub fn endpoint_state(&self, address: Ipv4Addr) -> Result<Option<String>> {
+        let (status, address) = (self.status()?, address.to_string());
+        let endpoints = status["endpoints"].as_array().context("the status has no endpoints")?;
+        let found = endpoints.iter().find(|e| e["address"] == address.as_str());
+        Ok(found.and_then(|e| e["state"].as_str()).map(str::to_owned))
     }
 
     /// Body of a GET on the local socket.

@@ -25,12 +25,21 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// `filter` in tcpdump's language. Returns when packets are being taken.
+    /// `filter` in tcpdump's language. Returns when packets are being taken. The beginning of each is kept.
     pub fn start(netns: &Netns, interface: &str, filter: &str, folder: &Path) -> Result<Self> {
+        Self::start_with(netns, interface, filter, folder, 256)
+    }
+
+    /// The same with whole packets, to check their checksums.
+    pub fn start_whole(netns: &Netns, interface: &str, filter: &str, folder: &Path) -> Result<Self> {
+        Self::start_with(netns, interface, filter, folder, 0)
+    }
+
+    fn start_with(netns: &Netns, interface: &str, filter: &str, folder: &Path, length: u32) -> Result<Self> {
         let file = unused(folder, &format!("{}-{interface}", netns.name()));
         let log = file.with_extension("tcpdump.log");
         let mut process = netns
-            .cmd("tcpdump -n -U --immediate-mode -s 256")
+            .cmd(&format!("tcpdump -n -U --immediate-mode -s {length}"))
             .args(["-i", interface, "-w", &file.display().to_string()])
             .args((!filter.is_empty()).then_some(filter))
             .start(&log)?;
@@ -48,8 +57,32 @@ impl Capture {
 
     /// The packets so far that match, one line each.
     pub fn packets(&self, filter: &str) -> Result<Vec<String>> {
+        self.read("", filter)
+    }
+
+    /// The envelopes so far that match; tcpdump takes flannel's port for another protocol unless told.
+    pub fn envelopes(&self, filter: &str) -> Result<Vec<String>> {
+        self.read("-T vxlan", filter)
+    }
+
+    /// As [`packets`](Self::packets), with every header and whether its checksum is right; a packet may take several lines.
+    pub fn packets_in_full(&self, filter: &str) -> Result<Vec<String>> {
+        self.read("-vv", filter)
+    }
+
+    /// Lengths on the wire of the packets so far that match, Ethernet header included.
+    pub fn lengths(&self, filter: &str) -> Result<Vec<u32>> {
+        let length = |line: String| {
+            let (_, rest) = line.split_once(", length ")?;
+            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+        };
+        Ok(self.read("-e -t", filter)?.into_iter().filter_map(length).collect())
+    }
+
+    fn read(&self, how: &str, filter: &str) -> Result<Vec<String>> {
         let file = self.file.display().to_string();
-        let output = Cmd::line("tcpdump -nn -r").arg(file).arg(filter).output()?;
+        let output =
+            Cmd::line("tcpdump -nn").args(how.split_whitespace()).args(["-r", &file, filter]).output()?;
         // While the file grows its last packet may be incomplete, which is an error after all others.
         Ok(output.stdout.lines().map(str::to_owned).collect())
     }

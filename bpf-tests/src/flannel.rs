@@ -47,7 +47,8 @@ impl Host for FlannelPod {
 }
 
 impl<'a> FlannelNode<'a> {
-    pub(crate) fn program(node: &'a Node, etcd: &'a Etcd) -> Result<Self> {
+    /// `checksums`: whether the envelopes carry UDP checksums, as flanneld's do.
+    pub(crate) fn program(node: &'a Node, etcd: &'a Etcd, checksums: bool) -> Result<Self> {
         let number = node.number();
         let subnet = Ipv4Addr::new(10, 100, 200u8.wrapping_add(number).wrapping_sub(2), 0);
         let vtep_mac = format!("0e:00:00:00:00:{number:02x}");
@@ -55,18 +56,39 @@ impl<'a> FlannelNode<'a> {
         let netns = node.netns();
         netns.ip(&format!(
             "link add flannel.1 address {vtep_mac} mtu 1450 type vxlan id 1 local {public_ip} dev up0 \
-             dstport 8472 nolearning udpcsum"
+             dstport 8472 nolearning {}",
+            if checksums { "udpcsum" } else { "noudpcsum" }
         ))?;
         netns.ip("link set flannel.1 up")?;
         netns.ip(&format!("addr add {subnet}/32 dev flannel.1"))?;
+        let flannel =
+            Self { node, etcd, subnet, vtep_mac, next_pod: AtomicU8::new(2), known: Mutex::default() };
+        flannel.put_lease()?;
+        Ok(flannel)
+    }
+
+    /// Writes its lease, as flanneld does at its start.
+    pub fn put_lease(&self) -> Result<()> {
         let lease = json!({
-            "PublicIP": public_ip,
+            "PublicIP": self.node.public_ip(),
             "PublicIPv6": null,
             "BackendType": "vxlan",
-            "BackendData": {"VNI": 1, "VtepMAC": vtep_mac},
+            "BackendData": {"VNI": 1, "VtepMAC": self.vtep_mac},
         });
-        etcd.put_leased(&format!("{SUBNETS}{subnet}-24"), &lease.to_string(), LEASE_TTL)?;
-        Ok(Self { node, etcd, subnet, vtep_mac, next_pod: AtomicU8::new(2), known: Mutex::default() })
+        self.etcd.put_leased(&self.lease_key(), &lease.to_string(), LEASE_TTL)
+    }
+
+    pub fn lease_key(&self) -> String {
+        format!("{SUBNETS}{}-24", self.subnet)
+    }
+
+    /// As a flanneld that made its device anew: another MAC, on the device and in the lease.
+    pub fn change_mac(&mut self, mac: &str) -> Result<()> {
+        self.node.netns().ip(&format!("link set flannel.1 address {mac}"))?;
+        mac.clone_into(&mut self.vtep_mac);
+        self.put_lease()?;
+        // The kernel forgot its neighbours with the old address.
+        self.learn_peers().map(drop)
     }
 
     pub fn node(&self) -> &Node {

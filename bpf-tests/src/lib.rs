@@ -29,6 +29,8 @@ pub mod pair;
 pub mod pod;
 pub mod policy;
 pub mod probe;
+#[cfg(feature = "kernel")]
+pub mod progrun;
 pub mod sweep;
 pub mod topology;
 pub mod wait;
@@ -37,6 +39,7 @@ pub mod world;
 #[cfg(test)]
 mod tests;
 
+pub use agent::Agent;
 pub use capture::Capture;
 pub use cmd::{Cmd, Proc};
 pub use etcd::Etcd;

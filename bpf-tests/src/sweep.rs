@@ -9,7 +9,7 @@ use std::{
     process,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI32, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering},
     },
     thread,
 };
@@ -122,12 +122,22 @@ pub fn worlds(stem: &str) -> BTreeSet<String> {
 }
 
 /// Where the handler writes to.
-static INTERRUPTED: AtomicI32 = AtomicI32::new(-1);
+static HANDLER_PIPE: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn on_interrupt(_signal: libc::c_int) {
     let byte = 1_u8;
     // SAFETY: write(2) may be called in a signal handler; the byte outlives the call.
-    unsafe { libc::write(INTERRUPTED.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
+    unsafe { libc::write(HANDLER_PIPE.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Never returns once [`clean_up_on_interrupt`] is at work: what fails from then on fails because of that, and is
+/// nothing to tell about.
+pub fn stop_if_interrupted() {
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        thread::park();
+    }
 }
 
 /// On Ctrl-C, SIGTERM or SIGHUP: sweeps and exits with status 130.
@@ -146,7 +156,7 @@ pub fn clean_up_own_on_interrupt() -> Result<()> {
 
 fn clean_up_by(clean_up: impl Fn() + Send + 'static) -> Result<()> {
     let (wait, tell) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
-    INTERRUPTED.store(tell.as_raw_fd(), Ordering::Relaxed);
+    HANDLER_PIPE.store(tell.as_raw_fd(), Ordering::Relaxed);
     // Open for as long as the handler may write.
     std::mem::forget(tell);
     let action = SigAction::new(SigHandler::Handler(on_interrupt), SaFlags::SA_RESTART, SigSet::empty());
@@ -158,6 +168,7 @@ fn clean_up_by(clean_up: impl Fn() + Send + 'static) -> Result<()> {
         .name("interrupt".into())
         .spawn(move || {
             if read(&wait, &mut [0]).is_ok_and(|size| size == 1) {
+                INTERRUPTED.store(true, Ordering::Relaxed);
                 // For ever: what the rest of the process is about to make waits until there is no process.
                 let _making = making();
                 eprintln!("\ninterrupted: cleaning up");

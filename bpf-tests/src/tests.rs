@@ -140,7 +140,7 @@ fn programs_started_under_an_interrupt_handler_can_be_interrupted_themselves() {
 
 #[test]
 fn worlds_are_found_by_their_namespaces_and_folders_and_nothing_else_is_taken_for_one() {
-    let stem = format!("cn{}-", process::id());
+    let stem = format!("cn{}-stem", process::id());
     let foreign = Netns::create(&format!("{stem}x-hub")).unwrap();
     let world = World::builder().nodes(1).config(None).prefix(&format!("{stem}7-")).build().unwrap();
     assert_eq!(sweep::worlds(&stem).into_iter().collect::<Vec<_>>(), [format!("{stem}7-")]);

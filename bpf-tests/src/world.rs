@@ -188,7 +188,12 @@ impl World {
 
     /// Makes this node what flanneld makes of one; see [`FlannelNode`].
     pub fn flannel_node(&self, number: u8) -> Result<FlannelNode<'_>> {
-        FlannelNode::program(self.node(number), &self.etcd)
+        FlannelNode::program(self.node(number), &self.etcd, true)
+    }
+
+    /// The same with envelopes that carry no UDP checksums, as the kernel's default is.
+    pub fn flannel_node_without_checksums(&self, number: u8) -> Result<FlannelNode<'_>> {
+        FlannelNode::program(self.node(number), &self.etcd, false)
     }
 
     /// Every pod made with [`Node::add_pod`] and not deleted, node by node.

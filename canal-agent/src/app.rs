@@ -356,6 +356,10 @@ pub fn cleanup(config: &Config) -> anyhow::Result<Vec<String>> {
     if remove_dir(&endpoints)? {
         done.push(format!("removed {}", endpoints.display()));
     }
+    // Only if nobody else keeps anything there.
+    if std::fs::remove_dir(&config.state_dir).is_ok() {
+        done.push(format!("removed {}", config.state_dir.display()));
+    }
     Ok(done)
 }
 

@@ -25,11 +25,17 @@ const QUIET_TICK: Duration = Duration::from_secs(30);
 /// One line about what xtask does, set apart from the output of what it calls.
 pub(crate) fn say(message: impl AsRef<str>) {
     let message = message.as_ref();
-    if std::io::stderr().is_terminal() {
+    if std::io::stderr().is_terminal() && wants_colour() {
         eprintln!("\x1b[1;36m▸\x1b[0m {message}");
     } else {
         eprintln!("▸ {message}");
     }
+}
+
+/// What the user asked for by environment: <https://no-color.org>.
+pub(crate) fn wants_colour() -> bool {
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !no_color && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// A command in `directory` with its own environment: cargo sets variables for what it runs (`CARGO_PKG_*`,

@@ -1,6 +1,7 @@
 //! Questions to the network, asked from inside a namespace.
 
 mod bulk;
+mod frame;
 mod live;
 mod ping;
 mod rate;
@@ -48,6 +49,16 @@ pub trait Host {
     /// Tries one TCP connection, for a second.
     fn connect(&self, to: Ipv4Addr, port: u16) -> Connect {
         tcp::connect(self.netns(), SocketAddrV4::new(to, port), Duration::from_secs(1))
+    }
+
+    /// Sends bytes as they are on an interface, Ethernet header included.
+    fn send_frame(&self, interface: &str, bytes: &[u8]) -> Result<()> {
+        frame::send(self.netns(), interface, bytes)
+    }
+
+    /// Sends one datagram and awaits nothing.
+    fn send_udp(&self, to: Ipv4Addr, port: u16, payload: &[u8]) -> Result<()> {
+        udp::send(self.netns(), SocketAddrV4::new(to, port), payload)
     }
 
     /// A TCP connection comes about.

@@ -55,6 +55,13 @@ impl Drop for UdpEcho {
     }
 }
 
+pub(super) fn send(netns: &Netns, to: SocketAddrV4, payload: &[u8]) -> Result<()> {
+    let socket =
+        netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?.context("cannot open a UDP socket")?;
+    socket.send_to(payload, to).with_context(|| format!("cannot send from {} to {to}", netns.name()))?;
+    Ok(())
+}
+
 pub(super) fn echoes(netns: &Netns, to: SocketAddrV4, count: u32, size: usize) -> Result<u32> {
     let socket =
         netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?.context("cannot open a UDP socket")?;

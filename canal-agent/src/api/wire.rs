@@ -51,6 +51,9 @@ pub struct Status {
     /// Policies and other objects that cannot be used, by key, with the reason.
     pub invalid: BTreeMap<String, String>,
     pub counters: Vec<CounterStatus>,
+    /// The latest dropped packets, newest first: a sample, not all.
+    #[serde(default)]
+    pub drops: Vec<DropStatus>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,4 +125,21 @@ pub struct CounterStatus {
     pub drop: bool,
     pub packets: u64,
     pub bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DropStatus {
+    pub seconds_ago: f64,
+    pub hook: String,
+    pub reason: String,
+    pub sentence: String,
+    /// IP protocol number.
+    pub protocol: u8,
+    pub src: Ipv4Addr,
+    pub src_port: u16,
+    pub dst: Ipv4Addr,
+    pub dst_port: u16,
+    pub interface: Option<String>,
+    /// The policy rule that decided, if one did.
+    pub rule: Option<String>,
 }

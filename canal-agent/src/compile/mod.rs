@@ -19,7 +19,7 @@ pub mod reference;
 mod rules;
 mod set;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verdict;
 
 use std::{

@@ -1,6 +1,8 @@
 //! `canalctl`: what the agent of this node does, for people and for scripts.
 
+mod drops;
 mod status;
+mod table;
 
 use std::path::PathBuf;
 
@@ -33,6 +35,11 @@ enum Verb {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// The latest dropped packets and why, newest first: a sample, not all
+    Drops {
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -45,5 +52,6 @@ enum Output {
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.verb {
         Verb::Status { output } => status::run(cli, *output),
+        Verb::Drops { output } => drops::run(cli, *output),
     }
 }

@@ -3,9 +3,8 @@
 use std::fmt::Write as _;
 
 use anyhow::Context as _;
-use comfy_table::{Table, presets};
 
-use super::{Cli, Output};
+use super::{Cli, Output, table::table};
 use crate::{
     api::{
         client::Client,
@@ -17,7 +16,7 @@ use crate::{
 pub(super) fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
     let status = match Client::new(&cli.socket).status() {
         Ok(status) => status,
-        Err(error) => return without_agent(cli, output, &error.into()),
+        Err(error) => return without_agent(cli, output, &error.to_string()),
     };
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
@@ -27,21 +26,21 @@ pub(super) fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
 }
 
 /// The data path goes on without an agent: show what it counts.
-fn without_agent(cli: &Cli, output: Output, error: &anyhow::Error) -> anyhow::Result<u8> {
-    let counters = Counters::open(&cli.bpffs).and_then(|c| c.read()).with_context(|| {
-        format!("{error:#}; and there are no pinned tables below {}", cli.bpffs.display())
-    })?;
+fn without_agent(cli: &Cli, output: Output, error: &str) -> anyhow::Result<u8> {
+    let counters = Counters::open(&cli.bpffs)
+        .and_then(|c| c.read())
+        .with_context(|| format!("{error}; and there are no pinned tables below {}", cli.bpffs.display()))?;
     match output {
         Output::Json => println!(
             "{}",
             serde_json::to_string_pretty(&Status {
-                problems: vec![format!("{error:#}")],
+                problems: vec![error.to_owned()],
                 counters,
                 ..Status::default()
             })?
         ),
         Output::Table => {
-            eprintln!("canalctl: {error:#}; the data path is still there:");
+            eprintln!("canalctl: {error}; the data path is still there:");
             print!("{}", counters_table(&counters));
         }
     }
@@ -139,12 +138,6 @@ fn counters_table(counters: &[CounterStatus]) -> String {
         ]);
     }
     format!("{rows}\n")
-}
-
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    table
 }
 
 fn duration(seconds: u64) -> String {

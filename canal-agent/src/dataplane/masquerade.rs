@@ -19,11 +19,8 @@ pub enum MasqueradeError {
     Refused(String),
 }
 
-/// Installs, corrects or removes the table.
-pub fn ensure(wanted: bool, network: Ipv4Net, subnet: Ipv4Net) -> Result<(), MasqueradeError> {
-    if !wanted {
-        return Ok(());
-    }
+/// Installs or corrects the table; what is right is left alone.
+pub fn ensure(network: Ipv4Net, subnet: Ipv4Net) -> Result<(), MasqueradeError> {
     let text = ruleset(network, subnet);
     // The comment carries what the table was made from: unchanged means nothing to do.
     if listed()?.is_some_and(|present| present.contains(&tag(network, subnet))) {

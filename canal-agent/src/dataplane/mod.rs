@@ -8,7 +8,6 @@
 pub mod counters;
 pub mod events;
 pub mod hooks;
-mod ids;
 pub mod inspect;
 pub mod masquerade;
 pub mod nodes;
@@ -16,5 +15,4 @@ pub mod object;
 pub mod overlay;
 pub mod pins;
 pub mod policy;
-mod rows;
 pub mod tables;

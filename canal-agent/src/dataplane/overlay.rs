@@ -102,10 +102,13 @@ pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayE
     }
     address(netlink, overlay, link.index)?;
     route(netlink, overlay, link.index)?;
-    for (key, value) in
-        [("net.ipv4.ip_forward", "1"), (&format!("net.ipv4.conf.{}.forwarding", name.replace('.', "/")), "1")]
-    {
-        match sysctl::set_if_present(key, value) {
+    for (key, value) in [
+        ("net/ipv4/ip_forward".to_owned(), "1"),
+        (format!("net/ipv4/conf/{name}/forwarding"), "1"),
+        // No IPv6 goes this way yet: no router solicitations into nowhere.
+        (format!("net/ipv6/conf/{name}/disable_ipv6"), "1"),
+    ] {
+        match sysctl::set_if_present(&key, value) {
             Ok(true) => info!(key, value, "set sysctl"),
             Ok(false) => {}
             Err(error) => warn!(key, %error, "cannot set sysctl: the host will not forward for its pods"),

@@ -1,6 +1,9 @@
 //! The policy tables in the kernel, one small write each: what [`super::policy`] decides is done here.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use aya::{
     Ebpf,
@@ -10,7 +13,7 @@ use canal_common::{
     Ip4,
     endpoint::{Endpoint, EndpointPolicy, Generation},
     names,
-    policy::{Class, MAX_SETS, Row, RowRef},
+    policy::{Class, MAX_ROWS, MAX_SETS, Row, RowRef, Verdict},
 };
 use ipnet::Ipv4Net;
 
@@ -51,15 +54,16 @@ pub struct Leftovers {
     pub nets: BTreeMap<Ipv4Net, u32>,
     pub endpoints: BTreeMap<Ipv4Addr, Endpoint>,
     pub policies: BTreeMap<u32, EndpointPolicy>,
-    /// Sets in use, and the rows that they reach.
-    pub sets: Vec<u32>,
+    /// Set → its columns (class → row).
+    pub sets: BTreeMap<u32, Vec<u32>>,
+    /// Rows that the sets reach.
     pub rows: Vec<u32>,
 }
 
 pub struct KernelTables {
     rows: Array<MapData, Row>,
     sets: ArrayOfMaps<MapData, Array<MapData, RowRef>>,
-    /// The inner arrays of the sets that this process wrote.
+    /// The inner arrays of the sets.
     columns: BTreeMap<u32, Array<MapData, RowRef>>,
     peers: BpfHashMap<MapData, Ip4, Class>,
     nets: LpmTrie<MapData, Ip4, Class>,
@@ -70,7 +74,7 @@ pub struct KernelTables {
 
 impl KernelTables {
     pub fn adopt(ebpf: &mut Ebpf) -> Result<(Self, Leftovers), MapError> {
-        let tables = Self {
+        let mut tables = Self {
             rows: take(ebpf, names::ROWS)?,
             sets: take(ebpf, names::SETS)?,
             columns: BTreeMap::new(),
@@ -84,7 +88,7 @@ impl KernelTables {
         Ok((tables, leftovers))
     }
 
-    fn read_back(&self) -> Result<Leftovers, MapError> {
+    fn read_back(&mut self) -> Result<Leftovers, MapError> {
         let mut left = Leftovers::default();
         for entry in &self.peers {
             let (addr, class) = entry?;
@@ -114,38 +118,29 @@ impl KernelTables {
             if columns.len() == 1 && columns.get(&0, 0)?.row == 0 {
                 continue; // deleted
             }
-            left.sets.push(set);
-            for column in columns.iter() {
-                self.reach(column?.row, &mut left.rows)?;
-            }
+            let rows =
+                columns.iter().map(|column| Ok(column?.row)).collect::<Result<Vec<u32>, MapError>>()?;
+            left.sets.insert(set, rows);
+            self.columns.insert(set, columns);
         }
-        left.rows.sort_unstable();
-        left.rows.dedup();
+        let roots: BTreeSet<u32> = left.sets.values().flatten().copied().filter(|row| *row != 0).collect();
+        left.rows = self.reach(roots)?.into_iter().collect();
         Ok(left)
     }
 
-    /// Collects a row and the pages below it.
-    fn reach(&self, row: u32, rows: &mut Vec<u32>) -> Result<(), MapError> {
-        use canal_common::policy::Verdict;
-        if row == 0 || rows.last() == Some(&row) {
-            return Ok(());
-        }
-        let mut open = vec![row];
-        let mut seen = std::collections::BTreeSet::new();
+    /// The rows and the pages below them.
+    fn reach(&self, roots: BTreeSet<u32>) -> Result<BTreeSet<u32>, MapError> {
+        let mut open: Vec<u32> = roots.into_iter().collect();
+        let mut seen = BTreeSet::new();
         while let Some(row) = open.pop() {
-            if !seen.insert(row) {
-                continue;
+            if row < MAX_ROWS && seen.insert(row) {
+                let page = self.rows.get(&row, 0)?;
+                let below =
+                    page.verdicts.iter().filter(|v| matches!(v.kind(), Verdict::PAGE | Verdict::BY_SRC_PORT));
+                open.extend(below.map(|v| v.id()));
             }
-            let page = self.rows.get(&row, 0)?;
-            open.extend(
-                page.verdicts
-                    .iter()
-                    .filter(|v| matches!(v.kind(), Verdict::PAGE | Verdict::BY_SRC_PORT))
-                    .map(|v| v.id()),
-            );
         }
-        rows.extend(seen);
-        Ok(())
+        Ok(seen)
     }
 }
 

@@ -63,27 +63,45 @@ pub(super) struct Locals {
     by_address: BTreeMap<Ipv4Addr, Local>,
     /// Endpoints without a place in the table above.
     pub(super) shadowed: Vec<(Ipv4Addr, Local)>,
+    /// Every pod's interface that exists, with its index: those of endpoints in any state, and those with Calico's
+    /// prefix that no endpoint describes (any more). Whatever is not programmed is closed by the hooks there.
+    guarded: BTreeMap<String, u32>,
 }
 
+/// What Calico's plugin and ours call the host's end of a pod's pair.
+const POD_PREFIX: &str = "cali";
+
 impl Locals {
+    /// `hosts_own` are interfaces that no endpoint can have, whatever it says.
     pub(super) fn find(
         cluster: &Cluster,
         registry: &Registry,
         node: &str,
         compiled: &Compiled,
         netlink: &mut Netlink,
+        hosts_own: &[&str],
     ) -> Result<Self, netlink::Error> {
         let links: BTreeMap<String, netlink::Link> =
             netlink.links()?.into_iter().map(|l| (l.name.clone(), l)).collect();
         let leaving: BTreeSet<&EndpointKey> =
             registry.records().iter().filter(|(_, record)| record.leaving).map(|(key, _)| key).collect();
         let mut locals = Self::default();
+        let strays = links.values().filter(|l| l.kind == "veth" && l.name.starts_with(POD_PREFIX));
+        locals.guarded.extend(strays.map(|l| (l.name.clone(), l.index)));
         for (key, workload) in cluster.endpoints_of(node).filter(|(key, _)| !leaving.contains(key)) {
             for addr in &workload.addresses {
                 let judgement = compiled.endpoints.get(&(key.clone(), *addr));
                 let link = links.get(&workload.interface_name);
+                let is_hosts = link.is_some_and(|l| hosts_own.contains(&l.name.as_str()));
+                if let Some(link) = link.filter(|_| !is_hosts) {
+                    locals.guarded.insert(link.name.clone(), link.index);
+                }
                 let (state, desired) = match (judgement, link, workload.mac) {
                     (_, None, _) => (State::Waiting, None),
+                    _ if is_hosts => {
+                        let reason = format!("its interface {} is the host's own", workload.interface_name);
+                        (State::Closed(reason), None)
+                    }
                     (None, ..) => (State::Closed("its policy could not be computed".to_owned()), None),
                     (_, _, None) => {
                         (State::Closed("its WorkloadEndpoint names no MAC address".to_owned()), None)
@@ -146,6 +164,20 @@ impl Locals {
         self.by_address.iter().filter_map(|(addr, local)| Some((*addr, local, local.desired.as_ref()?)))
     }
 
+    /// Interfaces that get the pods' hooks.
+    pub(super) fn guarded(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.guarded.iter().map(|(name, index)| (name.as_str(), *index))
+    }
+
+    /// Closes every endpoint behind an interface.
+    pub(super) fn close_interface(&mut self, interface: &str, reason: &str) {
+        let behind = self.by_address.iter().filter(|(_, local)| local.interface == interface);
+        let addresses: Vec<_> = behind.map(|(addr, _)| *addr).collect();
+        for addr in addresses {
+            self.close(addr, reason.to_owned());
+        }
+    }
+
     pub(super) fn close(&mut self, addr: Ipv4Addr, reason: String) {
         if let Some(local) = self.by_address.get_mut(&addr) {
             warn!(endpoint = %local.key, reason, "endpoint is closed");
@@ -189,11 +221,10 @@ fn connect(
     routes: &[Route],
 ) -> Result<(), netlink::Error> {
     if !local.up && local.ours {
-        // Forwarding for this interface, whatever the default for new ones was.
-        sysctl::set_if_present(
-            &format!("net.ipv4.conf.{}.forwarding", local.interface.replace('.', "/")),
-            "1",
-        )?;
+        // Whatever the defaults for new interfaces are: packets are forwarded, and IPv6 is not carried yet.
+        for (setting, value) in [("ipv4/conf/{}/forwarding", "1"), ("ipv6/conf/{}/disable_ipv6", "1")] {
+            sysctl::set_if_present(&format!("net/{}", setting.replace("{}", &local.interface)), value)?;
+        }
         netlink.set_up(desired.ifindex)?;
     }
     let reachable = routes.iter().any(|r| r.dst == route.dst && r.oif == route.oif);

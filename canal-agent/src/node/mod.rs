@@ -5,6 +5,7 @@
 //! [`Node::reconcile`] follows; what fails for one object is retried and reported and keeps nothing else back.
 //! Does not: speak to etcd or to clients ([`crate::app`] brings messages).
 
+mod cycle;
 mod endpoints;
 mod message;
 pub mod peers;

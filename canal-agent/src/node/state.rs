@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    path::PathBuf,
     time::Instant,
 };
 
@@ -13,20 +12,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    endpoints::{Local, Locals},
+    endpoints::Locals,
     message::{Message, Published},
     peers::Peers,
-    uplink::Uplink,
+    uplink::{Uplink, UplinkError},
 };
 use crate::{
     api::wire::{AddEndpoint, ApiError},
-    compile::{self, Compiled},
+    compile::Compiled,
     config::Config,
     dataplane::{
         counters::Counters,
         events::Events,
-        hooks::{HookError, Hooks, Place},
-        masquerade,
+        hooks::{HookError, Hooks},
         nodes::Nodes,
         object::{Object, ObjectError, Sizes},
         overlay::{self, Overlay, OverlayError},
@@ -39,7 +37,7 @@ use crate::{
     netlink::{self, Netlink},
     store::{
         Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent,
-        SubnetEnv, VxlanOptions,
+        VxlanOptions,
     },
 };
 
@@ -57,6 +55,12 @@ pub enum NodeError {
     Hook(#[from] HookError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    #[error(
+        "the uplink {before} is gone, and {now} with {address} is not the same; restart canal-agent to use it"
+    )]
+    OtherUplink { before: String, now: String, address: Ipv4Addr },
     #[error("cannot use the kernel tables: {0}")]
     Tables(#[from] aya::maps::MapError),
 }
@@ -85,32 +89,34 @@ pub struct Node {
     pub(super) drift: Option<String>,
 
     pub(super) pins: Pins,
-    object: Object,
+    pub(super) object: Object,
     /// What `object` was loaded with.
-    settings: Settings,
-    hooks: Hooks,
+    pub(super) settings: Settings,
+    pub(super) hooks: Hooks,
     pub(super) nodes: Nodes,
     pub(super) policy: PolicyTables<KernelTables>,
     pub(super) events: Events,
     pub(super) counters: Counters,
-    netlink: Netlink,
+    pub(super) netlink: Netlink,
 
     pub(super) cluster: Cluster,
     /// `None` once the cluster has changed.
-    compiled: Option<Compiled>,
+    pub(super) compiled: Option<Compiled>,
     pub(super) registry: Registry,
     pub(super) broken_records: BTreeMap<String, String>,
     pub(super) peers: Peers,
     pub(super) locals: Locals,
     pub(super) store: StoreState,
+    /// The masquerade table is to be looked at: it costs a process.
+    pub(super) masquerade_due: bool,
     pub(super) problems: Vec<String>,
     /// Why the last cycle did not end well.
     pub(super) failure: Option<String>,
     pub(super) started: Instant,
 
-    wanted: watch::Sender<Wanted>,
-    ready: Option<oneshot::Sender<()>>,
-    waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
+    pub(super) wanted: watch::Sender<Wanted>,
+    pub(super) ready: Option<oneshot::Sender<()>>,
+    pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
 }
 
 /// What is known about etcd.
@@ -174,6 +180,7 @@ impl Node {
             peers: Peers::default(),
             locals: Locals::default(),
             store: StoreState::default(),
+            masquerade_due: true,
             problems: Vec::new(),
             failure: None,
             started: Instant::now(),
@@ -238,6 +245,7 @@ impl Node {
             }
             Message::Tick => {
                 self.events.drain();
+                self.masquerade_due |= self.config.ip_masq;
                 // Fed from here: a node that is stuck gets restarted.
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 true
@@ -360,6 +368,7 @@ impl Node {
                 warn!(old = %self.lease.subnet, new = %lease.subnet, "this node has another subnet now; pods keep their old addresses until they are made anew");
                 self.lease = lease;
                 self.lease_problem = None;
+                self.masquerade_due = true;
             }
         }
         true
@@ -423,192 +432,16 @@ impl Node {
         self.publish();
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         self.wanted.send_replace(Wanted {
             records: self.registry.records().clone(),
             node: self.config.node_name.clone(),
         });
     }
 
-    /// Makes the kernel agree with what is known. Order: device, peers, hooks, policy, endpoints, then what is left over.
-    fn reconcile(&mut self) {
-        if !self.store.in_sync() {
-            return;
-        }
-        self.bring_up_to_date();
-        if self.answer_waiting() {
-            // A refused endpoint leaves nothing behind.
-            self.bring_up_to_date();
-        }
-        if self.failure.is_none()
-            && let Some(ready) = self.ready.take()
-        {
-            let _ = ready.send(());
-        }
-    }
-
-    fn bring_up_to_date(&mut self) {
-        self.problems.clear();
-        // Policy does not wait for a broken underlay, nor the other way round.
-        let overlay = self.apply_overlay();
-        let compiled =
-            self.compiled.take().unwrap_or_else(|| compile::compile(&self.cluster, &self.config.node_name));
-        let policy = self.apply_policy(&compiled);
-        self.compiled = Some(compiled);
-        let failures: Vec<String> =
-            [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
-        let failure = (!failures.is_empty()).then(|| failures.join("; "));
-        if failure != self.failure {
-            match &failure {
-                Some(failure) => error!("cannot bring the kernel up to date, trying again: {failure}"),
-                None => info!("the kernel is up to date"),
-            }
-            self.failure = failure;
-        }
-        if let Err(error) = masquerade::ensure(self.config.ip_masq, self.network.network, self.lease.subnet) {
-            self.problems.push(error.to_string());
-        }
-        if self.failure.is_none() {
-            self.write_subnet_file();
-        }
-    }
-
-    fn apply_overlay(&mut self) -> Result<(), NodeError> {
-        let wanted = self.overlay();
-        let device = overlay::ensure(&mut self.netlink, &wanted)?;
-        self.reload_if_changed(device.index)?;
-        self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
-        self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
-        self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
-        Ok(())
-    }
-
-    /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
-    fn apply_policy(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
-        self.locals =
-            Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
-        let mut wanted: BTreeSet<(Place, String)> =
-            [(Place::Overlay, self.overlay().name()), (Place::Uplink, self.uplink.name.clone())].into();
-        let mut unhooked: Vec<(Ipv4Addr, String)> = Vec::new();
-        for (addr, local, desired) in self.locals.present() {
-            // Hooks before tables: until its policy stands, the endpoint is closed.
-            match self.hooks.attach(&mut self.object, Place::Pod, &local.interface, desired.ifindex) {
-                Ok(()) => {
-                    wanted.insert((Place::Pod, local.interface.clone()));
-                }
-                Err(error) => unhooked.push((addr, error.to_string())),
-            }
-        }
-        for (addr, reason) in unhooked {
-            self.locals.close(addr, reason);
-        }
-        let problems = self.policy.apply(compiled, &self.locals.desired())?;
-        for (addr, reason) in problems {
-            if addr.is_unspecified() {
-                self.problems.push(reason);
-            } else {
-                self.locals.close(addr, reason);
-            }
-        }
-        self.problems.extend(self.locals.connect(&mut self.netlink)?);
-        self.hooks.sweep(&wanted)?;
-        for other in self.pins.remove_other_layouts()? {
-            info!(layout = other, "removed the tables of another layout");
-        }
-        Ok(())
-    }
-
-    /// The programs know some interfaces by index: when one was made anew, so must they be. The tables stay.
-    fn reload_if_changed(&mut self, overlay_ifindex: u32) -> Result<(), NodeError> {
-        let settings = settings(&self.network, &self.uplink, self.vtep_mac, overlay_ifindex);
-        if settings != self.settings {
-            self.object = Object::load(&settings, Some(&self.pins), &Sizes::new())?;
-            self.settings = settings;
-            self.hooks.renew();
-        }
-        Ok(())
-    }
-
-    /// True when some endpoint was refused.
-    fn answer_waiting(&mut self) -> bool {
-        let waiting = std::mem::take(&mut self.waiting);
-        if waiting.is_empty() {
-            return false;
-        }
-        let mut refused = false;
-        for (endpoint, reply) in waiting {
-            let result = self.verdict(&endpoint);
-            match &result {
-                Ok(()) => {
-                    info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up");
-                }
-                Err(error) => {
-                    warn!(container = endpoint.container_id, %error, "endpoint refused");
-                    self.withdraw(&endpoint);
-                    refused = true;
-                }
-            }
-            let _ = reply.send(result);
-        }
-        self.publish();
-        refused
-    }
-
-    fn verdict(&self, endpoint: &AddEndpoint) -> Result<(), ApiError> {
-        if endpoint.addresses.is_empty() {
-            return Err(ApiError {
-                message: "the endpoint has no IPv4 address".to_owned(),
-                try_again: false,
-            });
-        }
-        match endpoint.addresses.iter().find_map(|addr| self.refusal(endpoint, *addr)) {
-            None => Ok(()),
-            Some(message) => Err(ApiError { message, try_again: true }),
-        }
-    }
-
-    /// Why the endpoint's address is not enforced yet, if so.
-    fn refusal(&self, endpoint: &AddEndpoint, addr: Ipv4Addr) -> Option<String> {
-        match self.locals.get(addr) {
-            Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => {
-                match state.reason() {
-                    None => self.failure.clone(),
-                    Some(reason) => Some(reason.to_owned()),
-                }
-            }
-            Some(other) => Some(format!("address {addr} belongs to {}", other.key)),
-            None => Some(format!("interface {} is not there", endpoint.host_interface)),
-        }
-    }
-
-    /// The runtime takes a failed ADD as never having happened.
-    fn withdraw(&mut self, endpoint: &AddEndpoint) {
-        let Ok(key) = self.registry.key(endpoint) else { return };
-        if let Err(error) = self.registry.remove(&key) {
-            warn!(%error, "cannot remove the record of a refused endpoint");
-        }
-        self.set_local(key, None);
-    }
-
-    fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
+    pub(super) fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
         self.cluster.set_local_endpoint(key, endpoint);
         self.compiled = None;
-    }
-
-    fn write_subnet_file(&mut self) {
-        let env = SubnetEnv {
-            network: self.network.network,
-            subnet: self.lease.subnet,
-            mtu: self.mtu(),
-            ipmasq: self.config.ip_masq,
-        };
-        match env.write(&self.config.subnet_file) {
-            Ok(true) => {
-                info!(file = %PathBuf::from(&self.config.subnet_file).display(), subnet = %self.lease.subnet, "wrote the subnet file");
-            }
-            Ok(false) => {}
-            Err(error) => self.problems.push(error.to_string()),
-        }
     }
 
     pub(super) fn overlay(&self) -> Overlay {
@@ -635,7 +468,12 @@ impl Node {
     }
 }
 
-fn settings(network: &NetworkConfig, uplink: &Uplink, vtep_mac: Mac, overlay_ifindex: u32) -> Settings {
+pub(super) fn settings(
+    network: &NetworkConfig,
+    uplink: &Uplink,
+    vtep_mac: Mac,
+    overlay_ifindex: u32,
+) -> Settings {
     let options = vxlan(network);
     Settings {
         node_ip: uplink.address.into(),

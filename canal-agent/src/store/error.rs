@@ -26,6 +26,8 @@ pub enum Cause {
     UntrustedServer(String),
     /// The server wants a client certificate, or refuses ours.
     ClientCertificate(String),
+    /// Our certificate and our key are of two different pairs.
+    KeyMismatch,
     /// The server cut the line after the TLS handshake. TLS 1.3 lets the client finish first, so the refusal of its
     /// certificate often arrives as no more than this.
     ClosedTls,
@@ -58,6 +60,7 @@ impl fmt::Display for Cause {
             Self::ClientCertificate(why) => {
                 write!(f, "the server does not accept our client certificate ({why})")
             }
+            Self::KeyMismatch => f.write_str("our client certificate and key do not belong together"),
             Self::ClosedTls => f.write_str("the server closed the TLS connection"),
             Self::ClosedPlain => f.write_str("the server closed the connection"),
             Self::NotTls => f.write_str("the server does not answer TLS"),
@@ -82,7 +85,7 @@ fn hint(cause: &Cause) -> &'static str {
         Cause::UntrustedServer(_) => {
             "; check --etcd-cafile, and that the certificate names the host of --etcd-endpoints"
         }
-        Cause::ClientCertificate(_) => "; check --etcd-certfile and --etcd-keyfile",
+        Cause::ClientCertificate(_) | Cause::KeyMismatch => "; check --etcd-certfile and --etcd-keyfile",
         Cause::ClosedTls => "; if it asks for client certificates, check --etcd-certfile and --etcd-keyfile",
         Cause::ClosedPlain => "; if it speaks TLS, write https:// in --etcd-endpoints",
         Cause::NotTls => "; write http:// in --etcd-endpoints, or enable TLS on the server",
@@ -177,6 +180,8 @@ fn transport(chain: &str, tls: bool) -> Cause {
         Cause::Refused
     } else if has(&["received corrupt message", "handshake eof"]) {
         Cause::NotTls
+    } else if has(&["keymismatch"]) {
+        Cause::KeyMismatch
     } else if let Some(alert) = after(chain, "received fatal alert: ") {
         Cause::ClientCertificate(alert)
     } else if let Some(why) = after(chain, "invalid peer certificate: ") {
@@ -241,6 +246,7 @@ mod tests {
                 true,
                 Cause::UntrustedServer("UnknownIssuer".into()),
             ),
+            ("transport error: keys may not be consistent: KeyMismatch", true, Cause::KeyMismatch),
             (
                 "h2: received fatal alert: CertificateRequired",
                 true,

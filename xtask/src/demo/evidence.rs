@@ -15,8 +15,6 @@ use serde_json::Value;
 use super::screen::{Screen, Seen};
 
 const VXLAN: &str = "udp dst port 8472";
-/// Lines of a table's dump that are shown.
-const EXCERPT: usize = 26;
 
 /// One ping between two nodes, seen on the first one's uplink.
 pub(super) fn wire(world: &World, from: &Pod, to: &Pod) -> Result<Seen> {
@@ -106,16 +104,17 @@ fn status(node: &Node) -> Result<Value> {
 /// One pinned table, by a tool that knows nothing of Canal.
 pub(super) fn table(screen: &mut Screen, world: &World) {
     screen.step("a table of node1, by bpftool", "every field has its name", || {
-        let path = tables(world.node(1))?.join("ENDPOINTS");
+        let tables = tables(world.node(1))?;
+        let path = tables.join("ENDPOINTS");
         let dump = Cmd::line("bpftool map dump pinned").arg(path.display().to_string()).run()?;
         let named =
             ["ifindex", "pod_mac", "host_mac"].iter().all(|field| dump.contains(&format!("\"{field}\"")));
-        let mut lines: Vec<String> = dump.lines().take(EXCERPT).map(str::to_owned).collect();
-        if dump.lines().count() > EXCERPT {
-            lines.push("…".to_owned());
-        }
-        lines.insert(0, "$ bpftool map dump pinned <bpffs>/canal/v1/ENDPOINTS".to_owned());
-        let text = if named { "address, interface, MACs of web and shop" } else { "bytes without names" };
+        let layout = tables.file_name().unwrap_or_default().to_string_lossy();
+        let mut lines = vec![format!("$ bpftool map dump pinned <bpffs>/canal/{layout}/ENDPOINTS")];
+        // One element tells enough.
+        lines.extend(dump.lines().take_while(|line| line.trim() != "},{").map(str::to_owned));
+        lines.push("    …".to_owned());
+        let text = if named { "address, interface and MACs of a pod" } else { "bytes without names" };
         Ok(Seen::that(named, text).with(lines))
     });
 }

@@ -3,9 +3,13 @@
 use anyhow::Result;
 use bpf_tests::{Host as _, World, agent::binary, etcd::ENDPOINT};
 
-use super::{evidence, screen::Screen, story::Cast};
+use super::{
+    evidence,
+    screen::{self, Screen},
+    story::Cast,
+};
 
-pub(super) fn print(screen: &mut Screen, world: &World, cast: &Cast) -> Result<()> {
+pub(super) fn print(screen: &Screen, world: &World, cast: &Cast) -> Result<()> {
     let node = world.node(1);
     let agent = node.agent();
     let canalctl = binary("canalctl")?;
@@ -38,7 +42,9 @@ pub(super) fn print(screen: &mut Screen, world: &World, cast: &Cast) -> Result<(
         ("stop it", "cargo xtask demo --stop".to_owned()),
     ];
     screen.section("It stays up. As root:");
-    screen.lines(commands.iter().map(|(what, command)| format!("   {what:9} {command}")));
-    screen.lines([format!("   The other nodes end in -n2 …, the other pods in -pod-{} …", cast.db.name())]);
+    for (what, command) in commands {
+        screen::put(&format!("   {what:9} {command}"));
+    }
+    screen::put(&format!("   The other nodes end in -n2 …, the other pods in -pod-{} …", cast.db.name()));
     Ok(())
 }

@@ -68,7 +68,7 @@ pub(crate) fn demo(workspace: &Workspace, arguments: &DemoArguments) -> Result<(
     if arguments.keep {
         let marker = world.folder().join(KEPT);
         fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()))?;
-        guide::print(&mut screen, &world, &cast)?;
+        guide::print(&screen, &world, &cast)?;
         world.keep();
     } else {
         clean_up(&mut screen, world);

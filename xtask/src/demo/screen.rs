@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Result;
+use bpf_tests::sweep;
 
 use crate::run;
 
@@ -18,6 +19,8 @@ use crate::run;
 const NARROW: usize = 96;
 /// Longer lines are hard to follow.
 const WIDEST: usize = 136;
+/// Of a file or a pipe.
+const ELSEWHERE: usize = 120;
 const MARGIN: usize = 3;
 const GAP: usize = 2;
 const TIME: usize = 7;
@@ -59,11 +62,12 @@ struct Style {
 impl Screen {
     pub(super) fn of_terminal() -> Self {
         let terminal = io::stdout().is_terminal();
-        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-            || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let width = if terminal { terminal_width() } else { None };
         Self {
-            style: Style { width: width.unwrap_or(100).clamp(40, WIDEST), colour: terminal && !no_colour },
+            style: Style {
+                width: width.unwrap_or(ELSEWHERE).clamp(40, WIDEST),
+                colour: terminal && run::wants_colour(),
+            },
             terminal,
             steps: 0,
             failures: 0,
@@ -78,17 +82,12 @@ impl Screen {
         let style = self.style;
         if let Some(columns) = style.columns() {
             let cells = ["", "EXPECTED", "SEEN"].map(str::to_owned);
-            put(&format!("\n{}", style.dim(style.beside(columns, ' ', &cells, "TIME").trim_end())));
+            put(&format!("\n{}", style.dim(beside(columns, ' ', &cells, "TIME").trim_end())));
         }
     }
 
     pub(super) fn section(&self, title: &str) {
         put(&format!("\n{}", self.style.bold(title)));
-    }
-
-    /// Plain lines, as they are.
-    pub(super) fn lines(&self, lines: impl IntoIterator<Item = impl AsRef<str>>) {
-        lines.into_iter().for_each(|line| put(line.as_ref()));
     }
 
     /// Takes the step and writes its row; true if it went as expected.
@@ -99,6 +98,7 @@ impl Screen {
         }
         let start = Instant::now();
         let seen = take().unwrap_or_else(|error| Seen::that(false, format!("error: {error:#}")));
+        sweep::stop_if_interrupted();
         if self.terminal {
             print!("\r\x1b[K");
         }
@@ -131,9 +131,7 @@ impl Style {
         let mark = if seen.as_expected { '✓' } else { '✗' };
         let time = run::seconds(took);
         let mut row = match self.columns() {
-            Some(columns) => {
-                self.beside(columns, mark, &[what, expected, &seen.text].map(str::to_owned), &time)
-            }
+            Some(columns) => beside(columns, mark, &[what, expected, &seen.text].map(str::to_owned), &time),
             None => self.below(mark, what, expected, &seen.text, &time),
         };
         let colour = if seen.as_expected { "32" } else { "1;31" };
@@ -144,25 +142,6 @@ impl Style {
             }
         }
         row
-    }
-
-    fn beside(self, columns: [usize; 3], mark: char, cells: &[String; 3], time: &str) -> String {
-        let mut wrapped = [0, 1, 2].map(|n: usize| wrap(&cells[n], columns[n], false).into_iter());
-        let mut text = String::new();
-        let (mut mark, mut time) = (mark, time);
-        loop {
-            let parts = wrapped.each_mut().map(Iterator::next);
-            if parts.iter().all(Option::is_none) {
-                return text;
-            }
-            let mut line = format!(" {mark} ");
-            for (part, width) in parts.into_iter().zip(columns) {
-                let _ = write!(line, "{:width$}{:GAP$}", part.unwrap_or_default(), "");
-            }
-            let _ = write!(line, "{time:>TIME$}");
-            let _ = writeln!(text, "{}", line.trim_end());
-            (mark, time) = (' ', "");
-        }
     }
 
     fn below(self, mark: char, what: &str, expected: &str, seen: &str, time: &str) -> String {
@@ -196,8 +175,27 @@ impl Style {
     }
 }
 
+fn beside(columns: [usize; 3], mark: char, cells: &[String; 3], time: &str) -> String {
+    let mut wrapped = [0, 1, 2].map(|n: usize| wrap(&cells[n], columns[n], false).into_iter());
+    let mut text = String::new();
+    let (mut mark, mut time) = (mark, time);
+    loop {
+        let parts = wrapped.each_mut().map(Iterator::next);
+        if parts.iter().all(Option::is_none) {
+            return text;
+        }
+        let mut line = format!(" {mark} ");
+        for (part, width) in parts.into_iter().zip(columns) {
+            let _ = write!(line, "{:width$}{:GAP$}", part.unwrap_or_default(), "");
+        }
+        let _ = write!(line, "{time:>TIME$}");
+        let _ = writeln!(text, "{}", line.trim_end());
+        (mark, time) = (' ', "");
+    }
+}
+
 /// A reader that has gone away is no reason to stop in the middle: the cluster must still be removed.
-fn put(line: &str) {
+pub(super) fn put(line: &str) {
     drop(writeln!(io::stdout(), "{line}"));
 }
 
@@ -281,9 +279,8 @@ mod tests {
     #[test]
     fn columns_stand_below_each_other_and_a_failure_is_marked() {
         let row = style(100).row("a", "b", &Seen::that(false, "c"), TOOK);
-        let header =
-            style(100).beside(style(100).columns().unwrap(), ' ', &["", "b", "c"].map(str::to_owned), "");
-        assert_eq!(row.find("b").unwrap() - '✗'.len_utf8(), header.find('b').unwrap() - 1);
+        let header = beside(style(100).columns().unwrap(), ' ', &["", "b", "c"].map(str::to_owned), "");
+        assert_eq!(row.find('b').unwrap() - '✗'.len_utf8(), header.find('b').unwrap() - 1);
         assert!(row.starts_with(" ✗ a ") && row.ends_with("1.2 s\n"), "{row:?}");
     }
 

@@ -2,7 +2,11 @@
 //! Promises: each expectation is looked at in the world, not assumed. A step that the others build on ends the demo
 //! when it fails; any other failure is a row.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use bpf_tests::{
@@ -142,7 +146,7 @@ fn some(mut list: Vec<String>) -> String {
 fn packets(screen: &mut Screen, world: &World, cast: &Cast) {
     let Cast { web, shop, db, .. } = cast;
     for (what, to) in [("ping to a pod of another node", db), ("ping to a pod of the same node", shop)] {
-        screen.step(what, "5 of 5 answered", || pinged(&web.ping(to.ip(), 5)?));
+        screen.step(what, "5 of 5 answered", || Ok(pinged(&web.ping(to.ip(), 5)?)));
     }
     if !cast.others.is_empty() {
         let all = cast.all();
@@ -172,10 +176,10 @@ fn packets(screen: &mut Screen, world: &World, cast: &Cast) {
     }
 }
 
-fn pinged(stats: &PingStats) -> Result<Seen> {
+fn pinged(stats: &PingStats) -> Seen {
     let text =
         format!("{} of {} answered, {:.2} ms on average", stats.received, stats.sent(), stats.average_ms);
-    Ok(Seen::that(stats.lost == 0, text))
+    Seen::that(stats.lost == 0, text)
 }
 
 fn revoke_and_allow(screen: &mut Screen, world: &World, cast: &Cast) {
@@ -193,8 +197,10 @@ fn revoke_and_allow(screen: &mut Screen, world: &World, cast: &Cast) {
     });
     screen.step("a policy for app == 'db' that allows nothing", "web and shop are shut out", || {
         put(json!([]))?;
+        let took = in_force(world.node(2))?;
         let (web, shop) = (shut(web), shut(shop));
-        Ok(Seen::that(web && shop, seen_by(!web, !shop)))
+        let text = format!("{}; in force after {} ms", seen_by(!web, !shop), took.as_millis());
+        Ok(Seen::that(web && shop, text))
     });
     screen.step("a rule for app == 'web' is added", "web reaches db, shop does not", || {
         put(from_web(&[PORT]))?;
@@ -205,13 +211,33 @@ fn revoke_and_allow(screen: &mut Screen, world: &World, cast: &Cast) {
         let live = LiveConnection::open(web.netns(), db.ip(), PORT)?;
         put(json!([]))?;
         let cut = live.cut_within(SOON + Duration::from_secs(2));
-        Ok(Seen::that(cut.is_ok(), cut.unwrap_or_else(|error| error.to_string())))
+        Ok(Seen::that(cut.is_ok(), cut.map_or_else(|error| error.to_string(), |how| format!("cut: {how}"))))
     });
     screen.step("the rule is given back", "a new connection comes about", || {
         put(from_web(&[PORT]))?;
         let open = open(web);
         Ok(Seen::that(open, word(open, "web reaches db", "web is shut out")))
     });
+}
+
+/// Waits until the node's agent says that the policy is in the kernel.
+fn in_force(node: &Node) -> Result<Duration> {
+    let start = Instant::now();
+    let named = |direction: &Value| {
+        direction.as_array().is_some_and(|policies| policies.iter().any(|name| name_of(name) == POLICY))
+    };
+    let found = until(SOON, || {
+        let status = node.agent().status().unwrap_or_default();
+        status["endpoints"].as_array().is_some_and(|all| all.iter().any(|one| named(&one["ingress"])))
+    });
+    ensure!(found, "{} does not say that {POLICY} is in force", node.name());
+    Ok(start.elapsed())
+}
+
+/// Without tier or namespace.
+fn name_of(policy: &Value) -> &str {
+    let text = policy.as_str().unwrap_or_default();
+    text.rsplit(['/', ' ']).next().unwrap_or_default()
 }
 
 /// Rules that let `web` ping, and open TCP connections to these ports.
@@ -248,7 +274,7 @@ fn crash(screen: &mut Screen, world: &World, cast: &Cast) {
         agent.wait_ready(AGENT_READY)?;
         let back = pinger.stats().received;
         ensure!(until(SOON, || pinger.stats().received > back + 50), "the pings stop with the new agent");
-        pinged(&pinger.stop()?)
+        Ok(pinged(&pinger.stop()?))
     });
     screen.step("policy while node2 has no agent", "in force: web reaches db, shop does not", || {
         agent.kill_9();

@@ -1,4 +1,4 @@
-mod random;
+pub(crate) mod random;
 mod semantics;
 mod structure;
 

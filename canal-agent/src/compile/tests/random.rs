@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// A store's content; a later entry for the same key replaces an earlier one.
-type Entries = Vec<(String, Value)>;
+pub(crate) type Entries = Vec<(String, Value)>;
 
 fn maybe<S: Strategy<Value = Value> + 'static>(
     probability: f64,
@@ -147,7 +147,7 @@ fn rules() -> BoxedStrategy<Option<Value>> {
     maybe(0.9, prop::collection::vec(rule(), 0..4).prop_map(Value::from))
 }
 
-fn policy() -> impl Strategy<Value = (String, Value)> {
+pub(crate) fn policy() -> impl Strategy<Value = (String, Value)> {
     let spec = object(vec![
         ("tier", maybe(0.7, text(&["default", "first", "last", "absent"]))),
         ("order", maybe(0.7, select(vec![json!(1), json!(1.5), json!(-3)]))),
@@ -168,7 +168,7 @@ fn policy() -> impl Strategy<Value = (String, Value)> {
     })
 }
 
-fn endpoint() -> impl Strategy<Value = (String, Value)> {
+pub(crate) fn endpoint() -> impl Strategy<Value = (String, Value)> {
     let labels = object(vec![
         ("a", maybe(0.6, text(&["x", "y", "z"]))),
         ("b", maybe(0.5, text(&["", "1"]))),
@@ -202,7 +202,7 @@ fn endpoint() -> impl Strategy<Value = (String, Value)> {
     )
 }
 
-fn other_objects() -> impl Strategy<Value = Entries> {
+pub(crate) fn other_objects() -> impl Strategy<Value = Entries> {
     let key = |kind, namespace: &str, name: &str| Resource::new(kind, namespace, name).key();
     let nets = || list(&["192.0.2.0/24", "192.0.2.7/32", "10.0.0.2/31", "10.0.0.0/8", "0.0.0.0/0"]);
     let labels = || {
@@ -255,7 +255,7 @@ fn other_objects() -> impl Strategy<Value = Entries> {
         .prop_map(|(sets, tiers, profiles, host)| [sets, tiers, profiles, host.unwrap_or_default()].concat())
 }
 
-fn cluster_entries() -> impl Strategy<Value = Entries> {
+pub(crate) fn cluster_entries() -> impl Strategy<Value = Entries> {
     (prop::collection::vec(policy(), 0..7), prop::collection::vec(endpoint(), 1..7), other_objects())
         .prop_map(|(policies, endpoints, others)| [policies, endpoints, others].concat())
 }
@@ -278,7 +278,7 @@ fn flow() -> impl Strategy<Value = (u8, u16, u16, u8, u8)> {
     ]
 }
 
-fn cluster_of(entries: &Entries) -> Cluster {
+pub(crate) fn cluster_of(entries: &Entries) -> Cluster {
     let mut cluster = Cluster::default();
     for (key, value) in entries {
         cluster.apply(key, Some(value.to_string().as_bytes()));
@@ -373,7 +373,7 @@ fn reference_rows_and_pages_give_the_same_verdicts() {
     assert!(allowed * 20 > all, "only {allowed} of {all} allow: the cases say too little");
 }
 
-fn packet_of(
+pub(crate) fn packet_of(
     direction: Direction,
     local: Ipv4Addr,
     peer: Ipv4Addr,

@@ -193,11 +193,15 @@ fn backend(fields: &Fields<'_>, notes: &mut Vec<String>) -> Result<Backend, Netw
         return Err(fields.wrong("MTU", &Json::Number(mtu.into()), "the MTU of the uplink, 118 to 65535"));
     }
     let port = fields.unsigned("Port", u64::from(u16::MAX), "a UDP port, 0 to 65535")?.unwrap_or(0);
+    let direct_routing = fields.boolean("DirectRouting")?.unwrap_or(false);
+    if direct_routing {
+        notes.push("DirectRouting has no effect yet: every peer is reached through the tunnel".into());
+    }
     Ok(Backend::Vxlan(VxlanOptions {
         vni: fields.unsigned("VNI", VNI_MAX.into(), "a number, 0 to 16777215")?.map_or(1, narrow::<u32>),
         port: if port == 0 { VXLAN_PORT } else { narrow::<u16>(port) },
         mtu,
-        direct_routing: fields.boolean("DirectRouting")?.unwrap_or(false),
+        direct_routing,
     }))
 }
 

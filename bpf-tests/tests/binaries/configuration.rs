@@ -1,0 +1,71 @@
+//! The network configuration in etcd: the agent waits until it can be used.
+
+use bpf_tests::{World, world};
+
+use crate::{RETRIED, SOON, soon, waits_saying};
+
+const KEY: &str = "/coreos.com/network/config";
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_waited_out_and_each_fault_is_named() {
+    let world = World::builder().nodes(1).config(None).build().unwrap();
+    let agent = world.node(1).agent();
+    waits_saying(agent, &["waiting for a network configuration", KEY, "does not exist", "etcdctl put"]);
+    for (config, words) in [
+        ("not json", &["JSON"][..]),
+        (r#"{"Network": "10.100.0.0/16", "Back"#, &["JSON"]),
+        (r#"{"Network": "10.100.0.0/99"}"#, &["Network"]),
+        (r#"{"Network": "10.100.0.0/30", "Backend": {"Type": "vxlan"}}"#, &["10.100.0.0/30", "small"]),
+        (r#"{"Network": "10.100.0.0/16", "SubnetLen": 8}"#, &["SubnetLen"]),
+        (
+            r#"{"Network": "10.100.0.0/16", "Backend": {"Type": "carrier-pigeon"}}"#,
+            &["carrier-pigeon", "vxlan"],
+        ),
+        (r#"{"Network": "10.100.0.0/16"}"#, &["vxlan"]),
+        (r#"{"Backend": {"Type": "vxlan"}}"#, &["Network"]),
+    ] {
+        world.etcd().put(KEY, config).unwrap();
+        let words: Vec<_> =
+            ["waiting for a network configuration", KEY].iter().chain(words).copied().collect();
+        assert!(agent.says(&words, SOON), "{config}: {words:?} are not in: {}", agent.log());
+    }
+    assert!(agent.is_running() && !agent.subnet_file().exists());
+    let repeated = agent.log().lines().filter(|l| l.contains("does not exist")).count();
+    assert_eq!(repeated, 1, "a reason is told once");
+    world.etcd().put(KEY, world::CONFIG).unwrap();
+    agent.wait_ready(RETRIED).unwrap();
+    // What is wrong later does not stop it.
+    world.etcd().put(KEY, "not json any more").unwrap();
+    let problems = || agent.status().unwrap()["problems"].to_string();
+    assert!(soon(|| problems().contains("unusable")), "{}", problems());
+    world.etcd().put(KEY, world::CONFIG).unwrap();
+    assert!(soon(|| problems() == "[]"));
+}
+
+#[test]
+fn a_network_without_a_free_subnet_is_waited_out() {
+    let config = r#"{"Network": "10.100.0.0/22", "SubnetLen": 24, "SubnetMin": "10.100.1.0", "SubnetMax": "10.100.2.0", "Backend": {"Type": "vxlan"}}"#;
+    let world = World::builder().nodes(1).config(Some(config)).build().unwrap();
+    for (subnet, node) in [("10.100.1.0-24", "7"), ("10.100.2.0-24", "8")] {
+        let lease = format!(
+            r#"{{"PublicIP":"192.168.50.{node}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"0e:00:00:00:00:0{node}"}}}}"#
+        );
+        world.etcd().put(&format!("/coreos.com/network/subnets/{subnet}"), &lease).unwrap();
+    }
+    let agent = world.node(1).agent();
+    waits_saying(agent, &["no subnet lease yet", "10.100.0.0/22"]);
+    world.etcd().del("/coreos.com/network/subnets/10.100.1.0-24").unwrap();
+    agent.wait_ready(RETRIED).unwrap();
+    assert_eq!(agent.status().unwrap()["lease"]["subnet"], "10.100.1.0/24");
+}
+
+#[test]
+fn another_prefix_is_another_network() {
+    let world = World::builder().nodes(1).config(None).build().unwrap();
+    world.etcd().put("/elsewhere/config", world::CONFIG).unwrap();
+    let agent = world.node(1).agent();
+    agent.set_flag("--etcd-prefix", "/elsewhere");
+    agent.start().unwrap();
+    assert_eq!(world.etcd().keys("/elsewhere/subnets/").unwrap().len(), 1);
+    assert_eq!(world.etcd().keys("/coreos.com/").unwrap().len(), 0);
+}

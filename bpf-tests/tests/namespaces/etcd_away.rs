@@ -1,0 +1,112 @@
+//! The store comes late, goes, comes back, and comes back empty.
+
+use std::{fs, time::Duration};
+
+use bpf_tests::{Host, Node, Pinger, World, policy, until, world};
+use serde_json::json;
+
+use crate::{SOON, soon, two_nodes};
+
+/// Reconnecting backs off, up to a few seconds.
+const RECONNECTED: Duration = Duration::from_secs(30);
+
+fn connected(node: &Node) -> bool {
+    node.agent().status().is_ok_and(|s| s["store"]["connected"] == true)
+}
+
+#[test]
+fn an_agent_waits_for_an_etcd_that_is_not_there_yet_and_says_so() {
+    let world = World::builder().nodes(1).build().unwrap();
+    world.etcd().kill();
+    let agent = world.node(1).agent();
+    agent.spawn().unwrap();
+    assert!(
+        agent.says(&["cannot", "http://192.168.60.254:2379", "connection refused", "etcd"], SOON),
+        "{}",
+        agent.log()
+    );
+    assert!(agent.is_running() && !agent.subnet_file().exists());
+    world.etcd().restart().unwrap();
+    agent.wait_ready(RECONNECTED).unwrap();
+    let attempts = agent.log().lines().filter(|l| l.contains("connection refused")).count();
+    assert!(attempts < 40, "{attempts} complaints are too many");
+}
+
+#[test]
+fn traffic_and_pods_go_on_without_etcd_and_later_policy_arrives_when_it_is_back() {
+    let (world, a, b) = two_nodes();
+    let node = world.node(2);
+    let pinger = Pinger::start(a.netns(), b.ip(), Duration::from_millis(20)).unwrap();
+    world.etcd().kill();
+    for node in world.nodes() {
+        assert!(soon(|| !connected(node)), "{} says that etcd is away", node.name());
+        let problems = node.agent().status().unwrap()["problems"].to_string();
+        assert!(problems.contains("etcd is away"), "{problems}");
+    }
+    // A pod is made and talks on what is known, and a restart takes nothing away.
+    let late = node.add_pod("late", &[("app", "late")]).unwrap();
+    assert!(late.pings(b.ip()) && late.pings(world.node(2).public_ip()));
+    node.agent().kill_9();
+    node.agent().spawn().unwrap();
+    assert!(node.agent().says(&["cannot", "etcd"], SOON));
+    assert!(a.pings(b.ip()) && late.pings(b.ip()));
+    node.del_pod(&late).unwrap();
+
+    world.etcd().restart().unwrap();
+    for node in world.nodes() {
+        assert!(until(RECONNECTED, || connected(node)), "{}", node.agent().log());
+    }
+    let keys = || world.etcd().workload_endpoints().unwrap();
+    assert!(soon(|| keys().len() == 2), "the late pod came and went: {:?}", keys());
+    assert_eq!(pinger.stop().unwrap().lost, 0);
+    world.etcd().put_global_policy("t", policy::ingress(1, "app == 'b'", json!([]))).unwrap();
+    assert!(soon(|| !a.pings(b.ip())), "policy is followed again");
+}
+
+#[test]
+fn a_store_that_answers_nothing_is_noticed_and_left_behind_when_it_wakes() {
+    let (world, a, b) = two_nodes();
+    world.etcd().pause().unwrap();
+    assert!(until(RECONNECTED, || !connected(world.node(2))), "half-open watches do not hang for ever");
+    assert!(a.pings(b.ip()));
+    world.etcd().resume().unwrap();
+    assert!(until(RECONNECTED, || connected(world.node(2))));
+    world.etcd().put_global_policy("t", policy::ingress(1, "app == 'b'", json!([]))).unwrap();
+    assert!(soon(|| !a.pings(b.ip())));
+}
+
+#[test]
+fn an_etcd_that_lost_its_data_gets_leases_and_endpoints_again_and_pods_talk() {
+    let (world, a, b) = two_nodes();
+    let subnets = || world.etcd().keys("/coreos.com/network/subnets/").unwrap();
+    let before = subnets();
+    world.etcd().kill();
+    fs::remove_dir_all(world.folder().join("etcd")).unwrap();
+    world.etcd().restart().unwrap();
+    world.etcd().put("/coreos.com/network/config", world::CONFIG).unwrap();
+    assert!(until(RECONNECTED, || subnets() == before), "the same subnets again: {:?}", subnets());
+    assert!(until(RECONNECTED, || world.etcd().workload_endpoints().unwrap().len() == 2));
+    assert!(until(RECONNECTED, || a.pings(b.ip()) && b.pings(a.ip())));
+    assert!(soon(|| world.etcd().get(&format!("{}profiles/canal", policy::RESOURCES)).unwrap().is_some()));
+    world.etcd().put_global_policy("t", policy::ingress(1, "app == 'b'", json!([]))).unwrap();
+    assert!(soon(|| !a.pings(b.ip())), "and the watch follows the new store");
+}
+
+#[test]
+fn a_compacted_history_and_a_burst_of_changes_are_no_loss() {
+    let (world, a, b) = two_nodes();
+    let etcd = world.etcd();
+    etcd.pause().unwrap();
+    assert!(until(RECONNECTED, || !connected(world.node(2))));
+    etcd.resume().unwrap();
+    for round in 0..20 {
+        etcd.put_global_policy("t", policy::ingress(round, "app == 'b'", json!([{"action": "Allow"}])))
+            .unwrap();
+    }
+    etcd.put_global_policy("t", policy::ingress(1, "app == 'b'", json!([]))).unwrap();
+    etcd.compact().unwrap();
+    assert!(until(RECONNECTED, || !a.pings(b.ip())));
+    etcd.delete_global_policy("t").unwrap();
+    etcd.compact().unwrap();
+    assert!(until(RECONNECTED, || a.pings(b.ip())));
+}

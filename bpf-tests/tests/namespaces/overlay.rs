@@ -1,0 +1,152 @@
+//! The overlay between two Canal nodes.
+
+use bpf_tests::{Capture, Host, probe};
+
+use crate::{BULK, SOON, soon, two_nodes};
+
+/// Where everything between the nodes goes.
+const TUNNEL: &str = "udp dst port 8472";
+/// An Ethernet frame with a full packet of the uplink's MTU.
+const FRAME: u32 = 1514;
+
+#[test]
+fn pods_of_two_nodes_talk_inside_vxlan_and_large_packets_cross_whole() {
+    let (world, a, b) = two_nodes();
+    for (pod, node) in [(&a, world.node(1)), (&b, world.node(2))] {
+        let link = pod.netns().ip("link show eth0").unwrap();
+        assert!(link.contains("mtu 1450"), "{link}");
+        let address = pod.netns().ip("-br addr show eth0").unwrap();
+        assert!(address.contains(&format!("{}/32", pod.ip())), "{address}");
+        let env = std::fs::read_to_string(node.agent().subnet_file()).unwrap();
+        assert!(
+            env.contains("FLANNEL_NETWORK=10.100.0.0/16\n") && env.contains("FLANNEL_MTU=1450\n"),
+            "{env}"
+        );
+    }
+    let mut wire = Capture::start(world.node(1).netns(), "up0", "", world.folder()).unwrap();
+    assert!(b.pings(a.ip()));
+    let (_a, _b) = (a.serve_tcp(8080).unwrap(), b.serve_tcp(8080).unwrap());
+    assert!(a.reaches(b.ip(), 8080) && b.reaches(a.ip(), 8080));
+    let (_ua, _ub) = (a.serve_udp(5353).unwrap(), b.serve_udp(5353).unwrap());
+    assert_eq!((a.udp_echoes(b.ip(), 5353, 5).unwrap(), b.udp_echoes(a.ip(), 5353, 5).unwrap()), (5, 5));
+    assert!(probe::tcp_bulk(&a, &b, 9000, BULK).unwrap().bytes > 1 << 20);
+    wire.stop().unwrap();
+
+    for node in world.nodes() {
+        let from = format!("{TUNNEL} and src host {}", node.public_ip());
+        let envelopes = wire.envelopes(&from).unwrap().into_iter().filter(|p| p.contains(".8472:"));
+        let strange: Vec<_> = envelopes.filter(|p| !p.contains("VXLAN, flags [I] (0x08), vni 1")).collect();
+        assert!(strange.is_empty() && !wire.packets(&from).unwrap().is_empty(), "{strange:?}");
+    }
+    let bare = wire.packets("net 10.100.0.0/16 or tcp").unwrap();
+    assert_eq!(bare, Vec::<String>::new(), "nothing of the pods outside an envelope");
+    let longest = wire.lengths(TUNNEL).unwrap().into_iter().max().unwrap();
+    assert!(longest > 32 << 10, "packets of up to 64 KB, not {longest} bytes");
+}
+
+#[test]
+fn segments_that_arrive_one_by_one_are_joined_again_before_the_pod_sees_them() {
+    let (world, a, b) = two_nodes();
+    let (one, two) = (world.node(1).netns(), world.node(2).netns());
+    // A wire that carries frames of its MTU, and a receiver that polls, as a network card's driver does.
+    one.cmd("ethtool -K up0 tso off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off")
+        .run()
+        .unwrap();
+    two.cmd("ethtool -K up0 gro on").run().unwrap();
+    let mut wire = Capture::start(one, "up0", TUNNEL, world.folder()).unwrap();
+    let mut pod = Capture::start(b.netns(), "eth0", "tcp", world.folder()).unwrap();
+    probe::tcp_bulk(&a, &b, 9000, BULK).unwrap();
+    wire.stop().unwrap();
+    pod.stop().unwrap();
+    let sent = wire.lengths("src host 192.168.50.1").unwrap().into_iter().max().unwrap();
+    assert!(sent <= FRAME, "the wire carries frames of its MTU, not {sent} bytes");
+    let lengths = pod.lengths(&format!("src host {}", a.ip())).unwrap();
+    let joined = lengths.iter().filter(|length| **length > FRAME).count();
+    assert!(joined > 10, "{joined} of {} packets were aggregates", lengths.len());
+}
+
+#[test]
+fn checksums_are_right_at_the_receiver_whoever_computes_them() {
+    let (world, a, b) = two_nodes();
+    let _echo = b.serve_udp(5353).unwrap();
+    let _server = b.serve_tcp(8080).unwrap();
+    // Left to offload by the pod and computed behind the envelope; computed in the pod and carried along.
+    for (netns, device) in [(world.node(1).netns(), "up0"), (a.netns(), "eth0")] {
+        netns.cmd(&format!("ethtool -K {device} tx off tso off")).run().unwrap();
+        let filter = format!("src host {}", a.ip());
+        let mut pod = Capture::start_whole(b.netns(), "eth0", &filter, world.folder()).unwrap();
+        assert!(a.pings(b.ip()));
+        assert!(a.reaches(b.ip(), 8080));
+        assert_eq!(a.udp_echoes(b.ip(), 5353, 3).unwrap(), 3);
+        probe::tcp_bulk(&a, &b, 9000, BULK / 4).unwrap();
+        pod.stop().unwrap();
+        let lines = pod.packets_in_full("").unwrap();
+        for right in ["udp sum ok", "(correct)", "ICMP echo request"] {
+            assert!(lines.iter().any(|l| l.contains(right)), "{device}: {right}");
+        }
+        let wrong = |l: &&String| {
+            ["(incorrect", "bad udp cksum", "bad cksum", "wrong icmp cksum"].iter().any(|w| l.contains(w))
+        };
+        assert_eq!(lines.iter().find(wrong), None, "{device}");
+        netns.cmd(&format!("ethtool -K {device} tx on tso on")).run().unwrap();
+    }
+}
+
+#[test]
+fn each_node_is_one_hop_and_says_so_when_the_hops_are_spent() {
+    let (world, a, b) = two_nodes();
+    let other = world.node(1).add_pod("a2", &[]).unwrap();
+    let ping = |line: &str| a.netns().cmd(&format!("ping -n -c 1 -W 1 {line}")).output().unwrap().stdout;
+    let whole = ping(&b.ip().to_string());
+    assert!(whole.contains("ttl=62"), "two nodes on the way: {whole}");
+    let near = ping(&other.ip().to_string());
+    assert!(near.contains("ttl=63"), "one node on the way: {near}");
+    for hops in [1, 2] {
+        let said = ping(&format!("-t {hops} {}", b.ip()));
+        assert!(said.contains("Time to live exceeded"), "{hops} hops: {said}");
+    }
+    assert!(ping(&format!("-t 3 {}", b.ip())).contains("ttl=62"));
+}
+
+#[test]
+fn what_does_not_fit_is_fragmented_or_refused_with_the_mtu_that_fits() {
+    let (world, a, b) = two_nodes();
+    for size in [1400, 4000, 20_000] {
+        assert_eq!(a.ping_sized(b.ip(), 2, size).unwrap().lost, 0, "{size} bytes out");
+        assert_eq!(b.ping_sized(a.ip(), 2, size).unwrap().lost, 0, "{size} bytes in");
+    }
+    let fragments = world.node(2).agent();
+    assert!(fragments.count("from_wire", "delivered").unwrap() > 0);
+
+    // A pod that believes in a larger MTU learns the right one from the node.
+    a.netns().ip("link set eth0 mtu 1500").unwrap();
+    world.node(1).netns().ip(&format!("link set {} mtu 1500", a.host_interface())).unwrap();
+    let ping = |line: &str| a.netns().cmd(&format!("ping -n -W 1 {line} {}", b.ip())).output().unwrap();
+    let dont_fragment = ping("-c 2 -i 0.2 -M do -s 1472");
+    let said = dont_fragment.stdout + &dont_fragment.stderr;
+    assert!(said.contains("mtu = 1450") || said.contains("mtu=1450"), "{said}");
+    let route = a.netns().ip(&format!("route get {}", b.ip())).unwrap();
+    assert!(route.contains("mtu 1450"), "the pod's kernel has learnt it: {route}");
+    a.netns().ip("route flush cache").unwrap();
+    // Without "don't fragment" the node cuts it.
+    assert_eq!(ping("-c 2 -i 0.2 -M dont -s 1472").status.code(), Some(0));
+}
+
+#[test]
+fn a_peer_that_leaves_for_good_is_forgotten_and_one_that_comes_is_learnt() {
+    let (world, a, b) = two_nodes();
+    let leases = world.etcd().keys("/coreos.com/network/subnets/").unwrap();
+    assert_eq!(leases.len(), 2);
+    world.node(2).agent().kill_9();
+    let subnet = world.node(2).agent().subnet_file();
+    let env = std::fs::read_to_string(subnet).unwrap();
+    let own = env.lines().find_map(|l| l.strip_prefix("FLANNEL_SUBNET=")).unwrap().replace(".1/", ".0-");
+    world.etcd().del(&format!("/coreos.com/network/subnets/{own}")).unwrap();
+    let agent = world.node(1).agent();
+    let peers = || agent.status().unwrap()["peers"].as_array().map_or(9, Vec::len);
+    assert!(soon(|| peers() == 0), "{:?}", agent.status().unwrap()["peers"]);
+    assert!(!a.pings(b.ip()), "no lease, no way");
+    world.node(2).agent().start().unwrap();
+    assert!(soon(|| peers() == 1 && a.pings(b.ip())), "the same subnet again, so the pod works again");
+    assert!(world.node(2).agent().says(&["holding the subnet lease"], SOON));
+}

@@ -1,0 +1,107 @@
+//! What somebody broke by hand is mended.
+
+use bpf_tests::{Host, Pod, World, policy, until};
+
+use crate::{SOON, soon};
+
+/// Hosts may talk to remote pods, too: the network's profile alone would not let them.
+fn two_nodes() -> (World, Pod, Pod) {
+    let (world, a, b) = crate::two_nodes();
+    world.etcd().put_global_policy("open", policy::allow_all()).unwrap();
+    assert!(soon(|| world.node(1).pings(b.ip())));
+    (world, a, b)
+}
+
+const SUBNETS: &str = "/coreos.com/network/subnets/";
+
+#[test]
+fn our_lease_deleted_from_etcd_is_taken_again_with_the_same_subnet() {
+    let (world, a, b) = two_nodes();
+    let agent = world.node(1).agent();
+    let lease = agent.status().unwrap()["lease"].clone();
+    let key = format!("{SUBNETS}{}", lease["subnet"].as_str().unwrap().replace('/', "-"));
+    let value = world.etcd().get(&key).unwrap();
+    assert!(value.is_some());
+    world.etcd().del(&key).unwrap();
+    assert!(soon(|| world.etcd().get(&key).unwrap() == value), "{}", agent.log());
+    assert_eq!(agent.status().unwrap()["lease"], lease);
+    assert!(soon(|| a.pings(b.ip()) && b.pings(a.ip())));
+    assert!(soon(|| agent.status().unwrap()["problems"].as_array().unwrap().is_empty()));
+}
+
+#[test]
+fn the_overlay_device_deleted_by_hand_is_made_again_with_its_mac() {
+    let (world, a, b) = two_nodes();
+    let node = world.node(1);
+    let mac = || {
+        node.netns().ip("-br link show canal.1").ok().map(|l| l.split_whitespace().nth(2).unwrap().to_owned())
+    };
+    let before = mac().unwrap();
+    node.netns().ip("link del canal.1").unwrap();
+    assert!(soon(|| mac().as_ref() == Some(&before)), "{}", node.agent().log());
+    assert!(soon(|| node.pings(b.ip())), "the host's way to remote pods, too");
+    assert!(a.pings(b.ip()) && b.pings(a.ip()));
+    assert_eq!(a.ping_sized(b.ip(), 2, 4000).unwrap().lost, 0);
+    node.netns().ip("link set canal.1 down").unwrap();
+    assert!(soon(|| node.pings(b.ip())), "and one that was only taken down is up again");
+}
+
+#[test]
+fn routes_addresses_and_attachments_that_were_removed_come_back() {
+    let (world, a, b) = two_nodes();
+    let node = world.node(1);
+    let netns = node.netns();
+    netns.ip("route del 10.100.0.0/16").unwrap();
+    assert!(soon(|| node.pings(b.ip())), "the network's route");
+    let subnet = a.ip().octets();
+    netns.ip(&format!("addr del 10.100.{}.0/32 dev canal.1", subnet[2])).unwrap();
+    assert!(
+        soon(|| netns.ip("-4 addr show canal.1").unwrap().contains("inet 10.100.") && node.pings(b.ip()))
+    );
+    netns.ip(&format!("route del {}/32", a.ip())).unwrap();
+    assert!(soon(|| node.pings(a.ip())), "the pod's route");
+    for link in [format!("{}-from_pod", a.host_interface()), "up0-from_wire".to_owned()] {
+        std::fs::remove_file(node.bpffs().join("canal/links").join(&link)).unwrap();
+        // Nobody announces that: it is found at the next look.
+        assert!(until(SOON * 2, || node.bpffs().join("canal/links").join(&link).exists()), "{link}");
+    }
+    assert!(soon(|| a.pings(b.ip()) && b.pings(a.ip())));
+}
+
+#[test]
+fn an_uplink_that_goes_down_and_comes_back_carries_the_overlay_again() {
+    let (world, a, b) = two_nodes();
+    let netns = world.node(1).netns();
+    netns.ip("link set up0 down").unwrap();
+    assert!(!a.pings(b.ip()));
+    netns.ip("link set up0 up").unwrap();
+    assert!(soon(|| a.pings(b.ip()) && b.pings(a.ip())));
+    // A flapping interface is a burst of news, not of work.
+    for _ in 0..50 {
+        netns.ip("link set up0 down").unwrap();
+        netns.ip("link set up0 up").unwrap();
+    }
+    assert!(soon(|| a.pings(b.ip()) && b.pings(a.ip())));
+    let agent = world.node(1).agent();
+    assert!(
+        agent.is_running() && soon(|| agent.status().unwrap()["problems"].as_array().unwrap().is_empty())
+    );
+}
+
+#[test]
+fn an_uplink_that_disappears_is_told_and_its_successor_is_used() {
+    let (world, a, b) = two_nodes();
+    let (one, two) = (world.node(1).netns(), world.node(2).netns());
+    let agent = world.node(1).agent();
+    let near = world.node(1).add_pod("near", &[]).unwrap();
+    one.ip("link del up0").unwrap();
+    let problems = || agent.status().unwrap()["problems"].to_string();
+    assert!(soon(|| problems().contains("up0")), "{}", problems());
+    assert!(a.pings(near.ip()), "pods of the node still reach each other");
+    one.ip(&format!("link add up0 type veth peer name up0 netns {}", two.name())).unwrap();
+    for (netns, address) in [(one, "192.168.50.1/24"), (two, "192.168.50.2/24")] {
+        netns.ip("link set up0 up").unwrap();
+        netns.ip(&format!("addr add {address} dev up0")).unwrap();
+    }
+    assert!(soon(|| a.pings(b.ip()) && b.pings(a.ip())), "{} {}", problems(), agent.log());
+}

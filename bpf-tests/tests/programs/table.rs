@@ -1,0 +1,126 @@
+//! How verdicts are found: what is missing on the way denies, and the rest is as the tables say.
+
+use super::*;
+
+fn judged(lab: &mut Lab) -> Ran {
+    lab.forget_flows();
+    leave(lab, B, &Packet::udp(B.at(1), A.at(53)))
+}
+
+#[test]
+fn whatever_is_missing_on_the_way_to_a_verdict_denies() {
+    story(|lab| {
+        delivered(&judged(lab));
+        let policy = lab.policy(A.id).unwrap();
+
+        lab.delete_policy(A.id);
+        dropped(&judged(lab), Reason::PolicyIngress);
+        for ingress_set in [0, 60, 4095, 4096, u32::MAX] {
+            lab.put_policy(A.id, EndpointPolicy { ingress_set, ..policy });
+            dropped(&judged(lab), Reason::PolicyIngress);
+        }
+        lab.put_policy(A.id, policy);
+        delivered(&judged(lab));
+
+        // A class that the set has no column for.
+        for class in [1, 63, 64, 1 << 20, u32::MAX] {
+            lab.put_peer(B.ip, class);
+            dropped(&judged(lab), Reason::PolicyIngress);
+        }
+        lab.put_set(A.ingress_set(), &[DENY, ALLOW]);
+        lab.put_peer(B.ip, 1);
+        delivered(&judged(lab));
+
+        // Row 0, a row that was never written, one beyond the table.
+        for row in [0, 63, 65535, 65536, u32::MAX] {
+            lab.put_set(A.ingress_set(), &[ALLOW, row]);
+            dropped(&judged(lab), Reason::PolicyIngress);
+        }
+    });
+}
+
+#[test]
+fn an_endpoint_without_policy_is_closed_in_both_directions() {
+    story(|lab| {
+        lab.delete_policy(A.id);
+        dropped(&leave(lab, A, &Packet::udp(A.at(1), (REMOTE, 53))), Reason::PolicyEgress);
+        dropped(&arrive(lab, &Packet::udp((REMOTE, 2), A.at(53))), Reason::PolicyIngress);
+    });
+}
+
+#[test]
+fn the_exact_address_comes_before_the_longest_net_and_nets_count_only_where_asked() {
+    story(|lab| {
+        let policy = lab.policy(A.id).unwrap();
+        // Class 1 is allowed, everything else is not.
+        lab.put_set(A.ingress_set(), &[DENY, ALLOW, DENY]);
+        lab.put_net("10.0.0.0/8", 2);
+        lab.put_net("10.244.1.0/24", 1);
+        dropped(&judged(lab), Reason::PolicyIngress);
+        lab.put_policy(A.id, EndpointPolicy { flags: EndpointPolicy::USES_NETS, ..policy });
+        delivered(&judged(lab));
+        lab.put_net("10.244.1.8/29", 2);
+        dropped(&judged(lab), Reason::PolicyIngress);
+        lab.put_peer(B.ip, 1);
+        delivered(&judged(lab));
+        lab.put_policy(A.id, policy);
+        delivered(&judged(lab));
+    });
+}
+
+#[test]
+fn a_search_goes_through_pages_by_destination_and_by_source_port() {
+    story(|lab| {
+        let udp = 17 << 16;
+        let (allow, deny) = (Verdict::new(Verdict::ALLOW, 8), Verdict::new(Verdict::DENY, 9));
+        lab.put_row(10, &row(&[(0, deny), (udp | 1000, allow), (udp | 2000, deny)]));
+        lab.put_row(
+            11,
+            &row(&[(0, deny), (udp | 53, Verdict::new(Verdict::BY_SRC_PORT, 10)), (udp | 54, deny)]),
+        );
+        lab.put_row(12, &row(&[(0, Verdict::new(Verdict::PAGE, 11))]));
+        lab.put_set(A.ingress_set(), &[12]);
+        for (src, dst, allowed) in [
+            (999, 53, false),
+            (1000, 53, true),
+            (1999, 53, true),
+            (2000, 53, false),
+            (1500, 52, false),
+            (1500, 54, false),
+        ] {
+            let ran = leave(lab, B, &Packet::udp(B.at(src), A.at(dst)));
+            if allowed { delivered(&ran) } else { dropped(&ran, Reason::PolicyIngress) }
+        }
+        assert_eq!((lab.hits(8), lab.hits(9)), (2, 4));
+    });
+}
+
+#[test]
+fn a_search_that_finds_no_end_denies() {
+    story(|lab| {
+        lab.put_row(10, &row(&[(0, Verdict::new(Verdict::PAGE, 11))]));
+        lab.put_row(11, &row(&[(0, Verdict::new(Verdict::BY_SRC_PORT, 10))]));
+        lab.put_set(A.ingress_set(), &[10]);
+        dropped(&judged(lab), Reason::PolicyIngress);
+        // Kinds that are not known deny as well.
+        for kind in [4, 5, 6, 7] {
+            lab.put_row(10, &row(&[(0, Verdict::new(kind, 8))]));
+            dropped(&judged(lab), Reason::PolicyIngress);
+        }
+    });
+}
+
+#[test]
+fn eight_pages_are_read_and_not_a_ninth() {
+    story(|lab| {
+        for depth in [8, 9] {
+            for page in 1..depth {
+                lab.put_row(10 + page, &row(&[(0, Verdict::new(Verdict::PAGE, 11 + page))]));
+            }
+            lab.put_row(10 + depth, &one_verdict(Verdict::ALLOW, 8));
+            lab.put_set(A.ingress_set(), &[11]);
+            let ran = judged(lab);
+            if depth == 8 { delivered(&ran) } else { dropped(&ran, Reason::PolicyIngress) }
+        }
+    });
+}

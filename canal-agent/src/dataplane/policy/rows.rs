@@ -1,0 +1,176 @@
+//! Rows in the kernel: equal rows are written once, and stay as long as a column names them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use canal_common::policy::MAX_RULES;
+
+use super::ids::{Ids, Pool, Prefer};
+use crate::{
+    compile::{Row, RuleId, pages},
+    dataplane::tables::Tables,
+};
+
+#[derive(Debug)]
+pub(super) struct Rows {
+    pool: Pool,
+    by_content: HashMap<Row, u32>,
+    written: BTreeMap<u32, Written>,
+    rules: Ids<Arc<RuleId>>,
+    /// Rule id → rows that name it.
+    rule_users: BTreeMap<u32, usize>,
+}
+
+#[derive(Debug)]
+struct Written {
+    content: Row,
+    pages: Vec<u32>,
+    rules: BTreeSet<u32>,
+    users: usize,
+}
+
+/// Why a row could not be written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RowError<E: std::error::Error + 'static> {
+    #[error(transparent)]
+    TooBig(#[from] pages::TooBig),
+    #[error("all {0} rows are in use; fewer distinct rules and peer selectors need fewer")]
+    Full(u32),
+    #[error(transparent)]
+    Write(E),
+}
+
+impl Rows {
+    /// `reserved`: rows that an earlier process wrote and that are still read.
+    pub(super) fn new(limit: u32, reserved: impl IntoIterator<Item = u32>) -> Self {
+        Self {
+            pool: Pool::new(limit, Prefer::Fresh, reserved),
+            by_content: HashMap::new(),
+            written: BTreeMap::new(),
+            rules: Ids::new(Pool::new(MAX_RULES, Prefer::Fresh, [])),
+            rule_users: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.pool.begin();
+        self.rules.pool().begin();
+    }
+
+    /// Rows of an earlier process that nothing reads any more.
+    pub(super) fn give_back(&mut self, rows: impl IntoIterator<Item = u32>) {
+        rows.into_iter().for_each(|row| self.pool.give_back(row));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.written.values().map(|w| w.pages.len()).sum()
+    }
+
+    /// The rule behind an id in the kernel.
+    pub(super) fn rule(&self, id: u32) -> Option<&Arc<RuleId>> {
+        self.rules.content(id)
+    }
+
+    /// Writes `row` unless an equal one is there; its id is the caller's until [`Rows::release`].
+    pub(super) fn acquire<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        row: &Row,
+    ) -> Result<u32, RowError<T::Error>> {
+        if let Some(id) = self.by_content.get(row).copied() {
+            self.share(id);
+            return Ok(id);
+        }
+        let mut rules = BTreeSet::new();
+        let written = self.write(tables, row, &mut rules);
+        match written {
+            Ok(pages) => {
+                let root = *pages.last().expect("a row has at least one page");
+                for rule in &rules {
+                    *self.rule_users.entry(*rule).or_default() += 1;
+                }
+                self.by_content.insert(row.clone(), root);
+                self.written.insert(root, Written { content: row.clone(), pages, rules, users: 1 });
+                Ok(root)
+            }
+            Err(error) => {
+                self.drop_rules(rules);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes the pages of `row`, the one where a search begins as the last.
+    fn write<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        row: &Row,
+        named: &mut BTreeSet<u32>,
+    ) -> Result<Vec<u32>, RowError<T::Error>> {
+        let rules = &mut self.rules;
+        // Without room for another rule its hits count for "no rule": verdicts do not depend on it.
+        let tree = pages::encode(row, &mut |rule| {
+            let id = rule.and_then(|rule| rules.ensure(rule)).map_or(0, |(id, _)| id);
+            if id != 0 {
+                named.insert(id);
+            }
+            id
+        })?;
+        let mut ids: Vec<u32> = Vec::with_capacity(tree.pages.len());
+        for _ in 0..tree.pages.len() {
+            match self.pool.take() {
+                Some(id) => ids.push(id),
+                None => {
+                    self.give_back(ids);
+                    return Err(RowError::Full(self.pool.limit() - 1));
+                }
+            }
+        }
+        // Children come first: what a page points at stands before it does.
+        for (at, id) in ids.iter().enumerate() {
+            if let Err(error) = tables.write_row(*id, &tree.pages[at].resolve(|child| ids[child])) {
+                self.give_back(ids);
+                return Err(RowError::Write(error));
+            }
+        }
+        let root = ids.remove(tree.root);
+        ids.push(root);
+        Ok(ids)
+    }
+
+    /// Another column names the row.
+    pub(super) fn share(&mut self, root: u32) {
+        if let Some(written) = self.written.get_mut(&root) {
+            written.users += 1;
+        }
+    }
+
+    /// A column names the row no more. Rows of an earlier process are not counted.
+    pub(super) fn release(&mut self, root: u32) {
+        let Some(written) = self.written.get_mut(&root) else { return };
+        written.users -= 1;
+        if written.users == 0
+            && let Some(written) = self.written.remove(&root)
+        {
+            self.by_content.remove(&written.content);
+            self.give_back(written.pages);
+            for rule in &written.rules {
+                if let Some(users) = self.rule_users.get_mut(rule) {
+                    *users -= 1;
+                }
+            }
+            self.drop_rules(written.rules);
+        }
+    }
+
+    fn drop_rules(&mut self, rules: impl IntoIterator<Item = u32>) {
+        for rule in rules {
+            if self.rule_users.get(&rule).is_none_or(|users| *users == 0) {
+                self.rule_users.remove(&rule);
+                self.rules.remove(rule);
+            }
+        }
+    }
+}

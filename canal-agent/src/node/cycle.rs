@@ -1,0 +1,246 @@
+//! The apply cycle: desired state → kernel, in one order, and what is told when it has ended.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use tracing::{error, info, warn};
+
+use super::{
+    Node,
+    endpoints::{Local, Locals},
+    state::{NodeError, settings},
+    uplink::{self, Host},
+};
+use crate::{
+    api::wire::{AddEndpoint, ApiError},
+    compile::{self, Compiled},
+    dataplane::{
+        hooks::Place,
+        masquerade::{self, MasqueradeError},
+        object::{Object, Sizes},
+        overlay,
+    },
+    store::SubnetEnv,
+};
+
+impl Node {
+    /// Makes the kernel agree with what is known. Order: device, peers, hooks, policy, endpoints, then what is left over.
+    pub(super) fn reconcile(&mut self) {
+        if !self.store.in_sync() {
+            return;
+        }
+        self.bring_up_to_date();
+        if self.answer_waiting() {
+            // A refused endpoint leaves nothing behind.
+            self.bring_up_to_date();
+        }
+        if self.failure.is_none()
+            && let Some(ready) = self.ready.take()
+        {
+            let _ = ready.send(());
+        }
+    }
+
+    fn bring_up_to_date(&mut self) {
+        self.problems.clear();
+        // Policy does not wait for a broken underlay, nor the other way round.
+        let overlay = self.apply_overlay();
+        let compiled =
+            self.compiled.take().unwrap_or_else(|| compile::compile(&self.cluster, &self.config.node_name));
+        let policy = self.apply_policy(&compiled);
+        self.compiled = Some(compiled);
+        let failures: Vec<String> =
+            [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
+        let failure = (!failures.is_empty()).then(|| failures.join("; "));
+        if failure != self.failure {
+            if let Some(failure) = &failure {
+                error!("cannot bring the kernel up to date, trying again: {failure}");
+            } else {
+                info!("the kernel is up to date");
+            }
+            self.failure = failure;
+        }
+        if let Err(error) = self.apply_masquerade() {
+            self.problems.push(error.to_string());
+        }
+        if self.failure.is_none() {
+            self.write_subnet_file();
+        }
+    }
+
+    fn apply_masquerade(&mut self) -> Result<(), MasqueradeError> {
+        if self.masquerade_due {
+            if self.config.ip_masq {
+                masquerade::ensure(self.network.network, self.lease.subnet)?;
+            } else {
+                // An earlier agent may have had the flag; a host without nft has no table.
+                drop(masquerade::remove());
+            }
+            self.masquerade_due = false;
+        }
+        Ok(())
+    }
+
+    fn apply_overlay(&mut self) -> Result<(), NodeError> {
+        let overlay = self.overlay();
+        let device = overlay::ensure(&mut self.netlink, &overlay)?;
+        let uplink = self.follow_uplink();
+        self.reload_if_changed(device.index)?;
+        self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
+        self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
+        uplink?;
+        self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
+        Ok(())
+    }
+
+    /// The uplink may have been made anew. With another address this would be another node: that takes a restart.
+    fn follow_uplink(&mut self) -> Result<(), NodeError> {
+        let present = self.netlink.link_by_name(&self.uplink.name)?;
+        if present.is_some_and(|link| link.index == self.uplink.index) {
+            return Ok(());
+        }
+        let host = Host::read(&mut self.netlink)?;
+        let now = uplink::choose(&host, self.config.iface.as_deref(), self.config.public_ip)?;
+        let before = &self.uplink;
+        if (now.address, now.public_ip, now.mtu) != (before.address, before.public_ip, before.mtu) {
+            return Err(NodeError::OtherUplink {
+                before: before.name.clone(),
+                now: now.name,
+                address: now.address,
+            });
+        }
+        info!(interface = now.name, index = now.index, "the uplink was made anew");
+        self.uplink = now;
+        Ok(())
+    }
+
+    /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
+    fn apply_policy(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
+        let overlay = self.overlay().name();
+        let hosts_own = [self.uplink.name.as_str(), overlay.as_str()];
+        self.locals = Locals::find(
+            &self.cluster,
+            &self.registry,
+            &self.config.node_name,
+            compiled,
+            &mut self.netlink,
+            &hosts_own,
+        )?;
+        let mut wanted: BTreeSet<(Place, String)> =
+            [(Place::Overlay, overlay), (Place::Uplink, self.uplink.name.clone())].into();
+        let mut unhooked: Vec<(String, String)> = Vec::new();
+        for (interface, ifindex) in self.locals.guarded() {
+            // Hooks before tables: until its policy stands, the endpoint is closed.
+            match self.hooks.attach(&mut self.object, Place::Pod, interface, ifindex) {
+                Ok(()) => {
+                    wanted.insert((Place::Pod, interface.to_owned()));
+                }
+                Err(error) => unhooked.push((interface.to_owned(), error.to_string())),
+            }
+        }
+        for (interface, reason) in unhooked {
+            self.locals.close_interface(&interface, &reason);
+        }
+        let problems = self.policy.apply(compiled, &self.locals.desired())?;
+        for (addr, reason) in problems {
+            if addr.is_unspecified() {
+                self.problems.push(reason);
+            } else {
+                self.locals.close(addr, reason);
+            }
+        }
+        self.problems.extend(self.locals.connect(&mut self.netlink)?);
+        self.hooks.sweep(&wanted)?;
+        for other in self.pins.remove_other_layouts()? {
+            info!(layout = other, "removed the tables of another layout");
+        }
+        Ok(())
+    }
+
+    /// The programs know some interfaces by index: when one was made anew, so must they be. The tables stay.
+    fn reload_if_changed(&mut self, overlay_ifindex: u32) -> Result<(), NodeError> {
+        let settings = settings(&self.network, &self.uplink, self.vtep_mac, overlay_ifindex);
+        if settings != self.settings {
+            self.object = Object::load(&settings, Some(&self.pins), &Sizes::new())?;
+            self.settings = settings;
+            self.hooks.renew();
+        }
+        Ok(())
+    }
+
+    /// True when some endpoint was refused.
+    fn answer_waiting(&mut self) -> bool {
+        let waiting = std::mem::take(&mut self.waiting);
+        if waiting.is_empty() {
+            return false;
+        }
+        let mut refused = false;
+        for (endpoint, reply) in waiting {
+            let result = self.verdict(&endpoint);
+            match &result {
+                Ok(()) => {
+                    info!(container = endpoint.container_id, addresses = ?endpoint.addresses, "endpoint is up");
+                }
+                Err(error) => {
+                    warn!(container = endpoint.container_id, %error, "endpoint refused");
+                    self.withdraw(&endpoint);
+                    refused = true;
+                }
+            }
+            let _ = reply.send(result);
+        }
+        self.publish();
+        refused
+    }
+
+    fn verdict(&self, endpoint: &AddEndpoint) -> Result<(), ApiError> {
+        if endpoint.addresses.is_empty() {
+            return Err(ApiError {
+                message: "the endpoint has no IPv4 address".to_owned(),
+                try_again: false,
+            });
+        }
+        match endpoint.addresses.iter().find_map(|addr| self.refusal(endpoint, *addr)) {
+            None => Ok(()),
+            Some(message) => Err(ApiError { message, try_again: true }),
+        }
+    }
+
+    /// Why the endpoint's address is not enforced yet, if so.
+    fn refusal(&self, endpoint: &AddEndpoint, addr: Ipv4Addr) -> Option<String> {
+        match self.locals.get(addr) {
+            Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => {
+                match state.reason() {
+                    None => self.failure.clone(),
+                    Some(reason) => Some(reason.to_owned()),
+                }
+            }
+            Some(other) => Some(format!("address {addr} belongs to {}", other.key)),
+            None => Some(format!("interface {} is not there", endpoint.host_interface)),
+        }
+    }
+
+    /// The runtime takes a failed ADD as never having happened.
+    fn withdraw(&mut self, endpoint: &AddEndpoint) {
+        let Ok(key) = self.registry.key(endpoint) else { return };
+        if let Err(error) = self.registry.remove(&key) {
+            warn!(%error, "cannot remove the record of a refused endpoint");
+        }
+        self.set_local(key, None);
+    }
+
+    fn write_subnet_file(&mut self) {
+        let env = SubnetEnv {
+            network: self.network.network,
+            subnet: self.lease.subnet,
+            mtu: self.mtu(),
+            ipmasq: self.config.ip_masq,
+        };
+        match env.write(&self.config.subnet_file) {
+            Ok(true) => {
+                info!(file = %self.config.subnet_file.display(), subnet = %self.lease.subnet, "wrote the subnet file");
+            }
+            Ok(false) => {}
+            Err(error) => self.problems.push(error.to_string()),
+        }
+    }
+}
