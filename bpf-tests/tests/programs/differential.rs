@@ -114,12 +114,12 @@ fn entity(dice: &mut Dice) -> Value {
 fn rules(dice: &mut Dice) -> Value {
     dice.list(3, |dice| {
         let mut rule =
-            json!({ "action": *dice.pick(&["Allow", "Allow", "Allow", "Deny", "Deny", "Pass", "Log"]) });
-        dice.maybe(65, &mut rule, "protocol", |dice| {
+            json!({ "action": *dice.pick(&["Allow", "Allow", "Allow", "Allow", "Deny", "Pass", "Log"]) });
+        dice.maybe(40, &mut rule, "protocol", |dice| {
             dice.pick(&["TCP", "UDP", "SCTP", "ICMP"]).to_owned().into()
         });
-        dice.maybe(60, &mut rule, "source", entity);
-        dice.maybe(60, &mut rule, "destination", entity);
+        dice.maybe(45, &mut rule, "source", entity);
+        dice.maybe(45, &mut rule, "destination", entity);
         rule
     })
 }
@@ -168,7 +168,8 @@ fn other(dice: &mut Dice) -> (String, Value) {
         0 => {
             let nets = dice.list(3, net);
             let set = json!({ "metadata": { "labels": { "set": *dice.pick(&["x", "y"]) } }, "spec": { "nets": nets } });
-            (Resource::new(Kind::GlobalNetworkSet, "", *dice.pick(&["s", "t"])).key(), set)
+            let name: &&str = dice.pick(&["s", "t"]);
+            (Resource::new(Kind::GlobalNetworkSet, "", name).key(), set)
         }
         1 => {
             let tier = json!({ "spec": { "order": -1, "defaultAction": *dice.pick(&["Deny", "Pass"]) } });
@@ -270,7 +271,10 @@ impl Process {
     /// Sends the packet from the pod, or through the stack to the pod; whether it passed.
     fn judge(&mut self, local: Pod, direction: Direction, packet: &reference::Packet) -> bool {
         let frame = frame_of(packet).macs(local.mac, HOST_MAC).bytes();
-        let context = Context::on(self.lab.links.pods[local.number]).came_by(self.lab.links.uplink);
+        let links = self.lab.links;
+        let sender = (0..3).find(|n| pod(*n).ip == packet.source);
+        let context =
+            Context::on(links.pods[local.number]).came_by(sender.map_or(links.uplink, |n| links.pods[n]));
         let hook = if direction == Direction::Egress { Hook::FromPod } else { Hook::ToPod };
         let (action, _) = self.lab.try_send(hook, &frame, context).unwrap();
         let ports = match packet.protocol {
