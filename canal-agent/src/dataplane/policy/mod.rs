@@ -11,7 +11,8 @@
 //! - *staged*, when sets change, and in a process that does not know what an earlier one meant:
 //!   1. refine: addresses move into classes whose members agree in both their old class and their new content; the
 //!      old sets get copies of the old columns there, so nothing changes for anyone;
-//!   2. flip: each endpoint's element in `POLICY` is replaced, each column of a set that stays is rewritten;
+//!   2. flip: each endpoint's element in `POLICY` is replaced, each column of a set that stays with its endpoints is
+//!      rewritten; one that endpoints come to or go from is written anew, beside the old one;
 //!   3. coarsen: addresses of equal content move together, which no set in use tells apart any more.
 //!
 //! After an error the tables are half way, and the next update takes the staged way from where they are.
@@ -86,7 +87,7 @@ pub struct PolicyTables<T> {
     sets: Sets,
     endpoint_ids: Pool,
     endpoints: BTreeMap<Ipv4Addr, Programmed>,
-    /// Policies of an earlier process that belong to no endpoint.
+    /// Endpoint ids, and policies under them, that belong to no endpoint: an earlier process's, or in the making.
     orphans: Vec<u32>,
     /// The last update came to its end.
     settled: bool,
@@ -180,7 +181,9 @@ impl<T: Tables> PolicyTables<T> {
         let problems = if settled && self.keeps_policies(&goal, desired) {
             self.direct(&goal, desired)?
         } else {
-            self.staged(&goal, desired)?
+            // Who was changed and not bumped is not known after an error.
+            let unbumped = if settled { BTreeSet::new() } else { self.endpoints.keys().copied().collect() };
+            self.staged(&goal, desired, unbumped)?
         };
         self.retire()?;
         self.settled = true;
@@ -247,6 +250,7 @@ impl<T: Tables> PolicyTables<T> {
         &mut self,
         goal: &Classification,
         desired: &BTreeMap<Ipv4Addr, Desired>,
+        mut flipped: BTreeSet<Ipv4Addr>,
     ) -> Result<Problems, T::Error> {
         let meant = self.classes.forget_meanings();
         self.unnamed.extend(meant.keys());
@@ -264,7 +268,14 @@ impl<T: Tables> PolicyTables<T> {
             let outcome = if self.sets.id(set).is_none() {
                 self.sets.add(&mut self.tables, set, &contents)?
             } else {
-                self.sets.plan(&mut self.tables, set, &contents)?.map(|rewrite| rewrites.push(rewrite))
+                match self.sets.plan(&mut self.tables, set, &contents)? {
+                    Ok((id, plan)) if !plan.is_empty() && self.changes_hands(set, id, desired) => {
+                        // Who comes must not meet the old columns, and who goes must not meet the new ones.
+                        self.sets.supersede(id, plan);
+                        self.sets.add(&mut self.tables, set, &contents)?
+                    }
+                    planned => planned.map(|rewrite| rewrites.push(rewrite)),
+                }
             };
             if let Err(reason) = outcome {
                 refused.insert(set.clone(), reason);
@@ -278,7 +289,7 @@ impl<T: Tables> PolicyTables<T> {
         }
         // Flip.
         self.close(&targets)?;
-        let flipped = self.flip(&targets)?;
+        flipped.extend(self.flip(&targets)?);
         let mut dirty = BTreeSet::new();
         for (set, plan) in rewrites {
             if !plan.is_empty() {
@@ -358,6 +369,17 @@ impl<T: Tables> PolicyTables<T> {
         Ok(assigned)
     }
 
+    /// Some endpoint that is there and stays begins or ceases to use the set.
+    fn changes_hands(&self, set: &Arc<PolicySet>, id: u32, desired: &BTreeMap<Ipv4Addr, Desired>) -> bool {
+        let moves = |want: &Desired, has: &EndpointPolicy| {
+            (want.ingress == *set) != (has.ingress_set == id)
+                || (want.egress == *set) != (has.egress_set == id)
+        };
+        self.endpoints
+            .iter()
+            .any(|(addr, has)| desired.get(addr).is_some_and(|want| moves(want, &has.policy)))
+    }
+
     /// The endpoints that can be, and why others cannot.
     fn targets<'a>(
         &self,
@@ -396,11 +418,20 @@ impl<T: Tables> PolicyTables<T> {
         for addr in gone {
             let id = self.endpoints[&addr].endpoint.id;
             self.tables.delete_endpoint(addr)?;
+            self.endpoints.remove(&addr);
+            self.orphans.push(id);
+            self.drop_orphans()?;
+        }
+        Ok(())
+    }
+
+    fn drop_orphans(&mut self) -> Result<(), T::Error> {
+        while let Some(id) = self.orphans.last().copied() {
             self.tables.delete_policy(id)?;
             // Its flows are over.
             self.tables.bump_generation(id)?;
-            self.endpoints.remove(&addr);
             self.endpoint_ids.give_back(id);
+            self.orphans.pop();
         }
         Ok(())
     }
@@ -450,29 +481,32 @@ impl<T: Tables> PolicyTables<T> {
                 _reserved: 0,
             };
             // Policy before address: an endpoint is closed until its policy stands.
-            if old.is_none_or(|old| old.policy != *policy) {
+            if let Some(old) = old {
+                if old.policy != *policy {
+                    self.tables.write_policy(id, *policy)?;
+                    self.endpoints.insert(*addr, Programmed { policy: *policy, ..old });
+                }
+            } else {
+                self.orphans.push(id);
                 self.tables.write_policy(id, *policy)?;
             }
             let is_other = old.is_none_or(|old| old.endpoint != endpoint);
             if is_other {
                 self.tables.write_endpoint(*addr, endpoint)?;
+                self.endpoints.insert(*addr, Programmed { endpoint, policy: *policy });
+                self.orphans.retain(|orphan| *orphan != id);
             }
             let is_dirty = dirty.contains(&policy.ingress_set) || dirty.contains(&policy.egress_set);
             if is_other || is_dirty || flipped.contains(addr) {
                 self.tables.bump_generation(id)?;
             }
-            self.endpoints.insert(*addr, Programmed { endpoint, policy: *policy });
         }
         Ok(())
     }
 
     /// Frees what nothing points at any more.
     fn retire(&mut self) -> Result<(), T::Error> {
-        while let Some(id) = self.orphans.last().copied() {
-            self.tables.delete_policy(id)?;
-            self.endpoint_ids.give_back(id);
-            self.orphans.pop();
-        }
+        self.drop_orphans()?;
         let policies = self.endpoints.values().map(|p| p.policy);
         let sets = policies.flat_map(|p| [p.ingress_set, p.egress_set]).collect();
         let classes = self.addresses.classes();

@@ -29,7 +29,7 @@ pub(super) struct Sets {
 
 #[derive(Debug)]
 struct LiveSet {
-    /// `None`: an earlier process wrote it, and what it means is not known.
+    /// `None`: an earlier process wrote it, and what it means is not known, or another one has taken its place.
     policy: Option<Arc<PolicySet>>,
     /// Class → row; a class without a column is denied.
     columns: BTreeMap<u32, u32>,
@@ -143,6 +143,16 @@ impl Sets {
             self.rows.release(row);
         }
         Ok(Ok((id, plan)))
+    }
+
+    /// The set in the kernel is the past from now on; `plan`, which was made for it, is not carried out.
+    pub(super) fn supersede(&mut self, id: u32, plan: Plan) {
+        for (_, row) in plan {
+            self.rows.release(row);
+        }
+        if let Some(policy) = self.live.get_mut(&id).and_then(|set| set.policy.take()) {
+            self.by_policy.remove(&policy);
+        }
     }
 
     pub(super) fn write<T: Tables>(&mut self, tables: &mut T, id: u32, plan: Plan) -> Result<(), T::Error> {

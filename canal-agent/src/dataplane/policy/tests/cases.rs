@@ -56,7 +56,7 @@ impl Node {
         let log = self.fake.take_log();
         let mut new = by_rows(&compiled);
         new.retain(|(endpoint, ..), _| !problems.contains_key(endpoint));
-        check(&before, &log, &Judge::default().all(&before), &new, true).unwrap();
+        check(&before, &log, &Judge::default().all(&before), &new, true, &mut BTreeSet::new()).unwrap();
         check_books(&self.tables).unwrap();
         (problems, log)
     }

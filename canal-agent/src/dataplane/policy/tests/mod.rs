@@ -147,14 +147,20 @@ impl Judge {
     }
 }
 
-/// Goes through the writes of an update one by one. `settled`: the update came to its end.
-fn check(before: &State, log: &[Write], old: &Verdicts, new: &Verdicts, settled: bool) -> Result<(), String> {
+/// Goes through the writes of an update one by one. `settled`: the update came to its end. `stale`: endpoints whose
+/// verdicts have changed since their generation was bumped, and their ids.
+fn check(
+    before: &State,
+    log: &[Write],
+    old: &Verdicts,
+    new: &Verdicts,
+    settled: bool,
+    stale: &mut BTreeSet<u32>,
+) -> Result<(), String> {
     let (mut state, mut judge) = (before.clone(), Judge::default());
     let universe: Vec<_> =
         old.keys().chain(new.keys()).copied().collect::<BTreeSet<_>>().into_iter().collect();
     let mut seen = old.clone();
-    // Endpoints whose verdicts have changed since their generation was bumped.
-    let mut stale: BTreeSet<Ipv4Addr> = BTreeSet::new();
     let mut held = before.reachable();
     let mut deleted_sets = BTreeSet::new();
     let mut deleted_endpoints = BTreeSet::new();
@@ -175,10 +181,7 @@ fn check(before: &State, log: &[Write], old: &Verdicts, new: &Verdicts, settled:
             Write::DeleteSet(set) => drop(deleted_sets.insert(*set)),
             Write::DeletePolicy(id) => drop(deleted_endpoints.insert(*id)),
             Write::Bump(id) => {
-                let owners = before.endpoints.iter().chain(&state.endpoints).filter(|(_, e)| e.id == *id);
-                for (addr, _) in owners {
-                    stale.remove(addr);
-                }
+                stale.remove(id);
             }
             _ => {}
         }
@@ -196,8 +199,10 @@ fn check(before: &State, log: &[Write], old: &Verdicts, new: &Verdicts, settled:
                     log.len()
                 ));
             }
-            if seen.insert(key, found).unwrap_or(0) != found && before.endpoints.contains_key(&endpoint) {
-                stale.insert(endpoint);
+            if seen.insert(key, found).unwrap_or(0) != found
+                && let Some(known) = before.endpoints.get(&endpoint)
+            {
+                stale.insert(known.id);
             }
         }
     }

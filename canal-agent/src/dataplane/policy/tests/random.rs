@@ -55,13 +55,15 @@ struct Story {
     entries: BTreeMap<String, Value>,
     fake: Fake,
     tables: PolicyTables<Fake>,
+    /// Across updates, errors and deaths.
+    stale: BTreeSet<u32>,
 }
 
 impl Story {
     fn new(entries: Entries) -> Self {
         let fake = Fake::default();
         let tables = PolicyTables::new(fake.clone(), Leftovers::default());
-        Self { entries: entries.into_iter().collect(), fake, tables }
+        Self { entries: entries.into_iter().collect(), fake, tables, stale: BTreeSet::new() }
     }
 
     fn cluster(&self) -> Cluster {
@@ -88,7 +90,8 @@ impl Story {
         let outcome = self.tables.apply(&compiled, &desired(&compiled));
         self.fake.fail_after(None);
         let log = self.fake.take_log();
-        check(&before, &log, &old, &new, outcome.is_ok())?;
+        LAST.with(|l| *l.borrow_mut() = log.clone());
+        check(&before, &log, &old, &new, outcome.is_ok(), &mut self.stale)?;
         if let Ok(problems) = outcome {
             if !problems.is_empty() {
                 return Err(format!("{problems:?}"));
@@ -182,3 +185,27 @@ fn an_update_that_changes_nothing_writes_nothing() {
         );
     }
 }
+
+#[test]
+fn hunt() {
+    let mut runner = TestRunner::deterministic();
+    let strategy = (cluster_entries(), prop::collection::vec(update(), UPDATES));
+    for case in 0..1500 {
+        let (entries, updates) = strategy.new_tree(&mut runner).unwrap().current();
+        let mut story = Story::new(entries);
+        let mut text = Vec::new();
+        for (at, update) in updates.iter().enumerate() {
+            let before = story.fake.state().clone();
+            let outcome = story.advance(update);
+            text.push(format!("--- {case}/{at} trouble {:?}\n endpoints {:?}\n policy {:?}\n peers {:?}\n nets {:?}\n sets {:?}\n => {outcome:?}\nlog {:#?}", update.trouble, before.endpoints, before.policy, before.peers, before.nets,
+                before.sets.iter().map(|(id, c)| (*id, c.iter().enumerate().filter(|(_, r)| **r != 0).collect::<Vec<_>>())).collect::<Vec<_>>(), LAST.with(|l| l.borrow().iter().filter(|w| !matches!(w, Write::Row(..))).map(|w| format!("{w:?}").chars().take(150).collect::<String>()).collect::<Vec<_>>())));
+            if let Err(e) = outcome {
+                for t in text.iter().rev().take(3).rev() {
+                    println!("{t}");
+                }
+                panic!("{e}");
+            }
+        }
+    }
+}
+thread_local! { static LAST: std::cell::RefCell<Vec<Write>> = const { std::cell::RefCell::new(Vec::new()) }; }
