@@ -3,7 +3,8 @@
 //! The kernel accepts `mark`, `priority`, `ingress_ifindex`, `ifindex` (a device of the caller's network namespace, or
 //! 0 for its loopback), `cb`, `tstamp`, `wire_len`, `gso_segs`, `gso_size` and `hwtstamp`; everything else must be
 //! zero (6.18, `convert___skb_to_skb`). So a test can set neither a tunnel key, which `from_overlay` needs, nor the
-//! type of an aggregate, which encapsulating one needs: both are left to the tests with namespaces.
+//! type of an aggregate, which encapsulating one needs: both are left to the tests with namespaces. It refuses frames
+//! that are shorter than the IP header that their ethertype promises.
 
 /// The fields that tests set.
 #[derive(Debug, Clone, Copy, Default)]

@@ -21,7 +21,7 @@ use aya::{
     maps::{Array, MapData},
     programs::{TestRun, TestRunOptions},
 };
-use canal_agent::dataplane::object::Object;
+use canal_agent::dataplane::{object::Object, pins::Pins};
 use canal_common::{
     Mac,
     policy::RowRef,
@@ -85,22 +85,27 @@ impl Lab {
         lab.visit(story)
     }
 
-    /// A lab of one's own.
+    /// A lab of one's own, in a network namespace of its own.
     pub fn open() -> Result<Self> {
-        let made = thread::spawn(|| -> Result<_> {
+        let made = thread::spawn(|| -> Result<Self> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-            let links = Links::make()?;
-            Ok((File::open("/proc/thread-self/ns/net").context("cannot open the network namespace")?, links))
+            Self::load(Links::make()?, None)
         });
-        let (netns, links) = made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Loads the object, or adopts the tables that are pinned, for the namespace of this thread.
+    pub fn load(links: Links, pins: Option<&Pins>) -> Result<Self> {
         let settings = Settings {
             node_ip: NODE_IP.into(),
             vtep_mac: VTEP_MAC,
             vxlan_port: VXLAN_PORT,
             vni: VNI,
             uplink_ifindex: links.uplink,
+            overlay_ifindex: links.overlay,
         };
-        let object = Object::load(&settings, None, &HashMap::new())?;
+        let netns = File::open("/proc/thread-self/ns/net").context("cannot open the network namespace")?;
+        let object = Object::load(&settings, pins, &HashMap::new())?;
         Ok(Self { object, netns, sets: BTreeMap::new(), links })
     }
 
@@ -146,7 +151,7 @@ impl Lab {
 
 impl Links {
     /// In the namespace of this thread.
-    fn make() -> Result<Self> {
+    pub fn make() -> Result<Self> {
         let make = |name: &str| -> Result<u32> {
             Cmd::line("ip link add")
                 .args([name, "type", "veth", "peer", "name"])

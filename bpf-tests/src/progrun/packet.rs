@@ -153,6 +153,7 @@ impl Packet {
         ip.more_fragments = self.more;
         ip.fragment_offset = IpFragOffset::try_new(self.offset).expect("13 bits");
         ip.options = Ipv4Options::try_from(&self.options[..]).expect("at most 40 bytes, a multiple of 4");
+        ip.set_payload_len(self.body.len()).expect("a packet that fits");
         ip.header_checksum = ip.calc_header_checksum();
         let mut bytes = ethernet(self.src_mac, self.dst_mac, ETHERTYPE_IPV4);
         bytes.extend(ip.to_bytes());

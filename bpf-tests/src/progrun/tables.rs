@@ -136,6 +136,14 @@ impl Lab {
         }
     }
 
+    /// Has the next packet of this flow judged like the first one.
+    pub fn forget_flow(&mut self, key: &FlowKey) {
+        for name in [names::FLOWS, names::FLOWS_NEW] {
+            // Most packets leave an entry in at most one of the two.
+            self.map::<Hash<_, FlowKey, Flow>>(name).remove(key).ok();
+        }
+    }
+
     pub fn forget_flows(&mut self) {
         clear::<_, FlowKey, Flow>(&mut self.map(names::FLOWS));
         clear::<_, FlowKey, Flow>(&mut self.map(names::FLOWS_NEW));

@@ -131,12 +131,12 @@ fn everything_else_on_the_uplink_is_left_alone() {
         let question =
             arp(etherparse::ArpOperation::REQUEST, (REMOTE_VTEP, REMOTE_NODE), (VTEP_MAC, NODE_IP));
         untouched(&wire(lab, &question), &question);
-        let mut ipv6 = tcp.clone();
+        let mut ipv6 = Packet::tcp((REMOTE_NODE, 1), (NODE_IP, 22), SYN).payload(&[0; 40]).bytes();
         ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
         untouched(&wire(lab, &ipv6), &ipv6);
         // Cut anywhere in the envelope.
         let frame = inner.in_vxlan(&outer());
-        for len in [14, 20, 34, 41, 49, 50, 63] {
+        for len in [34, 41, 49, 50, 63] {
             untouched(&wire(lab, &frame[..len]), &frame[..len]);
         }
         // Pods send directly to pods elsewhere, outside any tunnel.

@@ -5,6 +5,7 @@
 //! way into an envelope, and where a redirect leads.
 
 mod arp;
+mod differential;
 mod envelope;
 mod flow;
 mod fragment;

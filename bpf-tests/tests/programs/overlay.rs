@@ -48,10 +48,10 @@ fn only_sound_ipv4_is_encapsulated() {
     story(|lab| {
         let context = Context::on(lab.links.overlay);
         let good = Packet::udp((NODE_IP, 1), (REMOTE, 53)).bytes();
-        let mut ipv6 = good.clone();
+        let mut ipv6 = Packet::udp((NODE_IP, 1), (REMOTE, 53)).payload(&[0; 40]).bytes();
         ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
         dropped(&lab.send(Hook::ToOverlay, &ipv6, context), Reason::NotIpv4);
-        for len in [14, 33, 37] {
+        for len in [34, 37] {
             dropped(&lab.send(Hook::ToOverlay, &good[..len], context), Reason::Malformed);
         }
     });

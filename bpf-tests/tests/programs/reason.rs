@@ -15,7 +15,7 @@ fn later(src: Ipv4Addr, dst: Ipv4Addr) -> Packet {
 }
 
 fn ipv6(packet: &Packet) -> Vec<u8> {
-    let mut frame = packet.bytes();
+    let mut frame = packet.clone().payload(&[0; 40]).bytes();
     frame[12..14].copy_from_slice(&[0x86, 0xdd]);
     frame
 }

@@ -72,10 +72,10 @@ fn only_sound_ipv4_is_delivered() {
     story(|lab| {
         let context = A.from(lab);
         let good = Packet::tcp((WORLD, 1), A.at(80), SYN).bytes();
-        let mut ipv6 = good.clone();
+        let mut ipv6 = Packet::tcp((WORLD, 1), A.at(80), SYN).payload(&[0; 40]).bytes();
         ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
         dropped(&lab.send(Hook::ToPod, &ipv6, context), Reason::NotIpv4);
-        for len in [14, 33, 37, 47] {
+        for len in [34, 37, 47] {
             dropped(&lab.send(Hook::ToPod, &good[..len], context), Reason::Malformed);
         }
     });

@@ -46,7 +46,9 @@ pub fn run(ctx: &TcContext) -> Outcome {
         }
         return Ok(Go::next(Reason::Delivered));
     }
-    if let Known::Judge = flow::known(&packet, |from| leg::may_come_by(from, came_by))? {
+    // A flow from before the pod was there has not met its policy.
+    let known = flow::known(&packet, |from| leg::may_come_by(from, came_by))?;
+    if !matches!(known, Known::Live { to: receiver, .. } if receiver.endpoint == to.endpoint) {
         let from = if from_host { leg::other(Leg::HOST) } else { forwarded(&packet, came_by)? };
         flow::admit(&packet, &from, &to, true)?;
     }
