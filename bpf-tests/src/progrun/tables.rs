@@ -1,5 +1,7 @@
 //! Typed access to the tables of a loaded object, for arranging a test and for looking at its traces.
 
+#![expect(clippy::unwrap_used, reason = "the tables of a test are there and writable, or the test fails")]
+
 use std::{borrow::BorrowMut, net::Ipv4Addr};
 
 use aya::{

@@ -58,7 +58,13 @@ impl Dice {
     }
 
     /// Puts a field into an object, sometimes.
-    fn maybe(&mut self, percent: usize, object: &mut Value, field: &str, value: impl FnOnce(&mut Self) -> Value) {
+    fn maybe(
+        &mut self,
+        percent: usize,
+        object: &mut Value,
+        field: &str,
+        value: impl FnOnce(&mut Self) -> Value,
+    ) {
         if self.chance(percent) {
             object[field] = value(self);
         }
@@ -71,17 +77,27 @@ impl Dice {
 }
 
 fn selector(dice: &mut Dice) -> Value {
-    let all = ["all()", "app == 'web'", "app != 'web'", "has(tier)", "!has(tier)", "app in {'web','db'}", "set == 'x'"];
+    let all = [
+        "all()",
+        "app == 'web'",
+        "app != 'web'",
+        "has(tier)",
+        "!has(tier)",
+        "app in {'web','db'}",
+        "set == 'x'",
+    ];
     (*dice.pick(&all)).into()
 }
 
 fn net(dice: &mut Dice) -> Value {
-    let all = ["10.244.0.0/16", "10.244.1.8/30", "10.244.2.0/24", "203.0.113.0/24", "203.0.113.7/32", "0.0.0.0/0"];
+    let all =
+        ["10.244.0.0/16", "10.244.1.8/30", "10.244.2.0/24", "203.0.113.0/24", "203.0.113.7/32", "0.0.0.0/0"];
     (*dice.pick(&all)).into()
 }
 
 fn port(dice: &mut Dice) -> Value {
-    dice.pick(&[json!(80), json!(443), json!("80:90"), json!("1000:65535"), json!("http"), json!("dns")]).clone()
+    dice.pick(&[json!(80), json!(443), json!("80:90"), json!("1000:65535"), json!("http"), json!("dns")])
+        .clone()
 }
 
 fn entity(dice: &mut Dice) -> Value {
@@ -97,10 +113,13 @@ fn entity(dice: &mut Dice) -> Value {
 
 fn rules(dice: &mut Dice) -> Value {
     dice.list(3, |dice| {
-        let mut rule = json!({ "action": *dice.pick(&["Allow", "Allow", "Allow", "Deny", "Deny", "Pass", "Log"]) });
-        dice.maybe(65, &mut rule, "protocol", |dice| dice.pick(&["TCP", "UDP", "SCTP", "ICMP"]).to_owned().into());
-        dice.maybe(60, &mut rule, "source", entity);
-        dice.maybe(60, &mut rule, "destination", entity);
+        let mut rule =
+            json!({ "action": *dice.pick(&["Allow", "Allow", "Allow", "Allow", "Deny", "Pass", "Log"]) });
+        dice.maybe(40, &mut rule, "protocol", |dice| {
+            dice.pick(&["TCP", "UDP", "SCTP", "ICMP"]).to_owned().into()
+        });
+        dice.maybe(45, &mut rule, "source", entity);
+        dice.maybe(45, &mut rule, "destination", entity);
         rule
     })
 }
@@ -110,7 +129,9 @@ fn policy(dice: &mut Dice) -> (String, Value) {
     dice.maybe(70, &mut spec, "selector", selector);
     dice.maybe(70, &mut spec, "order", |dice| dice.below(4).into());
     dice.maybe(60, &mut spec, "tier", |dice| dice.pick(&["default", "first"]).to_owned().into());
-    dice.maybe(80, &mut spec, "types", |dice| dice.pick(&[json!(["Ingress"]), json!(["Egress"]), json!(["Ingress", "Egress"])]).clone());
+    dice.maybe(80, &mut spec, "types", |dice| {
+        dice.pick(&[json!(["Ingress"]), json!(["Egress"]), json!(["Ingress", "Egress"])]).clone()
+    });
     dice.maybe(90, &mut spec, "ingress", rules);
     dice.maybe(90, &mut spec, "egress", rules);
     let name = *dice.pick(&["p", "q", "r", "s"]);
@@ -147,7 +168,8 @@ fn other(dice: &mut Dice) -> (String, Value) {
         0 => {
             let nets = dice.list(3, net);
             let set = json!({ "metadata": { "labels": { "set": *dice.pick(&["x", "y"]) } }, "spec": { "nets": nets } });
-            (Resource::new(Kind::GlobalNetworkSet, "", *dice.pick(&["s", "t"])).key(), set)
+            let name: &&str = dice.pick(&["s", "t"]);
+            (Resource::new(Kind::GlobalNetworkSet, "", name).key(), set)
         }
         1 => {
             let tier = json!({ "spec": { "order": -1, "defaultAction": *dice.pick(&["Deny", "Pass"]) } });
@@ -249,7 +271,10 @@ impl Process {
     /// Sends the packet from the pod, or through the stack to the pod; whether it passed.
     fn judge(&mut self, local: Pod, direction: Direction, packet: &reference::Packet) -> bool {
         let frame = frame_of(packet).macs(local.mac, HOST_MAC).bytes();
-        let context = Context::on(self.lab.links.pods[local.number]).came_by(self.lab.links.uplink);
+        let links = self.lab.links;
+        let sender = (0..3).find(|n| pod(*n).ip == packet.source);
+        let context =
+            Context::on(links.pods[local.number]).came_by(sender.map_or(links.uplink, |n| links.pods[n]));
         let hook = if direction == Direction::Egress { Hook::FromPod } else { Hook::ToPod };
         let (action, _) = self.lab.try_send(hook, &frame, context).unwrap();
         let ports = match packet.protocol {
@@ -263,8 +288,13 @@ impl Process {
 }
 
 /// Passes when both ends, as far as they are here, allow it.
-fn expected(reference: &Reference<'_>, keys: &BTreeMap<Ipv4Addr, EndpointKey>, packet: &reference::Packet) -> bool {
-    let allows = |addr, direction| keys.get(addr).is_none_or(|key| reference.judge(key, direction, packet).allow);
+fn expected(
+    reference: &Reference<'_>,
+    keys: &BTreeMap<Ipv4Addr, EndpointKey>,
+    packet: &reference::Packet,
+) -> bool {
+    let allows =
+        |addr, direction| keys.get(addr).is_none_or(|key| reference.judge(key, direction, packet).allow);
     allows(&packet.source, Direction::Egress) && allows(&packet.destination, Direction::Ingress)
 }
 
@@ -289,21 +319,43 @@ fn tell(dice: &mut Dice, bpffs: &Path, verdicts: usize) {
         }
         for _ in 0..PACKETS_PER_CLUSTER {
             let local = *dice.pick(&locals);
-            let peers = [pod_address(0), pod_address(1), pod_address(2), pod_address(3), pod_address(4), pod_address(5)];
-            let strangers = [WORLD, Ipv4Addr::new(203, 0, 113, 8), Ipv4Addr::new(10, 244, 1, 9), Ipv4Addr::new(8, 8, 8, 8)];
+            let peers = [
+                pod_address(0),
+                pod_address(1),
+                pod_address(2),
+                pod_address(3),
+                pod_address(4),
+                pod_address(5),
+            ];
+            let strangers = [
+                WORLD,
+                Ipv4Addr::new(203, 0, 113, 8),
+                Ipv4Addr::new(10, 244, 1, 9),
+                Ipv4Addr::new(8, 8, 8, 8),
+            ];
             let peer = if dice.chance(70) { *dice.pick(&peers) } else { *dice.pick(&strangers) };
-            let (direction, src, dst) =
-                if dice.chance(50) { (Direction::Egress, local.ip, peer) } else { (Direction::Ingress, peer, local.ip) };
+            let (direction, src, dst) = if dice.chance(50) {
+                (Direction::Egress, local.ip, peer)
+            } else {
+                (Direction::Ingress, peer, local.ip)
+            };
             let packet = random_packet(dice, src, dst);
             let wanted = expected(&reference, &keys, &packet);
             let found = process.judge(local, direction, &packet);
-            assert_eq!(found, wanted, "cluster {clusters}, {direction} of {}: {packet:?}\n{entries:#?}", local.ip);
+            assert_eq!(
+                found, wanted,
+                "cluster {clusters}, {direction} of {}: {packet:?}\n{entries:#?}",
+                local.ip
+            );
             judged += 1;
             allowed += usize::from(found);
         }
     }
     println!("{judged} verdicts on {clusters} clusters, {allowed} allow");
-    assert!(allowed * 10 > judged && allowed * 10 < judged * 9, "{allowed} of {judged} allow: the cases say too little");
+    assert!(
+        allowed * 10 > judged && allowed * 10 < judged * 9,
+        "{allowed} of {judged} allow: the cases say too little"
+    );
 }
 
 #[test]

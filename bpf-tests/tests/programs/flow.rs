@@ -228,6 +228,22 @@ fn an_idle_flow_is_forgotten_after_the_time_of_its_kind() {
 }
 
 #[test]
+fn ports_used_again_after_their_flow_was_forgotten_make_a_flow_of_their_own() {
+    let (to, from) = (Packet::udp(A.at(1), (REMOTE, 53)), Packet::udp((REMOTE, 53), A.at(1)));
+    story(|lab| {
+        encapsulated(&leave(lab, A, &to));
+        delivered(&arrive(lab, &from));
+        lab.put_set(A.ingress_set(), &[DENY]);
+        lab.age(57);
+        encapsulated(&leave(lab, A, &to));
+        let before = judgements(lab);
+        encapsulated(&leave(lab, A, &to));
+        delivered(&arrive(lab, &from));
+        assert_eq!(judgements(lab), before, "neither the second packet nor the answer is judged");
+    });
+}
+
+#[test]
 fn an_unanswered_request_and_a_closed_connection_are_forgotten_soon() {
     story(|lab| {
         encapsulated(&leave(lab, A, &out(SYN)));

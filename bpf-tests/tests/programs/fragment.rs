@@ -25,19 +25,19 @@ fn both_parts_go_the_way_of_the_whole() {
 }
 
 #[test]
-fn both_parts_are_denied_with_the_whole() {
+fn the_first_part_is_judged_and_the_later_one_follows_its_flow_or_goes_nowhere() {
     story(|lab| {
         lab.put_set(A.egress_set(), &[DENY]);
         lab.put_set(A.ingress_set(), &[DENY]);
-        for part in datagram(A.at(1), (REMOTE, 53)) {
-            dropped(&leave(lab, A, &part), Reason::PolicyEgress);
-        }
-        for part in datagram((REMOTE, 5), A.at(53)) {
-            dropped(&arrive(lab, &part), Reason::PolicyIngress);
-        }
-        for part in datagram((WORLD, 5), A.at(53)) {
-            dropped(&enter(lab, A, &part), Reason::PolicyIngress);
-        }
+        let [first, later] = datagram(A.at(1), (REMOTE, 53));
+        dropped(&leave(lab, A, &first), Reason::PolicyEgress);
+        dropped(&leave(lab, A, &later), Reason::FragUnknown);
+        let [first, later] = datagram((REMOTE, 5), A.at(53));
+        dropped(&arrive(lab, &first), Reason::PolicyIngress);
+        dropped(&arrive(lab, &later), Reason::FragUnknown);
+        let [first, later] = datagram((WORLD, 5), A.at(53));
+        dropped(&enter(lab, A, &first), Reason::PolicyIngress);
+        dropped(&enter(lab, A, &later), Reason::FragUnknown);
     });
 }
 

@@ -145,8 +145,8 @@ fn options_do_not_hide_the_ports() {
     story(|lab| {
         let rule = row(&[
             (0, Verdict::new(Verdict::DENY, 9)),
-            (6 << 16 | 80, Verdict::new(Verdict::ALLOW, 8)),
-            (6 << 16 | 81, Verdict::new(Verdict::DENY, 9)),
+            (key(6, 80), Verdict::new(Verdict::ALLOW, 8)),
+            (key(6, 81), Verdict::new(Verdict::DENY, 9)),
         ]);
         lab.put_row(5, &rule);
         lab.put_set(B.ingress_set(), &[5]);

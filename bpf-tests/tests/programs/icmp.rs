@@ -7,7 +7,7 @@ const UNREACHABLE: (u8, u8) = (3, 3);
 #[test]
 fn an_echo_is_judged_by_type_and_code_and_its_answer_is_not() {
     story(|lab| {
-        let echo = u32::from(1u8) << 16 | 8 << 8;
+        let echo = key(1, icmp_port(8, 0));
         lab.put_row(
             5,
             &row(&[

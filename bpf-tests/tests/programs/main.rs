@@ -4,6 +4,9 @@
 //! (so the whole of `from_overlay` behind its first check, and the kernel device as the way out), aggregates on their
 //! way into an envelope, and where a redirect leads.
 
+#![expect(clippy::unwrap_used, reason = "these are tests, helpers included")]
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of pods and bounded dice")]
+
 mod arp;
 mod differential;
 mod envelope;
@@ -12,6 +15,7 @@ mod fragment;
 mod from_pod;
 mod from_wire;
 mod icmp;
+mod nodes;
 mod overlay;
 mod reason;
 mod table;
@@ -27,7 +31,7 @@ use canal_common::{
     endpoint::{Endpoint, EndpointPolicy},
     flow::Flow,
     node::Node,
-    policy::{FANOUT, Row, Verdict},
+    policy::{FANOUT, Row, Verdict, icmp_port, key},
     reason::{Hook, Reason},
 };
 
@@ -93,16 +97,20 @@ impl Pod {
 /// The lab with pods A and B and a node behind which REMOTE is; everybody may talk.
 fn story(tell: impl FnOnce(&mut Lab) + Send) {
     Lab::run(|lab| {
-        lab.put_row(ALLOW, &one_verdict(Verdict::ALLOW, ALLOW));
-        lab.put_row(DENY, &one_verdict(Verdict::DENY, DENY));
         lab.put_node(REMOTE_INDEX, REMOTE_NET, remote_node());
-        for pod in [A, B] {
-            add_pod(lab, pod);
-            lab.put_set(pod.ingress_set(), &[ALLOW]);
-            lab.put_set(pod.egress_set(), &[ALLOW]);
-        }
+        add_pods(lab);
         tell(lab);
     });
+}
+
+fn add_pods(lab: &mut Lab) {
+    lab.put_row(ALLOW, &one_verdict(Verdict::ALLOW, ALLOW));
+    lab.put_row(DENY, &one_verdict(Verdict::DENY, DENY));
+    for pod in [A, B] {
+        add_pod(lab, pod);
+        lab.put_set(pod.ingress_set(), &[ALLOW]);
+        lab.put_set(pod.egress_set(), &[ALLOW]);
+    }
 }
 
 fn add_pod(lab: &mut Lab, pod: Pod) {
@@ -142,9 +150,19 @@ fn leave(lab: &mut Lab, pod: Pod, packet: &Packet) -> Ran {
     lab.send(Hook::FromPod, &packet.clone().macs(pod.mac, HOST_MAC).bytes(), context)
 }
 
-/// `packet` as the stack delivers it to `pod`, having come in by the uplink.
+/// `packet` as the stack delivers it to `pod`, having come in by the way that leads to its sender.
 fn enter(lab: &mut Lab, pod: Pod, packet: &Packet) -> Ran {
-    let context = pod.from(lab).came_by(lab.links.uplink);
+    let came_by = match packet.src {
+        src if src == A.ip => lab.links.pods[A.number],
+        src if src == B.ip => lab.links.pods[B.number],
+        REMOTE => lab.links.overlay,
+        _ => lab.links.uplink,
+    };
+    enter_by(lab, pod, packet, came_by)
+}
+
+fn enter_by(lab: &mut Lab, pod: Pod, packet: &Packet, came_by: u32) -> Ran {
+    let context = pod.from(lab).came_by(came_by);
     lab.send(Hook::ToPod, &packet.bytes(), context)
 }
 

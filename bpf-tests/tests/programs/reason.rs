@@ -77,6 +77,10 @@ const CASES: &[Case] = &[
         lab.set_node(REMOTE_INDEX, Node::default());
         leave(lab, A, &udp(A.ip, REMOTE))
     }),
+    (Hook::FromPod, Reason::FragUnknown, |lab| {
+        deny(lab);
+        udp(A.ip, REMOTE).split(8).map(|part| leave(lab, A, &part))[1].clone()
+    }),
     (Hook::FromPod, Reason::IcmpUnrelated, |lab| leave(lab, A, &error(A.ip, REMOTE))),
     (Hook::ToPod, Reason::Delivered, |lab| enter(lab, A, &udp(WORLD, A.ip))),
     (Hook::ToPod, Reason::PolicyIngress, |lab| {
@@ -90,6 +94,10 @@ const CASES: &[Case] = &[
     (Hook::ToPod, Reason::FlowDenied, |lab| {
         cut(lab);
         enter(lab, A, &Packet::udp((REMOTE, 53), A.at(1)))
+    }),
+    (Hook::ToPod, Reason::SpoofedIp, |lab| {
+        let uplink = lab.links.uplink;
+        enter_by(lab, A, &udp(B.ip, A.ip), uplink)
     }),
     (Hook::ToPod, Reason::NotIpv4, |lab| {
         let context = A.from(lab);
@@ -124,6 +132,10 @@ const CASES: &[Case] = &[
         wire(lab, &packet.in_vxlan(&Outer { src: WORLD, ..outer() }))
     }),
     (Hook::FromWire, Reason::WrongSource, |lab| arrive(lab, &udp(WORLD, A.ip))),
+    (Hook::FromWire, Reason::FragUnknown, |lab| {
+        deny(lab);
+        udp(REMOTE, A.ip).split(8).map(|part| arrive(lab, &part))[1].clone()
+    }),
     (Hook::FromWire, Reason::IcmpUnrelated, |lab| arrive(lab, &error(REMOTE, A.ip))),
     (Hook::FromWire, Reason::WrongVtep, |lab| {
         wire(lab, &udp(REMOTE, A.ip).macs(REMOTE_VTEP, A.mac).in_vxlan(&outer()))
@@ -145,6 +157,10 @@ const CASES: &[Case] = &[
     (Hook::ToOverlay, Reason::FlowDenied, |lab| {
         cut(lab);
         onto_overlay(lab, &udp(A.ip, REMOTE).bytes())
+    }),
+    (Hook::ToOverlay, Reason::SpoofedIp, |lab| {
+        let context = Context::on(lab.links.overlay).came_by(lab.links.uplink);
+        lab.send(Hook::ToOverlay, &udp(A.ip, REMOTE).bytes(), context)
     }),
     (Hook::ToOverlay, Reason::NotIpv4, |lab| onto_overlay(lab, &ipv6(&udp(A.ip, REMOTE)))),
     (Hook::ToOverlay, Reason::Malformed, |lab| {

@@ -71,12 +71,11 @@ fn the_exact_address_comes_before_the_longest_net_and_nets_count_only_where_aske
 #[test]
 fn a_search_goes_through_pages_by_destination_and_by_source_port() {
     story(|lab| {
-        let udp = 17 << 16;
         let (allow, deny) = (Verdict::new(Verdict::ALLOW, 8), Verdict::new(Verdict::DENY, 9));
-        lab.put_row(10, &row(&[(0, deny), (udp | 1000, allow), (udp | 2000, deny)]));
+        lab.put_row(10, &row(&[(0, deny), (key(17, 1000), allow), (key(17, 2000), deny)]));
         lab.put_row(
             11,
-            &row(&[(0, deny), (udp | 53, Verdict::new(Verdict::BY_SRC_PORT, 10)), (udp | 54, deny)]),
+            &row(&[(0, deny), (key(17, 53), Verdict::new(Verdict::BY_SRC_PORT, 10)), (key(17, 54), deny)]),
         );
         lab.put_row(12, &row(&[(0, Verdict::new(Verdict::PAGE, 11))]));
         lab.put_set(A.ingress_set(), &[12]);

@@ -42,6 +42,21 @@ fn forwarded_packets_of_local_pods_meet_both_policies() {
 }
 
 #[test]
+fn a_pods_address_comes_only_by_the_way_that_leads_to_the_pod() {
+    story(|lab| {
+        let (uplink, overlay, of_a) = (lab.links.uplink, lab.links.overlay, lab.links.pods[A.number]);
+        for (src, ways) in [(B.ip, [uplink, overlay, of_a]), (REMOTE, [uplink, uplink, of_a])] {
+            for way in ways {
+                dropped(&enter_by(lab, A, &Packet::udp((src, 1), A.at(53)), way), Reason::SpoofedIp);
+            }
+        }
+        // Nor does a live flow open another way.
+        passes(&enter(lab, A, &Packet::udp((REMOTE, 1), A.at(53))), NEXT, Reason::Delivered);
+        dropped(&enter_by(lab, A, &Packet::udp((REMOTE, 1), A.at(53)), uplink), Reason::SpoofedIp);
+    });
+}
+
+#[test]
 fn a_flow_that_the_stack_forwards_is_answered_by_the_stack() {
     story(|lab| {
         passes(&enter(lab, A, &Packet::udp((REMOTE, 1), A.at(53))), NEXT, Reason::Delivered);
@@ -92,7 +107,8 @@ fn a_flow_from_before_the_pod_was_there_is_judged_when_it_is() {
         // The sender goes on by what it knew; the receiver decides.
         to_stack(&leave(lab, A, &packet));
         dropped(&enter(lab, B, &packet), Reason::PolicyIngress);
-        revise(lab, B, B.ingress_set(), ALLOW);
+        lab.forget_flows();
+        lab.put_set(B.ingress_set(), &[ALLOW]);
         passes(&enter(lab, B, &packet), NEXT, Reason::Delivered);
         to_stack(&leave(lab, B, &Packet::udp(B.at(53), A.at(1))));
     });

@@ -63,5 +63,5 @@ fn forwarded(packet: &Packet, came_by: u32) -> Result<Leg, Stop> {
     if !leg::may_come_by(&from, came_by) {
         return Err(Reason::SpoofedIp.into());
     }
-    Ok(if from.kind == Leg::POD { from } else { leg::other(Leg::STACK) })
+    Ok(from)
 }

@@ -155,7 +155,8 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
         lo: if from_hi { *to } else { *from },
         hi: if from_hi { *from } else { *to },
     };
-    if let Some((known, is_new)) = remembered(packet, &key, now) {
+    let Remembered { live, in_the_way } = remembered(packet, &key, now);
+    if let Some((known, is_new)) = live {
         // Judged again because something changed: in the direction in which it began.
         let by_sender = initiated_by_hi(known) == from_hi;
         (flow.state, flow.flags, flow.fins) = (known.state, known.flags, known.fins);
@@ -196,8 +197,7 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
     if midstream && packet.tcp_flags & TCP_RST == 0 {
         promote(&key, &flow);
     } else {
-        // A reused tuple: the old connection's entry must not outlive the new one's first packet.
-        if packet.opens_tcp() {
+        if in_the_way {
             let _ = FLOWS.remove(&key);
         }
         let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
@@ -205,18 +205,29 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
     0
 }
 
-/// The flow's entry, unless it is too old or the packet opens a new connection; and whether it is unanswered.
+/// What the tables remember of a packet's flow.
+struct Remembered {
+    /// The live entry, and whether it is unanswered.
+    live: Option<(&'static Flow, bool)>,
+    /// `FLOWS` holds an entry that a new flow of the same ports must not find before its own.
+    in_the_way: bool,
+}
+
+/// An entry is live unless it is too old, or the packet opens a new connection.
 #[inline(always)]
-fn remembered(packet: &Packet, key: &FlowKey, now: u32) -> Option<(&'static Flow, bool)> {
-    if packet.opens_tcp() {
-        return None;
-    }
+fn remembered(packet: &Packet, key: &FlowKey, now: u32) -> Remembered {
+    let opens = packet.opens_tcp();
+    let is_live =
+        |flow: &Flow| !opens && now.wrapping_sub(flow.last_seen) <= idle_limit(flow.state, packet.proto);
     // SAFETY: as in `known`.
-    let (flow, is_new) = match unsafe { FLOWS.get(key) } {
-        Some(flow) => (flow, false),
-        None => (unsafe { FLOWS_NEW.get(key) }?, true),
-    };
-    (now.wrapping_sub(flow.last_seen) <= idle_limit(flow.state, packet.proto)).then_some((flow, is_new))
+    let (answered, unanswered) = unsafe { (FLOWS.get(key), if opens { None } else { FLOWS_NEW.get(key) }) };
+    match (answered, unanswered) {
+        (Some(flow), _) if is_live(flow) => Remembered { live: Some((flow, false)), in_the_way: false },
+        (_, Some(flow)) if is_live(flow) => {
+            Remembered { live: Some((flow, true)), in_the_way: answered.is_some() }
+        }
+        _ => Remembered { live: None, in_the_way: answered.is_some() },
+    }
 }
 
 /// Asks the policy of both local ends, the initiator's for egress and the responder's for ingress.

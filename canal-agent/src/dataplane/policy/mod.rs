@@ -479,7 +479,9 @@ impl<T: Tables> PolicyTables<T> {
         self.sets.retire(&mut self.tables, &sets, &classes)?;
         let unused: Vec<u32> =
             self.classes.iter().map(|(id, _)| id).filter(|id| !classes.contains(id)).collect();
-        unused.into_iter().for_each(|id| self.classes.remove(id));
+        for id in unused {
+            self.classes.remove(id);
+        }
         Ok(())
     }
 }

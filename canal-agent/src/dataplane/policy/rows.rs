@@ -120,13 +120,11 @@ impl Rows {
         })?;
         let mut ids: Vec<u32> = Vec::with_capacity(tree.pages.len());
         for _ in 0..tree.pages.len() {
-            match self.pool.take() {
-                Some(id) => ids.push(id),
-                None => {
-                    self.give_back(ids);
-                    return Err(RowError::Full(self.pool.limit() - 1));
-                }
-            }
+            let Some(id) = self.pool.take() else {
+                self.give_back(ids);
+                return Err(RowError::Full(self.pool.limit() - 1));
+            };
+            ids.push(id);
         }
         // Children come first: what a page points at stands before it does.
         for (at, id) in ids.iter().enumerate() {

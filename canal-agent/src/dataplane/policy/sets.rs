@@ -139,7 +139,9 @@ impl Sets {
         let set = &self.live[&id];
         let (same, plan): (Plan, Plan) =
             rows.into_iter().partition(|(class, row)| set.columns.get(class) == Some(row));
-        same.into_iter().for_each(|(_, row)| self.rows.release(row));
+        for (_, row) in same {
+            self.rows.release(row);
+        }
         Ok(Ok((id, plan)))
     }
 
@@ -217,7 +219,9 @@ impl LiveSet {
             tables.write_set(id, &dense(&columns, capacity)).inspect(|()| self.capacity = capacity)
         };
         let released = if outcome.is_ok() { self.columns.insert(class, row) } else { Some(row) };
-        released.into_iter().for_each(|row| rows.release(row));
+        if let Some(row) = released {
+            rows.release(row);
+        }
         outcome
     }
 }
@@ -238,7 +242,9 @@ fn acquire<T: Tables>(
             }
             Err(error) => error,
         };
-        acquired.into_values().for_each(|row| rows.release(row));
+        for row in acquired.into_values() {
+            rows.release(row);
+        }
         return match error {
             RowError::Write(error) => Err(error),
             refused => Ok(Err(format!("{}: {refused}", policy.policies().join(", ")))),

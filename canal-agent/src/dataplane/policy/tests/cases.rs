@@ -1,1 +1,219 @@
+//! Situations that chance meets too rarely.
+
+use serde_json::{Value, json};
+
 use super::*;
+use crate::{
+    compile::tests::World,
+    model::resource::{Kind, Resource},
+};
+
+struct Node {
+    world: World,
+    fake: Fake,
+    tables: PolicyTables<Fake>,
+}
+
+impl Node {
+    /// Pod `web` (a=web) at 10.0.0.1; peers 10.0.0.2 (a=x) and 10.0.0.3 (a=y) are elsewhere.
+    fn new(limits: Limits) -> Self {
+        let fake = Fake::default();
+        let tables = PolicyTables::with_limits(fake.clone(), Leftovers::default(), limits);
+        let mut node = Self { world: World::default(), fake, tables };
+        node.world.pod("web", "10.0.0.1", "a=web", &[]);
+        node.peer(2, "x").peer(3, "y");
+        node
+    }
+
+    fn peer(&mut self, n: u8, label: &str) -> &mut Self {
+        let spec = json!({ "ipNetworks": [format!("10.0.0.{n}/32")], "profiles": [] });
+        let value = json!({ "metadata": { "labels": { "a": label } }, "spec": spec });
+        self.world.put(Kind::WorkloadEndpoint, "shop", &format!("n2-cni-p{n}-eth0"), &value);
+        self
+    }
+
+    /// A pod of this node goes.
+    fn remove(&mut self, name: &str) {
+        let key = Resource::new(Kind::WorkloadEndpoint, "shop", &format!("{NODE}-cni-{name}-eth0")).key();
+        self.world.cluster.apply(&key, None);
+    }
+
+    /// Lets in those with this label.
+    fn allow(&mut self, label: &str) -> &mut Self {
+        self.ingress(&json!([{ "action": "Allow", "source": { "selector": format!("a == '{label}'") } }]))
+    }
+
+    fn ingress(&mut self, rules: &Value) -> &mut Self {
+        self.world.global("p", &json!({ "selector": "a == 'web'", "types": ["Ingress"], "ingress": rules }));
+        self
+    }
+
+    /// Brings the tables up to date, write by write as it should be.
+    fn update(&mut self) -> (Problems, Vec<Write>) {
+        let compiled = compile(&self.world.cluster, NODE);
+        let before = self.fake.state().clone();
+        let problems = self.tables.apply(&compiled, &desired(&compiled)).unwrap();
+        let log = self.fake.take_log();
+        let mut new = by_rows(&compiled);
+        new.retain(|(endpoint, ..), _| !problems.contains_key(endpoint));
+        check(&before, &log, &Judge::default().all(&before), &new, true).unwrap();
+        check_books(&self.tables).unwrap();
+        (problems, log)
+    }
+
+    fn lets_in(&self, peer: u8) -> bool {
+        let (endpoint, peer) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, peer));
+        let state = self.fake.state();
+        let root = state.root(endpoint, Direction::Ingress, peer);
+        state.allows(root, &packet_of(Direction::Ingress, endpoint, peer, FLOWS[0]))
+    }
+}
+
+fn bumps(log: &[Write]) -> usize {
+    log.iter().filter(|write| matches!(write, Write::Bump(_))).count()
+}
+
+#[test]
+fn new_labels_and_a_new_policy_at_once_never_meet_the_old_policy() {
+    let mut node = Node::new(Limits::default());
+    node.allow("x").update();
+    assert!(node.lets_in(2) && !node.lets_in(3));
+    // Under the old policy the new labels would let 10.0.0.3 in, under neither cluster as a whole.
+    node.peer(3, "x").allow("z").update();
+    assert!(!node.lets_in(2) && !node.lets_in(3));
+}
+
+#[test]
+fn a_label_change_alone_is_one_write_and_one_bump() {
+    let mut node = Node::new(Limits::default());
+    node.allow("x").update();
+    let (_, log) = node.peer(3, "x").update();
+    assert_eq!((log.len(), bumps(&log)), (2, 1), "{log:?}");
+    assert!(node.lets_in(3));
+}
+
+#[test]
+fn only_those_are_judged_again_whose_verdicts_may_have_changed() {
+    let mut node = Node::new(Limits::default());
+    node.world.pod("other", "10.0.0.4", "a=other", &[]);
+    node.allow("x").update();
+    let id = |node: &Node, n| node.fake.state().endpoints[&Ipv4Addr::new(10, 0, 0, n)].id;
+    let changes: [fn(&mut Node) -> &mut Node; 2] = [|node| node.peer(3, "x"), |node| node.allow("y")];
+    for change in changes {
+        change(&mut node);
+        let (_, log) = node.update();
+        assert!(log.iter().any(|write| matches!(write, Write::Bump(bumped) if *bumped == id(&node, 1))));
+        assert!(
+            !log.iter().any(|write| matches!(write, Write::Bump(bumped) if *bumped == id(&node, 4))),
+            "{log:?}"
+        );
+    }
+    // A peer that no rule asks about is nobody's business.
+    let (_, log) = node.peer(5, "q").update();
+    assert_eq!(log.len(), 0, "{log:?}");
+}
+
+#[test]
+fn an_endpoint_is_closed_until_its_policy_stands_and_again_when_it_goes() {
+    let mut node = Node::new(Limits::default());
+    let (_, log) = node.allow("x").update();
+    let at = |wanted: fn(&Write) -> bool| log.iter().position(wanted).unwrap();
+    let set = at(|write| matches!(write, Write::Set(..)));
+    let policy = at(|write| matches!(write, Write::Policy(..)));
+    let endpoint = at(|write| matches!(write, Write::Endpoint(..)));
+    assert!(set < policy && policy < endpoint, "{log:?}");
+    node.remove("web");
+    let (_, log) = node.update();
+    assert!(
+        matches!(log[..3], [Write::DeleteEndpoint(_), Write::DeletePolicy(_), Write::Bump(_)]),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn another_pod_behind_the_address_is_written_behind_its_policy_and_bumped() {
+    let mut node = Node::new(Limits::default());
+    node.allow("x").update();
+    node.remove("web");
+    node.world.pod("web2", "10.0.0.1", "a=web", &[]);
+    let (_, log) = node.update();
+    assert!(matches!(log[..], [Write::Endpoint(..), Write::Bump(_)]), "{log:?}");
+}
+
+#[test]
+fn a_policy_too_big_for_the_tables_closes_its_endpoint_alone_and_says_why() {
+    let mut node = Node::new(Limits { rows: 20_000, ..Limits::default() });
+    node.world.pod("other", "10.0.0.4", "a=other", &[]);
+    node.allow("x").update();
+    // Every other port, and one of another protocol.
+    let ports: Vec<Value> = (0..32_768u32).map(|n| json!(n * 2)).collect();
+    let rule = |protocol: &str, ports: &[Value]| json!({ "action": "Allow", "protocol": protocol, "destination": { "ports": ports } });
+    let (problems, _) = node.ingress(&json!([rule("TCP", &ports), rule("UDP", &ports[..1])])).update();
+    assert_eq!(problems.len(), 1);
+    let reason = &problems[&Ipv4Addr::new(10, 0, 0, 1)];
+    assert!(reason.contains("GlobalNetworkPolicy") && reason.contains("limit"), "{reason}");
+    assert_eq!(node.allow("x").update().0, Problems::new());
+    assert!(node.lets_in(2));
+}
+
+#[test]
+fn endpoints_beyond_full_tables_are_closed_and_told_and_come_back() {
+    let full = |limits: Limits, what: &str| {
+        let mut node = Node::new(limits);
+        for n in 4..8 {
+            node.world.pod(&format!("c{n}"), &format!("10.0.0.{n}"), &format!("a=c{n}"), &[]);
+            let rules = json!([{ "action": "Allow", "protocol": "TCP", "destination": { "ports": [n] } }]);
+            let spec = json!({ "selector": format!("a == 'c{n}'"), "types": ["Ingress"], "ingress": rules });
+            node.world.global(&format!("p{n}"), &spec);
+        }
+        let (problems, _) = node.allow("x").update();
+        assert!(!problems.is_empty() && problems.len() < 5, "{problems:?}");
+        assert!(problems.values().all(|reason| reason.contains(what)), "{problems:?}");
+        for n in 4..8 {
+            node.remove(&format!("c{n}"));
+        }
+        node.update();
+        assert_eq!(node.update().0, Problems::new(), "{what}");
+    };
+    full(Limits { sets: 4, ..Limits::default() }, "policy sets");
+    full(Limits { rows: 4, ..Limits::default() }, "rows");
+    full(Limits { endpoints: 3, ..Limits::default() }, "endpoints");
+}
+
+#[test]
+fn an_address_whose_class_finds_no_room_is_closed_whatever_the_policy_says() {
+    let mut node = Node::new(Limits { classes: 2, ..Limits::default() });
+    // Whoever is not known to be bad may come.
+    node.ingress(&json!([
+        { "action": "Deny", "source": { "selector": "a == 'x'" } },
+        { "action": "Deny", "source": { "selector": "a == 'y'" } },
+        { "action": "Allow" },
+    ]));
+    let compiled = compile(&node.world.cluster, NODE);
+    node.tables.apply(&compiled, &desired(&compiled)).unwrap();
+    assert!(!node.lets_in(2) && !node.lets_in(3) && node.lets_in(9));
+}
+
+#[test]
+fn what_an_earlier_process_left_in_disorder_is_closed_and_cleaned_up() {
+    let mut node = Node::new(Limits::default());
+    node.allow("x").update();
+    let mut state = node.fake.state().clone();
+    // A policy without an endpoint, an endpoint without a policy, classes that cannot be, a set nobody uses.
+    state.policy.insert(77, *state.policy.values().next().unwrap());
+    let endpoint = state.endpoints[&Ipv4Addr::new(10, 0, 0, 1)];
+    state
+        .endpoints
+        .insert(Ipv4Addr::new(10, 0, 0, 9), canal_common::endpoint::Endpoint { id: 78, ..endpoint });
+    state.peers.insert(Ipv4Addr::new(10, 0, 0, 8), u32::MAX);
+    state.peers.insert(Ipv4Addr::new(10, 0, 0, 7), 1 << 25);
+    state.sets.insert(500, vec![1; 64]);
+    let leftovers = state.leftovers();
+    node.fake = Fake::from_state(state);
+    node.tables = PolicyTables::new(node.fake.clone(), leftovers);
+    let (problems, _) = node.update();
+    assert_eq!(problems, Problems::new());
+    let state = node.fake.state();
+    assert_eq!((state.endpoints.len(), state.policy.len(), state.sets.len()), (1, 1, 2));
+    assert!(node.lets_in(2) && !node.lets_in(3));
+}

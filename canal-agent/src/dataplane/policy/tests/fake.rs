@@ -120,7 +120,7 @@ impl State {
                 open.extend(
                     pages
                         .filter(|v| matches!(v.kind(), Verdict::PAGE | Verdict::BY_SRC_PORT))
-                        .map(|v| v.id()),
+                        .map(Verdict::id),
                 );
             }
         }

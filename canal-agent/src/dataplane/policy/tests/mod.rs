@@ -176,7 +176,9 @@ fn check(before: &State, log: &[Write], old: &Verdicts, new: &Verdicts, settled:
             Write::DeletePolicy(id) => drop(deleted_endpoints.insert(*id)),
             Write::Bump(id) => {
                 let owners = before.endpoints.iter().chain(&state.endpoints).filter(|(_, e)| e.id == *id);
-                owners.for_each(|(addr, _)| drop(stale.remove(addr)));
+                for (addr, _) in owners {
+                    stale.remove(addr);
+                }
             }
             _ => {}
         }
@@ -243,7 +245,7 @@ fn check_books(policy: &PolicyTables<Fake>) -> Result<(), String> {
         .iter()
         .flat_map(|row| state.rows[row].verdicts)
         .filter(|verdict| verdict.kind() <= 1 && verdict.id() != 0)
-        .map(|verdict| verdict.id())
+        .map(canal_common::policy::Verdict::id)
         .collect();
     if let Some(unknown) = rules.iter().find(|rule| policy.rule(**rule).is_none()) {
         return Err(format!("rule {unknown} has no name"));
