@@ -1,6 +1,7 @@
 //! The real `canal-agent` of a node.
 
 use std::{
+    cell::RefCell,
     env, fs,
     io::{Read, Write},
     net::Ipv4Addr,
@@ -25,9 +26,22 @@ const STOP: Duration = Duration::from_secs(10);
 /// An answer on the local socket.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// `$CANAL_BIN_DIR/<name>`, or the workspace's release build.
+thread_local! {
+    static FOLDER: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
+/// What `work` starts on this thread comes from `folder`: two builds side by side.
+pub fn with_binaries<T>(folder: &Path, work: impl FnOnce() -> T) -> T {
+    let before = FOLDER.replace(Some(folder.to_owned()));
+    let result = work();
+    FOLDER.set(before);
+    result
+}
+
+/// From the folder of [`with_binaries`], else `$CANAL_BIN_DIR/<name>`, else the workspace's release build.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let folder = env::var_os("CANAL_BIN_DIR").map_or_else(
+    let chosen = FOLDER.with_borrow(|folder| folder.clone().map(PathBuf::into_os_string));
+    let folder = chosen.or_else(|| env::var_os("CANAL_BIN_DIR")).map_or_else(
         || {
             let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
             let target =

@@ -136,9 +136,16 @@ impl<'a> FlannelNode<'a> {
     pub fn add_pod(&self, name: &str) -> Result<FlannelPod> {
         let last = self.next_pod.fetch_add(1, Ordering::Relaxed);
         let [a, b, c, _] = self.subnet.octets();
-        let ip = Ipv4Addr::new(a, b, c, last);
-        let host = self.node.netns();
-        let world = host.name().strip_suffix(&format!("n{}", self.node.number())).context("a node's name")?;
+        FlannelPod::create(self.node, name, Ipv4Addr::new(a, b, c, last))
+    }
+}
+
+impl FlannelPod {
+    /// On any node that routes; the node's own peers are its business.
+    pub(crate) fn create(node: &Node, name: &str, ip: Ipv4Addr) -> Result<Self> {
+        let last = ip.octets()[3];
+        let host = node.netns();
+        let world = host.name().strip_suffix(&format!("n{}", node.number())).context("a node's name")?;
         let netns = Netns::create(&format!("{world}pod-{name}"))?;
         let veth = format!("calif{last}");
         host.ip(&format!("link add {veth} type veth peer name eth0 netns {}", netns.name()))?;
@@ -154,6 +161,6 @@ impl<'a> FlannelNode<'a> {
         ] {
             netns.ip(line)?;
         }
-        Ok(FlannelPod { netns, ip })
+        Ok(Self { netns, ip })
     }
 }

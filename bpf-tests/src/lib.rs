@@ -22,6 +22,7 @@ pub mod capture;
 pub mod cmd;
 pub mod etcd;
 pub mod flannel;
+pub mod load;
 pub mod netns;
 pub mod node;
 pub mod pair;
@@ -31,6 +32,7 @@ pub mod probe;
 #[cfg(feature = "kernel")]
 pub mod progrun;
 pub mod sweep;
+pub mod topology;
 pub mod wait;
 pub mod world;
 
@@ -46,6 +48,7 @@ pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
 pub use probe::{Connect, EchoServer, Host, LiveConnection, Pinger};
-pub use sweep::{clean_up_on_interrupt, sweep};
+pub use sweep::{clean_up_on_interrupt, clean_up_own_on_interrupt, sweep};
+pub use topology::Topology;
 pub use wait::{eventually, until};
 pub use world::{Builder, World};

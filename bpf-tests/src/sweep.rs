@@ -9,7 +9,7 @@ use std::{
     process,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI32, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering},
     },
     thread,
 };
@@ -25,7 +25,14 @@ use nix::{
 use crate::netns;
 
 /// Worlds without a chosen prefix are called `cn<process id>-<number>-`.
-pub(crate) const AUTOMATIC: &str = "cn";
+const AUTOMATIC: &str = "cn";
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A prefix that nothing else has, and that tells whose it is.
+pub(crate) fn automatic_prefix() -> String {
+    format!("{AUTOMATIC}{}-{}-", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
 
 /// Held while something is made that only a sweep would remove; see [`clean_up_on_interrupt`].
 static MAKING: Mutex<()> = Mutex::new(());
@@ -139,6 +146,15 @@ pub fn stop_if_interrupted() {
 /// interrupted themselves.
 pub fn clean_up_on_interrupt(prefix: &str) -> Result<()> {
     let prefix = prefix.to_owned();
+    clean_up_by(move || sweep(&prefix))
+}
+
+/// The same for the worlds of this process that have no chosen prefix.
+pub fn clean_up_own_on_interrupt() -> Result<()> {
+    clean_up_by(|| worlds(&format!("{AUTOMATIC}{}-", process::id())).iter().for_each(|prefix| sweep(prefix)))
+}
+
+fn clean_up_by(clean_up: impl Fn() + Send + 'static) -> Result<()> {
     let (wait, tell) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
     HANDLER_PIPE.store(tell.as_raw_fd(), Ordering::Relaxed);
     // Open for as long as the handler may write.
@@ -156,9 +172,9 @@ pub fn clean_up_on_interrupt(prefix: &str) -> Result<()> {
                 // For ever: what the rest of the process is about to make waits until there is no process.
                 let _making = making();
                 eprintln!("\ninterrupted: cleaning up");
-                sweep(&prefix);
+                clean_up();
                 // Once more: a program that was just starting may not have been in its namespace yet.
-                sweep(&prefix);
+                clean_up();
                 process::exit(130);
             }
         })

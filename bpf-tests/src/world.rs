@@ -15,8 +15,6 @@ use std::{
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -32,8 +30,6 @@ pub const CONFIG: &str = r#"{ "Network": "10.100.0.0/16", "Backend": {"Type": "v
 
 /// How long an agent may take until it serves.
 pub const AGENT_READY: Duration = Duration::from_secs(15);
-
-static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// A cluster to be.
 #[derive(Debug)]
@@ -68,9 +64,7 @@ impl Builder {
     pub fn build(self) -> Result<World> {
         ensure!((1..=200).contains(&self.nodes), "a world has 1 to 200 nodes, not {}", self.nodes);
         sweep::sweep_dead();
-        let prefix = self.prefix.unwrap_or_else(|| {
-            format!("{}{}-{}-", sweep::AUTOMATIC, process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
-        });
+        let prefix = self.prefix.unwrap_or_else(sweep::automatic_prefix);
         sweep::sweep(&prefix);
         let folder = sweep::folder(&prefix);
         {

@@ -26,6 +26,8 @@ pub struct Node {
 
 impl Node {
     pub const ALIVE: u32 = 1;
+    /// The uplink's own link leads there without a gateway: no route needs to be looked up per packet.
+    pub const ON_LINK: u32 = 2;
 }
 
 /// Size of `NODES`; index 0 is never a node.

@@ -266,6 +266,22 @@ fn versions_results_labels_and_profile_are_as_the_conventions_say() {
 }
 
 #[test]
+fn the_first_pod_of_a_network_talks_when_add_returns_also_before_etcd_knows_of_it() {
+    let world = one_node();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    world.etcd().pause().unwrap();
+    let first = node.add_pod("first", &[]).unwrap();
+    assert!(first.pings(node.public_ip()));
+    let second = node.add_pod("second", &[]).unwrap();
+    assert!(first.pings(second.ip()));
+    world.etcd().resume().unwrap();
+    let profile = format!("{}profiles/canal", bpf_tests::policy::RESOURCES);
+    assert!(bpf_tests::until(crate::RETRIED, || world.etcd().get(&profile).is_ok_and(|p| p.is_some())));
+    assert!(first.pings(second.ip()));
+}
+
+#[test]
 fn many_pods_at_once_all_come_up_and_all_go() {
     let world = one_node();
     let node = world.node(1);

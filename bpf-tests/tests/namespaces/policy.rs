@@ -111,6 +111,7 @@ fn rules_decide_by_direction_selector_port_net_and_order() {
         .etcd()
         .put_global_policy("later", policy::ingress(20, "all()", json!([{"action": "Deny"}])))
         .unwrap();
+    assert!(soon(|| !near.reaches(web.ip(), 80)), "it denies");
     check(&world, "first", policy::ingress(10, "all()", json!([{"action": "Allow"}])), &all(true));
     check(&world, "second", policy::ingress(30, "all()", json!([{"action": "Allow"}])), &all(false));
     world.etcd().delete_global_policy("later").unwrap();

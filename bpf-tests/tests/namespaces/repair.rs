@@ -30,6 +30,36 @@ fn our_lease_deleted_from_etcd_is_taken_again_with_the_same_subnet() {
 }
 
 #[test]
+fn a_subnet_that_another_node_took_is_given_up_and_new_pods_live_in_the_new_one() {
+    let (world, a, b) = two_nodes();
+    let node = world.node(1);
+    let lease = || node.agent().status().unwrap()["lease"]["subnet"].as_str().unwrap().to_owned();
+    let before = lease();
+    let taken = r#"{"PublicIP":"192.168.50.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:09"}}"#;
+    let key = format!("{SUBNETS}{}", before.replace('/', "-"));
+    world.etcd().put_leased(&key, taken, SOON * 60).unwrap();
+    assert!(soon(|| lease() != before), "{}", node.agent().log());
+    let after = lease();
+    let own = after.trim_end_matches("0/24").to_owned();
+    let env = || std::fs::read_to_string(node.agent().subnet_file()).unwrap();
+    assert!(soon(|| env().contains(&format!("FLANNEL_SUBNET={own}1/24"))), "{}", env());
+    let device = || node.netns().ip("-4 addr show canal.1").unwrap();
+    assert!(
+        soon(|| device().contains(&format!("{own}0/32")) && device().matches("inet ").count() == 1),
+        "{}",
+        device()
+    );
+    assert_eq!(world.etcd().get(&key).unwrap().as_deref(), Some(taken), "the other's lease is left alone");
+    let late = node.add_pod("late", &[]).unwrap();
+    assert!(late.ip().to_string().starts_with(&own), "{} in {after}", late.ip());
+    assert!(soon(|| late.pings(b.ip()) && b.pings(late.ip())));
+    assert!(late.pings(a.ip()), "on the node the old pod still has its address");
+    node.agent().crash_and_restart().unwrap();
+    assert_eq!(lease(), after);
+    assert!(late.pings(b.ip()));
+}
+
+#[test]
 fn the_overlay_device_deleted_by_hand_is_made_again_with_its_mac() {
     let (world, a, b) = two_nodes();
     let node = world.node(1);
@@ -98,10 +128,16 @@ fn an_uplink_that_disappears_is_told_and_its_successor_is_used() {
     let problems = || agent.status().unwrap()["problems"].to_string();
     assert!(soon(|| problems().contains("up0")), "{}", problems());
     assert!(a.pings(near.ip()), "pods of the node still reach each other");
+    let refused = world.node(1).add_pod("early", &[]).unwrap_err().to_string();
+    assert!(refused.contains(r#""code":11"#) && refused.contains("up0"), "{refused}");
     one.ip(&format!("link add up0 type veth peer name up0 netns {}", two.name())).unwrap();
     for (netns, address) in [(one, "192.168.50.1/24"), (two, "192.168.50.2/24")] {
         netns.ip("link set up0 up").unwrap();
         netns.ip(&format!("addr add {address} dev up0")).unwrap();
     }
     assert!(soon(|| a.pings(b.ip()) && b.pings(a.ip())), "{} {}", problems(), agent.log());
+    let late = world.node(1).add_pod("late", &[]).unwrap();
+    assert!(soon(|| late.pings(b.ip())), "and pods can be made again");
+    let endpoints = agent.status().unwrap()["endpoints"].as_array().unwrap().len();
+    assert_eq!(endpoints, 3, "the refused one has left nothing");
 }

@@ -234,6 +234,56 @@ fn a_pods_interface_without_an_endpoint_is_closed_in_both_directions() {
 }
 
 #[test]
+fn an_endpoint_that_names_the_hosts_own_interface_is_closed_and_the_host_goes_on() {
+    let (world, a, b) = two_nodes();
+    let node = world.node(2);
+    let mut octets = b.ip().octets();
+    for (number, interface) in ["up0", "canal.1"].into_iter().enumerate() {
+        octets[3] = 240 + u8::try_from(number).unwrap();
+        let ip = std::net::Ipv4Addr::from(octets);
+        let spec = json!({
+            "orchestrator": "cni", "node": "node2", "containerID": "x", "endpoint": "eth0",
+            "ipNetworks": [format!("{ip}/32")], "profiles": ["canal"], "interfaceName": interface,
+            "mac": "0e:00:00:00:00:99",
+        });
+        let name = format!("node2-cni-x{number}-eth0");
+        world
+            .etcd()
+            .put_resource("workloadendpoints", "WorkloadEndpoint", Some("default"), &name, spec)
+            .unwrap();
+        let state = || node.agent().endpoint_state(ip).unwrap();
+        assert!(soon(|| state().as_deref() == Some("closed")), "{interface}: {:?}", state());
+    }
+    let programs = node.agent().status().unwrap()["programs"].to_string();
+    assert_eq!(programs.matches("from_pod").count(), 1, "{programs}");
+    assert!(a.pings(b.ip()) && b.pings(a.ip()) && node.pings(world.node(1).public_ip()));
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_programmed_is_closed_not_open() {
+    let (world, a, b) = two_nodes();
+    let node = world.node(2);
+    let key = world.etcd().workload_endpoints().unwrap().into_iter().find(|k| k.contains("node2")).unwrap();
+    // A stranger's endpoint with the pod's interface and an address that the host routes there, but no MAC.
+    let mut octets = b.ip().octets();
+    octets[3] = 230;
+    let ip = std::net::Ipv4Addr::from(octets);
+    let spec = json!({
+        "orchestrator": "cni", "node": "node2", "containerID": "y", "endpoint": "eth0",
+        "ipNetworks": [format!("{ip}/32")], "profiles": ["canal"], "interfaceName": b.host_interface(),
+    });
+    world
+        .etcd()
+        .put_resource("workloadendpoints", "WorkloadEndpoint", Some("default"), "node2-cni-y-eth0", spec)
+        .unwrap();
+    assert!(soon(|| node.agent().endpoint_state(ip).unwrap().as_deref() == Some("closed")));
+    node.netns().ip(&format!("route add {ip}/32 dev {}", b.host_interface())).unwrap();
+    b.netns().ip(&format!("addr add {ip}/32 dev eth0")).unwrap();
+    assert!(!a.pings(ip), "closed");
+    assert!(a.pings(b.ip()), "and its neighbour is not concerned: {key}");
+}
+
+#[test]
 fn a_pod_is_not_reached_once_its_endpoint_is_gone() {
     let (world, a, b) = two_nodes();
     world.etcd().put_global_policy("t", policy::ingress(1, "all()", json!([{"action": "Allow"}]))).unwrap();

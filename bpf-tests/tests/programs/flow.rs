@@ -180,8 +180,8 @@ fn a_connection_request_is_judged_even_on_a_live_tuple() {
         encapsulated(&leave(lab, A, &out(SYN)));
         assert_eq!(
             (only_flow(lab).0.state, only_flow(lab).1),
-            (Flow::NEW, false),
-            "a reused tuple begins anew"
+            (Flow::NEW, true),
+            "a reused tuple begins anew, in its old place"
         );
     });
 }

@@ -10,7 +10,7 @@ use super::*;
 const OTHER_NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 3);
 
 fn peer(ip: Ipv4Addr) -> Peer {
-    Peer { ip, vtep_mac: REMOTE_VTEP, mtu: MTU }
+    Peer { ip, vtep_mac: REMOTE_VTEP, mtu: MTU, on_link: false }
 }
 
 fn leases(of: &[(&str, Peer)]) -> BTreeMap<Ipv4Net, Peer> {

@@ -8,7 +8,7 @@ pub(super) fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&drops)?),
         Output::Table if drops.is_empty() => {
-            eprintln!("canalctl: nothing was dropped since the agent started")
+            eprintln!("canalctl: nothing was dropped since the agent started");
         }
         Output::Table => println!("{}", render(&drops)),
     }

@@ -29,11 +29,19 @@ pub struct Peer {
     pub vtep_mac: Mac,
     /// Largest inner packet, in bytes.
     pub mtu: u16,
+    /// The uplink's link leads there without a gateway.
+    pub on_link: bool,
 }
 
 impl Peer {
     fn node(self) -> Node {
-        Node { ip: self.ip.into(), vtep_mac: self.vtep_mac, mtu: self.mtu, flags: Node::ALIVE }
+        let flags = Node::ALIVE | if self.on_link { Node::ON_LINK } else { 0 };
+        Node { ip: self.ip.into(), vtep_mac: self.vtep_mac, mtu: self.mtu, flags }
+    }
+
+    fn of(node: Node) -> Self {
+        let on_link = node.flags & Node::ON_LINK != 0;
+        Self { ip: node.ip.into(), vtep_mac: node.vtep_mac, mtu: node.mtu, on_link }
     }
 }
 
@@ -64,8 +72,7 @@ impl Nodes {
                 continue;
             };
             used[index as usize] = true;
-            let peer = Peer { ip: node.ip.into(), vtep_mac: node.vtep_mac, mtu: node.mtu };
-            programmed.insert(subnet, (peer, index));
+            programmed.insert(subnet, (Peer::of(node), index));
         }
         let free = (1..MAX_NODES).filter(|i| !used[*i as usize]).collect();
         Ok(Self { entries, routes, node_ips, programmed, free })

@@ -71,7 +71,7 @@ async fn publish(
     let present = || wanted.records.iter().filter(|(_, record)| !record.leaving);
     let networks: BTreeSet<&str> = present().map(|(_, record)| record.endpoint.network.as_str()).collect();
     for network in networks {
-        let key = format!("{RESOURCES}profiles/{network}");
+        let key = profile_key(network);
         let value = profile::network_profile_json(network, &birth(None));
         if create_if_absent(store, &key, value.into_bytes()).await? {
             info!(profile = network, "created the network's profile");
@@ -89,6 +89,10 @@ async fn publish(
         let _ = gone.send(key.clone());
     }
     Ok(())
+}
+
+pub fn profile_key(network: &str) -> String {
+    format!("{RESOURCES}profiles/{network}")
 }
 
 fn birth(existing: Option<&[u8]>) -> Birth {

@@ -85,7 +85,9 @@ impl Node {
         let device = overlay::ensure(&mut self.netlink, &overlay)?;
         let uplink = self.follow_uplink();
         self.reload_if_changed(device.index)?;
-        self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key)));
+        let routes = self.netlink.routes()?;
+        let on_link = |ip| uplink::leads_straight(&routes, self.uplink.index, ip);
+        self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key, on_link)));
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
         uplink?;
         self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;

@@ -1,6 +1,6 @@
 //! Leases in etcd → peers of the overlay. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
@@ -63,9 +63,11 @@ impl Peers {
         &self.invalid
     }
 
-    /// Who is to be reached through the overlay, from the node that holds `own`.
-    pub fn desired(&self, own: &str) -> BTreeMap<Ipv4Net, Peer> {
-        self.others(own).map(|known| (known.subnet, known.peer)).collect()
+    /// Who is to be reached through the overlay, from the node that holds `own`; `on_link` tells of an address
+    /// whether the uplink leads straight to it.
+    pub fn desired(&self, own: &str, on_link: impl Fn(Ipv4Addr) -> bool) -> BTreeMap<Ipv4Net, Peer> {
+        let with_link = |known: &Known| Peer { on_link: on_link(known.peer.ip), ..known.peer };
+        self.others(own).map(|known| (known.subnet, with_link(known))).collect()
     }
 
     pub fn status(&self, own: &str) -> Vec<PeerStatus> {
@@ -96,7 +98,7 @@ fn read(prefix: &EtcdPrefix, mtu: u16, key: &str, value: &[u8]) -> Result<Option
     if lease.public_ip.is_unspecified() || lease.public_ip.is_multicast() || lease.public_ip.is_loopback() {
         return Err(format!("PublicIP {} is not an address to send to", lease.public_ip));
     }
-    let peer = Peer { ip: lease.public_ip, vtep_mac: data.vtep_mac, mtu };
+    let peer = Peer { ip: lease.public_ip, vtep_mac: data.vtep_mac, mtu, on_link: false };
     Ok(Some(Known { subnet, peer, node: lease.node }))
 }
 
@@ -126,7 +128,7 @@ mod tests {
     fn our_own_lease_is_not_a_peer() {
         let peers = peers(&[(OWN, GOOD), (OTHER, GOOD)]);
         assert_eq!(
-            peers.desired(OWN).keys().map(ToString::to_string).collect::<Vec<_>>(),
+            peers.desired(OWN, |_| false).keys().map(ToString::to_string).collect::<Vec<_>>(),
             ["10.100.56.0/24"]
         );
     }
@@ -138,20 +140,20 @@ mod tests {
             ("/coreos.com/network/subnets/10.100.201.0-24", "not json"),
             ("/coreos.com/network/subnets/x", "{}"),
         ]);
-        assert_eq!((peers.desired(OWN).len(), peers.invalid().len()), (1, 2));
+        assert_eq!((peers.desired(OWN, |_| false).len(), peers.invalid().len()), (1, 2));
         peers.put(&prefix(), 1450, OTHER, b"{\"PublicIP\":");
-        assert_eq!((peers.desired(OWN).len(), peers.invalid().len()), (1, 3));
+        assert_eq!((peers.desired(OWN, |_| false).len(), peers.invalid().len()), (1, 3));
         peers.put(&prefix(), 1450, OTHER, GOOD.as_bytes());
         assert_eq!(peers.invalid().len(), 2);
         peers.delete(OTHER);
-        assert!(peers.desired(OWN).is_empty());
+        assert!(peers.desired(OWN, |_| false).is_empty());
     }
 
     #[test]
     fn a_complete_list_without_a_peer_removes_it() {
         let mut peers = peers(&[(OTHER, GOOD)]);
         peers.replace_all(&prefix(), 1450, [(OWN.to_owned(), GOOD.as_bytes().to_vec())].into_iter());
-        assert!(peers.desired(OWN).is_empty());
+        assert!(peers.desired(OWN, |_| false).is_empty());
     }
 
     #[test]
@@ -162,7 +164,10 @@ mod tests {
             r#"{"PublicIP":"192.168.50.2","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"b6"}}"#,
         ] {
             let peers = peers(&[(OTHER, value)]);
-            assert!(peers.desired(OWN).is_empty() && peers.invalid().contains_key(OTHER), "{value}");
+            assert!(
+                peers.desired(OWN, |_| false).is_empty() && peers.invalid().contains_key(OTHER),
+                "{value}"
+            );
         }
     }
 }

@@ -32,8 +32,11 @@ use crate::{
         policy::PolicyTables,
         tables::KernelTables,
     },
-    endpoint::{Registry, RegistryError, publish::Wanted},
-    model::{Cluster, EndpointKey, WorkloadEndpoint},
+    endpoint::{
+        Registry, RegistryError,
+        publish::{self, Wanted},
+    },
+    model::{Cluster, EndpointKey, WorkloadEndpoint, endpoint::Birth, profile},
     netlink::{self, Netlink},
     store::{
         Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent,
@@ -385,6 +388,7 @@ impl Node {
         match self.registry.insert(endpoint.clone()) {
             Ok(key) => {
                 let workload = self.registry.records()[&key].workload(&self.config.node_name);
+                self.assume_profile(&endpoint.network);
                 self.set_local(key, Some(workload));
                 self.waiting.push((endpoint, reply));
                 true
@@ -393,6 +397,16 @@ impl Node {
                 let _ = reply.send(Err(ApiError { message: error.to_string(), try_again: false }));
                 false
             }
+        }
+    }
+
+    /// The first pod of a network need not wait for the profile that is about to be published. What the store says of
+    /// it later stands.
+    fn assume_profile(&mut self, network: &str) {
+        let key = publish::profile_key(network);
+        if self.cluster.profile(network).is_none() && !self.cluster.invalid().contains_key(&key) {
+            let birth = Birth { uid: String::new(), creation_timestamp: String::new() };
+            self.cluster.apply(&key, Some(profile::network_profile_json(network, &birth).as_bytes()));
         }
     }
 

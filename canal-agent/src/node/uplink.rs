@@ -108,6 +108,16 @@ pub fn choose(host: &Host, iface: Option<&str>, public_ip: Option<Ipv4Addr>) -> 
     })
 }
 
+/// Whether the main routing table sends to `addr` by this interface without a gateway, and by no other way. Policy
+/// routing rules are not looked at.
+pub fn leads_straight(routes: &[Route], ifindex: u32, addr: Ipv4Addr) -> bool {
+    let best = routes
+        .iter()
+        .filter(|route| route.dst.contains(&addr))
+        .min_by_key(|route| (std::cmp::Reverse(route.dst.prefix_len()), route.metric));
+    best.is_some_and(|route| route.gateway.is_none() && route.oif == Some(ifindex))
+}
+
 fn names(links: &[Link]) -> String {
     links.iter().map(|l| l.name.as_str()).collect::<Vec<_>>().join(", ")
 }
@@ -149,6 +159,27 @@ mod tests {
                 (name, ip(address), ip(published)),
                 "{iface:?} {public_ip:?}"
             );
+        }
+    }
+
+    #[test]
+    fn only_a_route_without_a_gateway_by_the_uplink_leads_straight() {
+        let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
+        let routes = [
+            Route::link(net("192.168.50.0/24"), 3),
+            Route::via(net("192.168.50.7/32"), "192.168.50.254".parse().unwrap(), 3),
+            Route::link(net("192.168.60.0/24"), 2),
+            Route { oif: None, ..Route::link(net("192.168.70.0/24"), 3) },
+            Route::via(net("0.0.0.0/0"), "192.168.50.254".parse().unwrap(), 3),
+        ];
+        for (addr, expected) in [
+            ("192.168.50.2", true),
+            ("192.168.50.7", false),
+            ("192.168.60.2", false),
+            ("192.168.70.2", false),
+            ("203.0.113.1", false),
+        ] {
+            assert_eq!(leads_straight(&routes, 3, addr.parse().unwrap()), expected, "{addr}");
         }
     }
 

@@ -19,7 +19,7 @@ use crate::{
         flow::{self, Known},
         leg,
     },
-    verdict::{Go, Outcome, Stop},
+    verdict::{Go, Outcome},
 };
 
 const HEADERS: usize = OUTER + IPV4_LEN + 20;
@@ -60,25 +60,30 @@ pub fn run(ctx: &TcContext) -> Outcome {
 /// The kernel's device makes the envelope: packets that carry another tunnel, odd aggregates.
 #[inline(always)]
 fn by_device(ctx: &TcContext, packet: &Packet, node: &Node) -> Outcome {
+    let eth = EthHeader { dst: node.vtep_mac, src: setting!(vtep_mac), ethertype: ETHERTYPE_IPV4.to_be() };
+    packet::write(ctx, 0, eth).ok_or(Reason::Malformed)?;
+    if set_tunnel(ctx, node.ip.to_bits(), packet.tos & 3) != 0 {
+        return Err(Reason::EncapFailed.into());
+    }
+    Ok(Go::next(Reason::Fallback))
+}
+
+/// Not inlined: the key would count against the stack of the whole hook.
+#[inline(never)]
+fn set_tunnel(ctx: &TcContext, remote: u32, tos: u8) -> i64 {
     // SAFETY: plain data, for which zeros are valid.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     key.tunnel_id = setting!(vni);
-    key.__bindgen_anon_1.remote_ipv4 = node.ip.to_bits();
+    key.__bindgen_anon_1.remote_ipv4 = remote;
     key.tunnel_ttl = 64;
-    key.tunnel_tos = packet.tos & 3;
-    let eth = EthHeader { dst: node.vtep_mac, src: setting!(vtep_mac), ethertype: ETHERTYPE_IPV4.to_be() };
-    packet::write(ctx, 0, eth).ok_or(Stop::from(Reason::Malformed))?;
+    key.tunnel_tos = tos;
     // SAFETY: a helper; the key outlives the call and has the size that is passed.
-    let error = unsafe {
+    unsafe {
         bpf_skb_set_tunnel_key(
             ctx.skb.skb,
             &raw mut key,
             size_of::<bpf_tunnel_key>() as u32,
             BPF_F_ZERO_CSUM_TX.into(),
         )
-    };
-    if error != 0 {
-        return Err(Reason::EncapFailed.into());
     }
-    Ok(Go::next(Reason::Fallback))
 }

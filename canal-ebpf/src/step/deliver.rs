@@ -4,13 +4,13 @@ use aya_ebpf::{
     bindings::{
         BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
     },
     helpers::generated::{bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect_neigh, bpf_redirect_peer},
     programs::TcContext,
 };
 use canal_common::{
-    Mac,
+    Ip4, Mac,
     flow::Leg,
     node::Node,
     reason::Reason,
@@ -22,6 +22,9 @@ use crate::{
     packet::{self, OUTER, Packet},
     verdict::{Go, Outcome},
 };
+
+/// Linux `AF_INET`.
+const AF_INET: u32 = 2;
 
 /// What a pod sees as the sender of everything: the host end of its veth, as Calico sets it.
 const GATEWAY: Mac = Mac::new([0xee; 6]);
@@ -58,7 +61,7 @@ pub struct Declined;
 /// Wraps the packet and hands it to the uplink; the kernel finds the next hop's MAC.
 #[inline(always)]
 pub fn to_node(ctx: &TcContext, packet: &Packet, node: &Node) -> Result<Outcome, Declined> {
-    let (ip, vtep_mac) = (node.ip, node.vtep_mac);
+    let (ip, vtep_mac, on_link) = (node.ip, node.vtep_mac, node.flags & Node::ON_LINK != 0);
     // SAFETY: a helper on our context. Before the envelope goes on: the hash is the inner flow's.
     let hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
     // Every error return of the helper comes before it changes anything (6.18, bpf_skb_adjust_room).
@@ -76,17 +79,28 @@ pub fn to_node(ctx: &TcContext, packet: &Packet, node: &Node) -> Result<Outcome,
         inner_len: packet.total_len,
         ecn: wire::outer_ecn(packet.tos),
     });
-    Ok(send(ctx, &envelope))
+    Ok(send(ctx, &envelope, on_link.then_some(ip)))
 }
 
+/// `next_hop`: where the envelope goes without asking the routing table (measured: 3 to 6 % of the whole way).
 #[inline(always)]
-fn send(ctx: &TcContext, envelope: &Envelope) -> Outcome {
+fn send(ctx: &TcContext, envelope: &Envelope, next_hop: Option<Ip4>) -> Outcome {
     packet::write(ctx, OUTER, envelope.words).ok_or(Reason::EncapFailed)?;
     packet::write(ctx, OUTER + size_of_val(&envelope.words), envelope.ethertype)
         .ok_or(Reason::EncapFailed)?;
     let uplink = setting!(uplink_ifindex);
-    // SAFETY: a helper; without parameters it looks the outer destination up in the routing table.
-    let action = unsafe { bpf_redirect_neigh(uplink, core::ptr::null_mut(), 0, 0) };
+    let action = match next_hop {
+        Some(next_hop) => {
+            // SAFETY: plain data, for which zeros are valid.
+            let mut params: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+            params.nh_family = AF_INET;
+            params.__bindgen_anon_1.ipv4_nh = next_hop.to_wire();
+            // SAFETY: a helper; the parameters outlive the call and have the size that is passed.
+            unsafe { bpf_redirect_neigh(uplink, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) }
+        }
+        // SAFETY: a helper; without parameters it looks the outer destination up in the routing table.
+        None => unsafe { bpf_redirect_neigh(uplink, core::ptr::null_mut(), 0, 0) },
+    };
     Ok(Go::redirected(action as i32, Reason::Encapsulated))
 }
 

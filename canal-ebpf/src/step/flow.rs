@@ -66,6 +66,8 @@ pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Kno
         let Some(live) = FLOWS.get_ptr_mut(&key) else { return Ok(Known::Judge) };
         // SAFETY: as above.
         flow = unsafe { &mut *live };
+    } else if flow.state == Flow::NEW && from_hi != initiated_by_hi(flow) {
+        flow.state = Flow::ESTABLISHED;
     }
     if flow.last_seen != now {
         flow.last_seen = now;
@@ -194,13 +196,21 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
     if from_hi == by_sender {
         flow.flags |= Flow::HI_INITIATED;
     }
-    if midstream && packet.tcp_flags & TCP_RST == 0 {
-        promote(&key, &flow);
-    } else {
-        if in_the_way {
-            let _ = FLOWS.remove(&key);
+    let answered = midstream && packet.tcp_flags & TCP_RST == 0;
+    match in_the_way {
+        // Its place is taken over: nothing is evicted, and the costs of two tables are saved (a client that reuses its
+        // ports). Whoever reads it half written reads two approved halves.
+        Some(place) => {
+            if answered {
+                flow.state = Flow::ESTABLISHED;
+            }
+            // SAFETY: as in `known`.
+            unsafe { *place = flow };
         }
-        let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
+        None if answered => promote(&key, &flow),
+        None => {
+            let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
+        }
     }
     0
 }
@@ -209,8 +219,8 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
 struct Remembered {
     /// The live entry, and whether it is unanswered.
     live: Option<(&'static Flow, bool)>,
-    /// `FLOWS` holds an entry that a new flow of the same ports must not find before its own.
-    in_the_way: bool,
+    /// An entry in `FLOWS` that a new flow of the same ports must not find before its own.
+    in_the_way: Option<*mut Flow>,
 }
 
 /// An entry is live unless it is too old, or the packet opens a new connection.
@@ -219,15 +229,17 @@ fn remembered(packet: &Packet, key: &FlowKey, now: u32) -> Remembered {
     let opens = packet.opens_tcp();
     let is_live =
         |flow: &Flow| !opens && now.wrapping_sub(flow.last_seen) <= idle_limit(flow.state, packet.proto);
-    // SAFETY: as in `known`.
-    let (answered, unanswered) = unsafe { (FLOWS.get(key), if opens { None } else { FLOWS_NEW.get(key) }) };
-    match (answered, unanswered) {
-        (Some(flow), _) if is_live(flow) => Remembered { live: Some((flow, false)), in_the_way: false },
-        (_, Some(flow)) if is_live(flow) => {
-            Remembered { live: Some((flow, true)), in_the_way: answered.is_some() }
+    let answered = FLOWS.get_ptr_mut(key);
+    if let Some(flow) = answered {
+        // SAFETY: as in `known`.
+        let flow = unsafe { &*flow };
+        if is_live(flow) {
+            return Remembered { live: Some((flow, false)), in_the_way: None };
         }
-        _ => Remembered { live: None, in_the_way: answered.is_some() },
     }
+    // SAFETY: as in `known`.
+    let live = unsafe { FLOWS_NEW.get(key) }.filter(|flow| is_live(flow)).map(|flow| (flow, true));
+    Remembered { live, in_the_way: answered }
 }
 
 /// Asks the policy of both local ends, the initiator's for egress and the responder's for ingress.

@@ -1,0 +1,45 @@
+//! Load generators: how fast one path is, measured from inside its two ends.
+//!
+//! Promises: the same system calls on the same two processors for every path, so that figures of one run compare; a
+//! path that does not carry the traffic is an error, never a small figure. Does not: know what lies between the ends,
+//! nor repeat, compare or judge.
+
+mod bulk;
+mod connections;
+mod datagrams;
+mod round_trips;
+mod seat;
+
+use std::time::Duration;
+
+pub use bulk::{Bulk, bulk};
+pub use connections::{Connections, connections};
+pub use datagrams::{Datagrams, Receiver, datagrams};
+pub use round_trips::{RoundTrips, round_trips};
+
+use crate::probe::Host;
+
+/// The ends of what is measured.
+#[derive(Clone, Copy)]
+pub struct Path<'a> {
+    /// Sends, or connects.
+    pub from: &'a (dyn Host + Sync),
+    /// Receives, or accepts.
+    pub to: &'a (dyn Host + Sync),
+}
+
+/// Without progress for this long a path counts as broken.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Before a measurement: congestion windows open, caches fill, flows become established.
+const WARM_UP: Duration = Duration::from_millis(100);
+
+/// What the rows of one run use; nothing else listens in these namespaces.
+mod port {
+    pub(super) const BULK: u16 = 20_001;
+    pub(super) const DATAGRAMS: u16 = 20_002;
+    pub(super) const ROUND_TRIPS: u16 = 20_003;
+    pub(super) const CONNECTIONS: u16 = 20_004;
+}
+
+/// Every port that the generators send to, first and last: for policies that let just this traffic pass.
+pub const PORTS: (u16, u16) = (port::BULK, port::CONNECTIONS);

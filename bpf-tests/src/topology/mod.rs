@@ -1,0 +1,164 @@
+//! Two ends and one way between them, built the same for each way, so that figures can stand side by side.
+//!
+//! | name | between the ends |
+//! |---|---|
+//! | `L` | one bare veth pair: the limit of the machine |
+//! | `D` | two nodes that route plainly: no tunnel, no policy |
+//! | `K0` | two nodes with the kernel's VXLAN exactly as flanneld programs it, no policy |
+//! | `C(n)` | two nodes with the real agent, plugin and etcd, and a policy of `n` rules a direction |
+//! | `C(n)'` | the same with another build of Canal |
+//!
+//! The ends have MTU 1450 everywhere and the wire between the nodes 1500, so that all carry the same segments.
+
+mod canal;
+mod check;
+mod hooks;
+mod routed;
+mod vxlan;
+
+use std::{fmt, path::Path as FilePath, str::FromStr};
+
+use anyhow::{Context, Result, bail};
+
+pub use check::{Offloads, WireCount};
+pub use hooks::{RunStatistics, RunTime};
+
+use crate::{agent, load::Path, netns::Netns, node::Node, pair::bare_pair, probe::Host, sweep, world::World};
+
+/// A way between two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Bare,
+    Routed,
+    Vxlan,
+    Canal {
+        /// In each direction; the traffic of [`crate::load`] passes by the last one.
+        rules: u32,
+        build: Build,
+    },
+}
+
+/// Whose Canal it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Build {
+    /// What [`agent::binary`] finds.
+    Own,
+    /// What [`Topology::build`] is told.
+    Other,
+}
+
+impl Kind {
+    /// Whether the nodes put the packets into VXLAN.
+    pub fn tunnels(self) -> bool {
+        matches!(self, Self::Vxlan | Self::Canal { .. })
+    }
+
+    /// For people.
+    pub fn sentence(self) -> String {
+        match self {
+            Self::Bare => "two pods on one bare veth pair".to_owned(),
+            Self::Routed => "two nodes, plain routes, no policy".to_owned(),
+            Self::Vxlan => "two nodes, kernel VXLAN as flanneld programs it, no policy".to_owned(),
+            Self::Canal { rules, build } => {
+                let whose = if build == Build::Own { "Canal" } else { "another build of Canal" };
+                format!("two nodes, {whose}, a policy of {rules} rules a direction")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bare => f.pad("L"),
+            Self::Routed => f.pad("D"),
+            Self::Vxlan => f.pad("K0"),
+            Self::Canal { rules, build: Build::Own } => f.pad(&format!("C({rules})")),
+            Self::Canal { rules, build: Build::Other } => f.pad(&format!("C({rules})'")),
+        }
+    }
+}
+
+impl FromStr for Kind {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Ok(match name {
+            "L" => Self::Bare,
+            "D" => Self::Routed,
+            "K0" => Self::Vxlan,
+            _ => match name.strip_prefix("C(").and_then(|rest| rest.strip_suffix(')')) {
+                Some(rules) => {
+                    Self::Canal { rules: rules.parse().context("the number of rules")?, build: Build::Own }
+                }
+                None => bail!("there is no topology {name:?}: it is L, D, K0 or C(<rules>)"),
+            },
+        })
+    }
+}
+
+/// A topology that stands; it goes when this is dropped.
+pub struct Topology {
+    kind: Kind,
+    from: Box<dyn Host + Sync>,
+    to: Box<dyn Host + Sync>,
+    world: Option<World>,
+}
+
+impl Topology {
+    /// Builds it, and proves that the ends reach each other in the stated way. `other` is where the binaries of
+    /// [`Build::Other`] are.
+    pub fn build(kind: Kind, other: Option<&FilePath>) -> Result<Self> {
+        let topology = match kind {
+            Kind::Bare => {
+                let (from, to) = bare_pair(&sweep::automatic_prefix())?;
+                Self { kind, from: Box::new(from), to: Box::new(to), world: None }
+            }
+            Kind::Routed => routed::build(kind)?,
+            Kind::Vxlan => vxlan::build(kind)?,
+            Kind::Canal { rules, build: Build::Own } => canal::build(kind, rules)?,
+            Kind::Canal { rules, build: Build::Other } => {
+                let folder = other.context("there is no other build of Canal")?;
+                agent::with_binaries(folder, || canal::build(kind, rules))?
+            }
+        };
+        topology.prove().with_context(|| format!("{kind} is broken"))?;
+        Ok(topology)
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub fn path(&self) -> Path<'_> {
+        Path { from: &*self.from, to: &*self.to }
+    }
+
+    /// The sending and the receiving node, where there are nodes.
+    pub fn nodes(&self) -> Option<(&Node, &Node)> {
+        self.world.as_ref().map(|world| (world.node(1), world.node(2)))
+    }
+
+    /// Where the packets leave the sending side.
+    fn wire(&self) -> (&Netns, &'static str) {
+        match &self.world {
+            Some(world) => (world.node(1).netns(), "up0"),
+            None => (self.from.netns(), "eth0"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topology_is_known_by_the_name_that_it_shows() {
+        let canal = Kind::Canal { rules: 10, build: Build::Own };
+        for kind in [Kind::Bare, Kind::Routed, Kind::Vxlan, canal] {
+            assert_eq!(kind.to_string().parse::<Kind>().unwrap(), kind);
+        }
+        assert!("C(many)".parse::<Kind>().is_err());
+        assert!("K".parse::<Kind>().is_err());
+    }
+}

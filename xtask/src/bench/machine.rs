@@ -1,0 +1,65 @@
+//! Owns: what machine this is, and whether it had anything else to do meanwhile.
+
+use std::{fs, path::Path, time::Instant};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use crate::run;
+
+/// Enough to judge figures by, and nothing that names the machine.
+pub(super) fn describe(root: &Path) -> Value {
+    let file = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = file("/proc/cpuinfo");
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let memory = file("/proc/meminfo");
+    let memory = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next());
+    let commit = run::answer(run::command("git", root).args(["describe", "--always", "--dirty"]));
+    json!({
+        "cpu": model.map(|(_, name)| name.trim()),
+        "cpus": std::thread::available_parallelism().map(usize::from).ok(),
+        "memory_kib": memory.and_then(|kib| kib.parse::<u64>().ok()),
+        "kernel": file("/proc/sys/kernel/osrelease").trim(),
+        "canal": commit.ok().map(|commit| commit.trim().to_owned()),
+    })
+}
+
+/// Measures how much of the machine's user time went to others.
+pub(super) struct Quietness {
+    begin: Instant,
+    ticks: i64,
+    own_ticks: i64,
+}
+
+/// `USER_HZ`, which the kernel promises to user space on every architecture that Rust runs on.
+const TICK_MS: i64 = 10;
+
+impl Quietness {
+    pub(super) fn start() -> Result<Self> {
+        Ok(Self { begin: Instant::now(), ticks: user_ticks()?, own_ticks: own_user_ticks()? })
+    }
+
+    /// Share of one processor that other processes took, in user mode: what they do in the kernel cannot be told
+    /// from what the measured paths do there.
+    #[expect(clippy::cast_precision_loss, reason = "a share for people")]
+    pub(super) fn others(&self) -> Result<f64> {
+        let others = (user_ticks()? - self.ticks) - (own_user_ticks()? - self.own_ticks);
+        Ok((others.max(0) * TICK_MS) as f64 / self.begin.elapsed().as_millis().max(1) as f64)
+    }
+}
+
+/// `user` and `nice` of all processors (proc(5)).
+fn user_ticks() -> Result<i64> {
+    let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+    let mut fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let mut next = || fields.next()?.parse::<i64>().ok();
+    next().zip(next()).map(|(user, nice)| user + nice).context("/proc/stat has no user time")
+}
+
+/// Of this process with all its threads: the twelfth field behind its name, which may contain anything.
+fn own_user_ticks() -> Result<i64> {
+    let stat = fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
+    let ticks =
+        stat.rsplit_once(") ").and_then(|(_, fields)| fields.split_whitespace().nth(11)?.parse().ok());
+    ticks.context("/proc/self/stat has no user time")
+}
