@@ -51,7 +51,7 @@ fn a_killed_agent_loses_no_packet_and_its_successor_swaps_the_programs_in_place(
     for (direction, pinger) in [("out", out), ("in", inward)] {
         let stats = pinger.stop().unwrap();
         assert_eq!(stats.lost, 0, "{direction}: {stats:?}");
-        assert!(stats.received > 200, "{direction}: {stats:?}");
+        assert!(stats.received > 100, "{direction}: {stats:?}");
     }
     assert!(live.is_alive());
     assert_eq!(links(node), links_before, "the same attachments");
