@@ -144,11 +144,7 @@ impl Node {
         }
         let problems = self.policy.apply(compiled, &self.locals.desired())?;
         for (addr, reason) in problems {
-            if addr.is_unspecified() {
-                self.problems.push(reason);
-            } else {
-                self.locals.close(addr, reason);
-            }
+            self.locals.close(addr, reason);
         }
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
         self.hooks.sweep(&wanted)?;
