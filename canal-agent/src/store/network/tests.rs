@@ -84,7 +84,7 @@ fn backend_options_are_read_in_any_case() {
     )
     .unwrap();
     assert_eq!(vxlan(&config), &VxlanOptions { vni: 77, port: 4789, mtu: Some(9000), direct_routing: true });
-    assert_eq!(config.notes.len(), 2, "{:?}", config.notes);
+    assert_eq!(config.notes.len(), 3, "DirectRouting, GBP and Learning: {:?}", config.notes);
     let config = parse(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Port":0,"MTU":0}}"#).unwrap();
     assert_eq!((vxlan(&config).port, vxlan(&config).mtu), (8472, None));
 }
