@@ -97,10 +97,11 @@ pub struct FragPorts {
 }
 
 /// How long a flow may be idle, in ticks of 2^30 ns (about 1.07 s), by state and protocol.
-/// Calico's values: TCP established 1 h, SYN sent 20 s, FIN 30 s, UDP 60 s, ICMP 5 s, others 10 min.
+/// Calico's values, but for denied flows: TCP established 1 h, SYN sent 20 s, FIN 30 s, UDP 60 s, ICMP 5 s, others 10 min.
 pub const fn idle_limit(state: u8, proto: u8) -> u32 {
     match (state, proto) {
-        (Flow::DENIED, _) => 559,
+        // Longer than any client goes on trying: an hour of idling and TCP's two of keep-alive.
+        (Flow::DENIED, _) => 10_059,
         (Flow::ESTABLISHED, crate::wire::PROTO_TCP) => 3353,
         (Flow::NEW, crate::wire::PROTO_TCP) => 19,
         (Flow::CLOSING, _) => 28,

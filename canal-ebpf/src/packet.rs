@@ -92,6 +92,13 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
 /// What [`ingress_ifindex`] says of packets that this host made.
 pub const FROM_HOST: u32 = 0;
 
+/// Whether the packet carries an 802.1Q tag, which the kernel keeps beside it.
+#[inline(always)]
+pub fn is_tagged(ctx: &TcContext) -> bool {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).vlan_present != 0 }
+}
+
 /// Interface the packet came in by, or [`FROM_HOST`].
 #[inline(always)]
 pub fn ingress_ifindex(ctx: &TcContext) -> u32 {
@@ -213,6 +220,10 @@ pub fn parse(ctx: &TcContext, offset: usize) -> Result<Packet, Reason> {
     if fragment & MORE_FRAGMENTS != 0 {
         packet.part = Part::FirstFragment;
     }
+    // What lies behind the packet's own end is not what the receiver will read.
+    if usize::from(total_len) < header_len + transport_len(ip.proto) {
+        return Err(Reason::Malformed);
+    }
     // A constant offset for the common header: the verifier and the branch predictor like it.
     if header_len == IPV4_LEN {
         parse_transport(&mut packet, &Linear { ctx, offset: offset + IPV4_LEN })?;
@@ -220,6 +231,16 @@ pub fn parse(ctx: &TcContext, offset: usize) -> Result<Packet, Reason> {
         parse_transport(&mut packet, &Copied { ctx, offset: offset + header_len })?;
     }
     Ok(packet)
+}
+
+/// The least that a transport header, or its part in a first fragment, must have for us to read it.
+#[inline(always)]
+const fn transport_len(proto: u8) -> usize {
+    match proto {
+        PROTO_TCP => 20,
+        PROTO_UDP | PROTO_SCTP | PROTO_ICMP => 8,
+        _ => 0,
+    }
 }
 
 /// Reads the transport header, wherever it is.

@@ -58,9 +58,9 @@ pub struct Nodes {
 impl Nodes {
     /// Reads back what an earlier process programmed.
     pub fn adopt(ebpf: &mut Ebpf) -> Result<Self, MapError> {
-        let entries: Array<_, Node> = take(ebpf, names::NODES)?;
+        let mut entries: Array<_, Node> = take(ebpf, names::NODES)?;
         let routes: LpmTrie<_, Ip4, NodeRef> = take(ebpf, names::ROUTES)?;
-        let node_ips = take(ebpf, names::NODE_IPS)?;
+        let mut node_ips: BpfHashMap<_, Ip4, NodeRef> = take(ebpf, names::NODE_IPS)?;
         let mut programmed = BTreeMap::new();
         let mut used = vec![false; MAX_NODES as usize];
         for entry in &routes {
@@ -74,7 +74,33 @@ impl Nodes {
             used[index as usize] = true;
             programmed.insert(subnet, (Peer::of(node), index));
         }
-        let free = (1..MAX_NODES).filter(|i| !used[*i as usize]).collect();
+        // What nothing points at was being made or removed when the process died. Entries that were never written are
+        // handed out first: flows may still remember the others.
+        let (mut never, mut before) = (VecDeque::new(), VecDeque::new());
+        for index in (1..MAX_NODES).filter(|index| !used[*index as usize]) {
+            let node = entries.get(&index, 0)?;
+            if node == Node::default() {
+                never.push_back(index);
+                continue;
+            }
+            if node.flags & Node::ALIVE != 0 {
+                entries.set(index, Node { flags: 0, ..node }, 0)?;
+            }
+            before.push_back(index);
+        }
+        never.append(&mut before);
+        let orphans: Vec<Ip4> = node_ips
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, NodeRef { node }): &(Ip4, NodeRef)| {
+                !used.get(*node as usize).is_some_and(|used| *used)
+            })
+            .map(|(ip, _)| ip)
+            .collect();
+        for ip in orphans {
+            absent_is_fine(node_ips.remove(&ip))?;
+        }
+        let free = never;
         Ok(Self { entries, routes, node_ips, programmed, free })
     }
 

@@ -70,8 +70,8 @@ impl Pins {
     }
 
     pub fn link(&self, interface: &str, program: &str) -> PathBuf {
-        // A bpffs file name may hold anything but a slash and a dot; interface names may hold dots.
-        self.links_dir().join(format!("{}-{program}", interface.replace('.', "_")))
+        // A bpffs file name may not hold a dot, an interface name may; it may not hold a colon (Linux dev_valid_name).
+        self.links_dir().join(format!("{}-{program}", interface.replace('.', ":")))
     }
 
     /// The pinned attachments, as (file name, path).

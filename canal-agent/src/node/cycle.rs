@@ -87,7 +87,9 @@ impl Node {
         self.reload_if_changed(device.index)?;
         let routes = self.netlink.routes()?;
         let on_link = |ip| uplink::leads_straight(&routes, self.uplink.index, ip);
-        self.problems.extend(self.nodes.apply(&self.peers.desired(&self.lease.key, on_link)));
+        let problems = self.nodes.apply(&self.peers.desired(self.own(), on_link));
+        self.problems.extend(problems);
+        self.problems.extend(self.peers.conflicts(self.own()));
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
         uplink?;
         self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
@@ -118,15 +120,8 @@ impl Node {
     /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
     fn apply_policy(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
         let overlay = self.overlay().name();
-        let hosts_own = [self.uplink.name.as_str(), overlay.as_str()];
-        self.locals = Locals::find(
-            &self.cluster,
-            &self.registry,
-            &self.config.node_name,
-            compiled,
-            &mut self.netlink,
-            &hosts_own,
-        )?;
+        self.locals =
+            Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
         let mut wanted: BTreeSet<(Place, String)> =
             [(Place::Overlay, overlay), (Place::Uplink, self.uplink.name.clone())].into();
         let mut unhooked: Vec<(String, String)> = Vec::new();

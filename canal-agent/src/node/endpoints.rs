@@ -63,8 +63,8 @@ pub(super) struct Locals {
     by_address: BTreeMap<Ipv4Addr, Local>,
     /// Endpoints without a place in the table above.
     pub(super) shadowed: Vec<(Ipv4Addr, Local)>,
-    /// Every pod's interface that exists, with its index: those of endpoints in any state, and those with Calico's
-    /// prefix that no endpoint describes (any more). Whatever is not programmed is closed by the hooks there.
+    /// Every pod's interface that exists, with its index, also those that no endpoint describes (any more). Whatever is
+    /// not programmed is closed by the hooks there.
     guarded: BTreeMap<String, u32>,
 }
 
@@ -72,34 +72,32 @@ pub(super) struct Locals {
 const POD_PREFIX: &str = "cali";
 
 impl Locals {
-    /// `hosts_own` are interfaces that no endpoint can have, whatever it says.
     pub(super) fn find(
         cluster: &Cluster,
         registry: &Registry,
         node: &str,
         compiled: &Compiled,
         netlink: &mut Netlink,
-        hosts_own: &[&str],
     ) -> Result<Self, netlink::Error> {
         let links: BTreeMap<String, netlink::Link> =
             netlink.links()?.into_iter().map(|l| (l.name.clone(), l)).collect();
         let leaving: BTreeSet<&EndpointKey> =
             registry.records().iter().filter(|(_, record)| record.leaving).map(|(key, _)| key).collect();
         let mut locals = Self::default();
-        let strays = links.values().filter(|l| l.kind == "veth" && l.name.starts_with(POD_PREFIX));
-        locals.guarded.extend(strays.map(|l| (l.name.clone(), l.index)));
+        locals.guarded.extend(links.values().filter(|l| is_pods(l)).map(|l| (l.name.clone(), l.index)));
         for (key, workload) in cluster.endpoints_of(node).filter(|(key, _)| !leaving.contains(key)) {
             for addr in &workload.addresses {
                 let judgement = compiled.endpoints.get(&(key.clone(), *addr));
                 let link = links.get(&workload.interface_name);
-                let is_hosts = link.is_some_and(|l| hosts_own.contains(&l.name.as_str()));
-                if let Some(link) = link.filter(|_| !is_hosts) {
-                    locals.guarded.insert(link.name.clone(), link.index);
-                }
+                // Whatever the object in the store says: programs and policy go on nothing that is the host's own.
+                let is_hosts = link.is_some_and(|l| !is_pods(l));
                 let (state, desired) = match (judgement, link, workload.mac) {
                     (_, None, _) => (State::Waiting, None),
                     _ if is_hosts => {
-                        let reason = format!("its interface {} is the host's own", workload.interface_name);
+                        let reason = format!(
+                            "its interface {} is not a pod's: it must be a veth whose name begins with {POD_PREFIX}",
+                            workload.interface_name
+                        );
                         (State::Closed(reason), None)
                     }
                     (None, ..) => (State::Closed("its policy could not be computed".to_owned()), None),
@@ -134,13 +132,15 @@ impl Locals {
         Ok(locals)
     }
 
-    /// An endpoint whose interface exists has the address before one that waits; else the lower key.
+    /// An endpoint whose interface exists has the address before one that waits, one of our own plugin before one that
+    /// only the store knows; else the lower key.
     fn insert(&mut self, addr: Ipv4Addr, mut local: Local) {
         let Some(holder) = self.by_address.get(&addr) else {
             self.by_address.insert(addr, local);
             return;
         };
-        if holder.state == State::Waiting && local.state != State::Waiting {
+        let claim = |local: &Local| (local.state != State::Waiting, local.ours);
+        if claim(&local) > claim(holder) {
             local = self.by_address.insert(addr, local).expect("the holder was just seen");
         }
         let holder = &self.by_address[&addr];
@@ -210,6 +210,10 @@ impl Locals {
         }
         Ok(problems)
     }
+}
+
+fn is_pods(link: &netlink::Link) -> bool {
+    link.kind == "veth" && link.name.starts_with(POD_PREFIX)
 }
 
 fn connect(

@@ -12,8 +12,11 @@ use crate::{
 
 /// Every lease under the prefix but our own, as last read. A key or value that cannot be used costs that peer alone,
 /// and not even that one if an earlier value was good.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Peers {
+    prefix: EtcdPrefix,
+    network: Ipv4Net,
+    mtu: u16,
     by_key: BTreeMap<String, Known>,
     invalid: BTreeMap<String, String>,
 }
@@ -25,24 +28,32 @@ struct Known {
     node: Option<String>,
 }
 
+/// Ourselves among the leases.
+#[derive(Debug, Clone, Copy)]
+pub struct Own<'a> {
+    pub key: &'a str,
+    pub subnet: Ipv4Net,
+    pub public_ip: Ipv4Addr,
+}
+
 impl Peers {
+    /// `mtu`: largest inner packet, in bytes.
+    pub fn new(prefix: EtcdPrefix, network: Ipv4Net, mtu: u16) -> Self {
+        Self { prefix, network, mtu, by_key: BTreeMap::new(), invalid: BTreeMap::new() }
+    }
+
     /// A complete list: what is not in it is gone.
-    pub fn replace_all(
-        &mut self,
-        prefix: &EtcdPrefix,
-        mtu: u16,
-        entries: impl Iterator<Item = (String, Vec<u8>)>,
-    ) {
+    pub fn replace_all(&mut self, entries: impl Iterator<Item = (String, Vec<u8>)>) {
         let entries: BTreeMap<String, Vec<u8>> = entries.collect();
         self.by_key.retain(|key, _| entries.contains_key(key));
         self.invalid.retain(|key, _| entries.contains_key(key));
         for (key, value) in entries {
-            self.put(prefix, mtu, &key, &value);
+            self.put(&key, &value);
         }
     }
 
-    pub fn put(&mut self, prefix: &EtcdPrefix, mtu: u16, key: &str, value: &[u8]) {
-        match read(prefix, mtu, key, value) {
+    pub fn put(&mut self, key: &str, value: &[u8]) {
+        match self.read(key, value) {
             Ok(Some(known)) => {
                 self.by_key.insert(key.to_owned(), known);
                 self.invalid.remove(key);
@@ -63,14 +74,13 @@ impl Peers {
         &self.invalid
     }
 
-    /// Who is to be reached through the overlay, from the node that holds `own`; `on_link` tells of an address
-    /// whether the uplink leads straight to it.
-    pub fn desired(&self, own: &str, on_link: impl Fn(Ipv4Addr) -> bool) -> BTreeMap<Ipv4Net, Peer> {
+    /// Who is to be reached through the overlay; `on_link` tells of an address whether the uplink leads straight to it.
+    pub fn desired(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> BTreeMap<Ipv4Net, Peer> {
         let with_link = |known: &Known| Peer { on_link: on_link(known.peer.ip), ..known.peer };
         self.others(own).map(|known| (known.subnet, with_link(known))).collect()
     }
 
-    pub fn status(&self, own: &str) -> Vec<PeerStatus> {
+    pub fn status(&self, own: Own<'_>) -> Vec<PeerStatus> {
         self.others(own)
             .map(|known| PeerStatus {
                 subnet: known.subnet,
@@ -81,25 +91,44 @@ impl Peers {
             .collect()
     }
 
-    fn others(&self, own: &str) -> impl Iterator<Item = &Known> {
-        self.by_key.iter().filter(move |(key, _)| key.as_str() != own).map(|(_, known)| known)
+    /// Leases that claim something of ours; they are not used.
+    pub fn conflicts(&self, own: Own<'_>) -> Vec<String> {
+        let claims = self.by_key.iter().filter(|(key, known)| key.as_str() != own.key && claims(known, own));
+        claims
+            .map(|(key, _)| format!("{key} claims our subnet or our address; delete it if its node is gone"))
+            .collect()
+    }
+
+    fn others<'a>(&'a self, own: Own<'_>) -> impl Iterator<Item = &'a Known> {
+        self.by_key
+            .iter()
+            .filter(move |(key, known)| key.as_str() != own.key && !claims(known, own))
+            .map(|(_, known)| known)
+    }
+
+    /// `None`: not a lease key at all.
+    fn read(&self, key: &str, value: &[u8]) -> Result<Option<Known>, String> {
+        let subnet = match self.prefix.parse_subnet(key) {
+            None => return Ok(None),
+            Some(Err(bad)) => return Err(bad.to_string()),
+            Some(Ok(subnet)) => subnet.subnet(),
+        };
+        if !self.network.contains(&subnet) || subnet == self.network {
+            return Err(format!("{subnet} is not a part of the network {}", self.network));
+        }
+        let lease = LeaseValue::parse(value).map_err(|e| e.to_string())?;
+        let data = lease.vxlan_data().map_err(|e| e.to_string())?;
+        if lease.public_ip.is_unspecified() || lease.public_ip.is_multicast() || lease.public_ip.is_loopback()
+        {
+            return Err(format!("PublicIP {} is not an address to send to", lease.public_ip));
+        }
+        let peer = Peer { ip: lease.public_ip, vtep_mac: data.vtep_mac, mtu: self.mtu, on_link: false };
+        Ok(Some(Known { subnet, peer, node: lease.node }))
     }
 }
 
-/// `None`: not a lease key at all.
-fn read(prefix: &EtcdPrefix, mtu: u16, key: &str, value: &[u8]) -> Result<Option<Known>, String> {
-    let subnet = match prefix.parse_subnet(key) {
-        None => return Ok(None),
-        Some(Err(bad)) => return Err(bad.to_string()),
-        Some(Ok(subnet)) => subnet.subnet(),
-    };
-    let lease = LeaseValue::parse(value).map_err(|e| e.to_string())?;
-    let data = lease.vxlan_data().map_err(|e| e.to_string())?;
-    if lease.public_ip.is_unspecified() || lease.public_ip.is_multicast() || lease.public_ip.is_loopback() {
-        return Err(format!("PublicIP {} is not an address to send to", lease.public_ip));
-    }
-    let peer = Peer { ip: lease.public_ip, vtep_mac: data.vtep_mac, mtu, on_link: false };
-    Ok(Some(Known { subnet, peer, node: lease.node }))
+fn claims(known: &Known, own: Own<'_>) -> bool {
+    known.subnet.contains(&own.subnet) || own.subnet.contains(&known.subnet) || known.peer.ip == own.public_ip
 }
 
 #[cfg(test)]
@@ -111,13 +140,17 @@ mod tests {
     const OTHER: &str = "/coreos.com/network/subnets/10.100.56.0-24";
 
     fn peers(entries: &[(&str, &str)]) -> Peers {
-        let mut peers = Peers::default();
-        peers.replace_all(
-            &prefix(),
-            1450,
-            entries.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())),
-        );
+        let mut peers = Peers::new(prefix(), "10.100.0.0/16".parse().unwrap(), 1450);
+        peers.replace_all(entries.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())));
         peers
+    }
+
+    fn own() -> Own<'static> {
+        Own {
+            key: OWN,
+            subnet: "10.100.30.0/24".parse().unwrap(),
+            public_ip: "192.168.50.1".parse().unwrap(),
+        }
     }
 
     fn prefix() -> EtcdPrefix {
@@ -128,7 +161,7 @@ mod tests {
     fn our_own_lease_is_not_a_peer() {
         let peers = peers(&[(OWN, GOOD), (OTHER, GOOD)]);
         assert_eq!(
-            peers.desired(OWN, |_| false).keys().map(ToString::to_string).collect::<Vec<_>>(),
+            peers.desired(own(), |_| false).keys().map(ToString::to_string).collect::<Vec<_>>(),
             ["10.100.56.0/24"]
         );
     }
@@ -140,20 +173,39 @@ mod tests {
             ("/coreos.com/network/subnets/10.100.201.0-24", "not json"),
             ("/coreos.com/network/subnets/x", "{}"),
         ]);
-        assert_eq!((peers.desired(OWN, |_| false).len(), peers.invalid().len()), (1, 2));
-        peers.put(&prefix(), 1450, OTHER, b"{\"PublicIP\":");
-        assert_eq!((peers.desired(OWN, |_| false).len(), peers.invalid().len()), (1, 3));
-        peers.put(&prefix(), 1450, OTHER, GOOD.as_bytes());
+        assert_eq!((peers.desired(own(), |_| false).len(), peers.invalid().len()), (1, 2));
+        peers.put(OTHER, b"{\"PublicIP\":");
+        assert_eq!((peers.desired(own(), |_| false).len(), peers.invalid().len()), (1, 3));
+        peers.put(OTHER, GOOD.as_bytes());
         assert_eq!(peers.invalid().len(), 2);
         peers.delete(OTHER);
-        assert!(peers.desired(OWN, |_| false).is_empty());
+        assert!(peers.desired(own(), |_| false).is_empty());
     }
 
     #[test]
     fn a_complete_list_without_a_peer_removes_it() {
         let mut peers = peers(&[(OTHER, GOOD)]);
-        peers.replace_all(&prefix(), 1450, [(OWN.to_owned(), GOOD.as_bytes().to_vec())].into_iter());
-        assert!(peers.desired(OWN, |_| false).is_empty());
+        peers.replace_all([(OWN.to_owned(), GOOD.as_bytes().to_vec())].into_iter());
+        assert!(peers.desired(own(), |_| false).is_empty());
+    }
+
+    #[test]
+    fn a_lease_may_claim_neither_what_is_ours_nor_what_is_nobodys() {
+        let stolen = GOOD.replace("192.168.50.2", "192.168.50.1");
+        for (key, value, invalid) in [
+            ("0.0.0.0-0", GOOD, true),
+            ("192.168.0.0-16", GOOD, true),
+            ("10.100.0.0-16", GOOD, true),
+            ("10.100.30.128-25", GOOD, false),
+            ("10.100.28.0-22", GOOD, false),
+            ("10.100.77.0-24", stolen.as_str(), false),
+        ] {
+            let key = format!("/coreos.com/network/subnets/{key}");
+            let peers = peers(&[(OWN, GOOD), (OTHER, GOOD), (&key, value)]);
+            assert_eq!(peers.desired(own(), |_| false).len(), 1, "{key}");
+            assert_eq!(peers.invalid().contains_key(&key), invalid, "{key}");
+            assert_eq!(peers.conflicts(own()).len(), usize::from(!invalid), "{key}");
+        }
     }
 
     #[test]
@@ -165,7 +217,7 @@ mod tests {
         ] {
             let peers = peers(&[(OTHER, value)]);
             assert!(
-                peers.desired(OWN, |_| false).is_empty() && peers.invalid().contains_key(OTHER),
+                peers.desired(own(), |_| false).is_empty() && peers.invalid().contains_key(OTHER),
                 "{value}"
             );
         }

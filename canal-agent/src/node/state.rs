@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     endpoints::Locals,
     message::{Message, Published},
-    peers::Peers,
+    peers::{Own, Peers},
     uplink::{Uplink, UplinkError},
 };
 use crate::{
@@ -160,6 +160,7 @@ impl Node {
         for (file, reason) in &broken_records {
             error!(file, reason, "cannot read the record of an endpoint; it is closed");
         }
+        let peers = Peers::new(config.etcd.prefix.clone(), network.network, inner_mtu(&network, &uplink));
         let mut node = Self {
             network,
             uplink,
@@ -180,7 +181,7 @@ impl Node {
             compiled: None,
             registry,
             broken_records,
-            peers: Peers::default(),
+            peers,
             locals: Locals::default(),
             store: StoreState::default(),
             masquerade_due: true,
@@ -280,8 +281,7 @@ impl Node {
                         if let Some((_, value)) = entries.iter().find(|(key, _)| *key == config) {
                             self.check_drift(value);
                         }
-                        let (prefix, mtu) = (self.prefix().clone(), self.mtu());
-                        self.peers.replace_all(&prefix, mtu, entries.into_iter());
+                        self.peers.replace_all(entries.into_iter());
                     }
                     Prefix::Resources => {
                         self.cluster.replace_all(entries);
@@ -309,10 +309,9 @@ impl Node {
     }
 
     fn network_change(&mut self, change: Change) {
-        let (prefix, mtu) = (self.prefix().clone(), self.mtu());
         match change {
-            Change::Put(entry) if entry.key == prefix.config() => self.check_drift(&entry.value),
-            Change::Put(entry) => self.peers.put(&prefix, mtu, &entry.key, &entry.value),
+            Change::Put(entry) if entry.key == self.prefix().config() => self.check_drift(&entry.value),
+            Change::Put(entry) => self.peers.put(&entry.key, &entry.value),
             Change::Delete { key, .. } => self.peers.delete(&key),
         }
     }
@@ -458,6 +457,10 @@ impl Node {
         self.compiled = None;
     }
 
+    pub(super) fn own(&self) -> Own<'_> {
+        Own { key: &self.lease.key, subnet: self.lease.subnet, public_ip: self.uplink.public_ip }
+    }
+
     pub(super) fn overlay(&self) -> Overlay {
         let options = vxlan(&self.network);
         Overlay {
@@ -470,11 +473,8 @@ impl Node {
         }
     }
 
-    /// MTU of the pods: that of the uplink (or what the configuration says it is) without the envelope.
     pub(super) fn mtu(&self) -> u16 {
-        let outer = vxlan(&self.network).mtu.map_or(self.uplink.mtu, u32::from);
-        let envelope = u32::try_from(canal_common::wire::ENVELOPE_LEN).unwrap_or(50);
-        u16::try_from(outer.saturating_sub(envelope)).unwrap_or(u16::MAX)
+        inner_mtu(&self.network, &self.uplink)
     }
 
     fn prefix(&self) -> &EtcdPrefix {
@@ -497,6 +497,13 @@ pub(super) fn settings(
         uplink_ifindex: uplink.index,
         overlay_ifindex,
     }
+}
+
+/// MTU of the pods: that of the uplink (or what the configuration says it is) without the envelope.
+fn inner_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
+    let outer = vxlan(network).mtu.map_or(uplink.mtu, u32::from);
+    let envelope = u32::try_from(canal_common::wire::ENVELOPE_LEN).unwrap_or(50);
+    u16::try_from(outer.saturating_sub(envelope)).unwrap_or(u16::MAX)
 }
 
 pub(super) fn vxlan(network: &NetworkConfig) -> &VxlanOptions {

@@ -43,7 +43,7 @@ impl Node {
                 mtu: self.mtu(),
                 reservation: self.lease.reservation,
             }),
-            peers: self.peers.status(&self.lease.key),
+            peers: self.peers.status(self.own()),
             endpoints: self.endpoints_status(),
             programs: self.programs(),
             tables: self.tables_status(),

@@ -10,9 +10,9 @@ use canal_common::{
 };
 
 use crate::{
-    hook::from_wire::{approve, sender},
+    hook::from_wire::{approve, sender, speaks_for},
     maps::setting,
-    packet::{self, EthHeader, OUTER, Part},
+    packet::{self, EthHeader, OUTER},
     step::{deliver, flow, leg},
     verdict::{Go, Outcome, Stop},
 };
@@ -31,7 +31,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         return Err(Reason::WrongVtep.into());
     }
     let mut packet = packet::parse(ctx, OUTER)?;
-    if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
+    if !flow::settle_fragment(&mut packet) {
         sender(outer_src, packet.src)?;
         // For the host: its own reassembly. For a pod: forwarded and judged in `to_pod`, whole or not at all.
         return Ok(Go::next(Reason::ToStack));
@@ -42,6 +42,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
             return Ok(Go::next(Reason::ToStack));
         }
         let related = flow::related(ctx, OUTER, &packet)?;
+        speaks_for(outer_src, related.peer)?;
         if related.via_stack || related.to.kind != Leg::POD { None } else { Some(*related.to) }
     } else {
         approve(&packet, outer_src)?

@@ -9,7 +9,7 @@ use canal_common::{
 
 use crate::{
     maps::setting,
-    packet::{self, EthHeader, OUTER, Packet, Part},
+    packet::{self, EthHeader, OUTER, Packet},
     step::{
         arp, deliver,
         flow::{self, Known},
@@ -23,6 +23,10 @@ const HEADERS: usize = OUTER + IPV4_LEN + 20;
 
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> Outcome {
+    // The tag would travel on with the envelope: a pod does not choose the VLAN of this node's packets.
+    if packet::is_tagged(ctx) {
+        return Err(Reason::NotIpv4.into());
+    }
     packet::make_linear(ctx, HEADERS);
     let eth: EthHeader = packet::read(ctx, 0).ok_or(Reason::Malformed)?;
     match u16::from_be(eth.ethertype) {
@@ -31,10 +35,14 @@ pub fn run(ctx: &TcContext) -> Outcome {
         _ => return Err(Reason::NotIpv4.into()),
     }
     let mut packet = packet::parse(ctx, OUTER)?;
-    if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
-        // The stack may know how to put it together; what it forwards is judged at the next hook.
+    if !flow::settle_fragment(&mut packet) {
         owner(ctx, &packet, &eth)?;
-        return Ok(Go::next(Reason::ToStack));
+        // The stack may know how to put it together, and what it forwards to a pod is judged at the next hook;
+        // on other ways there is none.
+        return match leg::anyone(packet.dst).kind {
+            Leg::POD | Leg::NODE => Ok(Go::next(Reason::ToStack)),
+            _ => Err(Reason::FragUnknown.into()),
+        };
     }
     // As Felix does, whatever the destination: a pod has no business in the overlay.
     if packet.proto == PROTO_UDP && packet.dst_port == setting!(vxlan_port) {

@@ -11,7 +11,7 @@ use canal_common::{
 
 use crate::{
     maps::{NODE_IPS, setting},
-    packet::{self, EthHeader, INNER, Ipv4Header, OUTER, Packet, Part},
+    packet::{self, EthHeader, INNER, Ipv4Header, OUTER, Packet},
     step::{
         deliver,
         flow::{self, Known},
@@ -51,13 +51,14 @@ pub fn run(ctx: &TcContext) -> Outcome {
         return Err(Reason::WrongVtep.into());
     }
     let mut packet = packet::parse(ctx, INNER)?;
-    if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
+    if !flow::settle_fragment(&mut packet) {
         // Later fragments reach the same decision in `from_overlay`, once more with the stack's help.
         return Ok(Go::next(Reason::Fallback));
     }
     let to = if packet.is_icmp_error() {
         sender(outer_src, packet.src)?;
         let related = flow::related(ctx, INNER, &packet)?;
+        speaks_for(outer_src, related.peer)?;
         if related.via_stack || related.to.kind != Leg::POD {
             return Ok(Go::next(Reason::Fallback));
         }
@@ -112,11 +113,18 @@ pub fn sender(outer_src: Ip4, inner_src: Ip4) -> Result<Leg, Stop> {
     Ok(Leg { target: node, ..leg::other(Leg::NODE) })
 }
 
+/// A node reports errors of the flows that lead through it, and of those that leave the overlay.
+#[inline(always)]
+pub fn speaks_for(outer_src: Ip4, peer: &Leg) -> Result<(), Stop> {
+    let through = peer.kind == Leg::NODE && leg::node(peer.target).is_some_and(|n| n.ip == outer_src);
+    if through || peer.kind == Leg::STACK { Ok(()) } else { Err(Reason::IcmpUnrelated.into()) }
+}
+
 /// The outer source and the inner Ethernet header of a plain VXLAN packet to our address, port and VNI.
 #[inline(always)]
 fn ours(ctx: &TcContext) -> Option<(Ip4, EthHeader)> {
     // SAFETY: the context outlives the program.
-    if unsafe { (*ctx.skb.skb).protocol } != u32::from(ETHERTYPE_IPV4.to_be()) {
+    if unsafe { (*ctx.skb.skb).protocol } != u32::from(ETHERTYPE_IPV4.to_be()) || packet::is_tagged(ctx) {
         return None;
     }
     let ip: Ipv4Header = packet::read(ctx, OUTER)?;

@@ -13,7 +13,7 @@ use canal_common::{
 
 use crate::{
     maps::setting,
-    packet::{self, EthHeader, FROM_HOST, OUTER, Packet, Part},
+    packet::{self, EthHeader, FROM_HOST, OUTER, Packet},
     step::{
         deliver,
         flow::{self, Known},
@@ -42,7 +42,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         if !leg::may_come_by(&from, came_by) {
             return Err(Reason::SpoofedIp.into());
         }
-        if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
+        if !flow::settle_fragment(&mut packet) {
             return Err(Reason::FragUnknown.into());
         }
         if packet.is_icmp_error() {

@@ -9,7 +9,7 @@ use canal_common::{
 };
 
 use crate::{
-    packet::{self, EthHeader, FROM_HOST, OUTER, Packet, Part},
+    packet::{self, EthHeader, FROM_HOST, OUTER, Packet},
     step::{
         flow::{self, Known},
         leg,
@@ -36,7 +36,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
     }
     let came_by = packet::ingress_ifindex(ctx);
     let from_host = came_by == FROM_HOST;
-    if packet.part != Part::Whole && !flow::settle_fragment(&mut packet) {
+    if !flow::settle_fragment(&mut packet) {
         return if from_host { Ok(Go::next(Reason::Delivered)) } else { Err(Reason::FragUnknown.into()) };
     }
     if packet.is_icmp_error() {

@@ -81,6 +81,7 @@ pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Kno
             flow.state = Flow::CLOSING;
         }
     }
+    remember_fragment(packet);
     let (_, to) = ends(flow, from_hi);
     Ok(Known::Live { to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
 }
@@ -123,6 +124,7 @@ pub fn admit(packet: &Packet, from: &Leg, to: &Leg, via_stack: bool) -> Result<(
     }
     let refusal = admit_slow(&raw const *packet, &raw const *from, &raw const *to, u32::from(via_stack));
     if refusal == 0 {
+        remember_fragment(packet);
         return Ok(());
     }
     let reason = if refusal & REFUSED_INGRESS == REFUSED_INGRESS {
@@ -162,57 +164,66 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
         // Judged again because something changed: in the direction in which it began.
         let by_sender = initiated_by_hi(known) == from_hi;
         (flow.state, flow.flags, flow.fins) = (known.state, known.flags, known.fins);
+        // The host stays the host, whichever side speaks first after the change.
+        if ends(known, from_hi).1.kind == Leg::HOST && to.kind == Leg::STACK {
+            *(if from_hi { &mut flow.lo } else { &mut flow.hi }) = leg::other(Leg::HOST);
+        }
+        let (from, to) = ends(&flow, from_hi);
         let refusal = refuse(packet, from, to, by_sender);
-        if refusal == 0 {
-            if flow.state == Flow::DENIED {
-                flow.state = Flow::ESTABLISHED;
-            }
-            // The packet that is judged again may be the first answer.
-            if is_new && by_sender {
-                let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
-            } else {
-                promote(&key, &flow);
-            }
-        } else if is_new {
-            let _ = FLOWS_NEW.remove(&key);
-        } else {
+        if refusal != 0 {
+            // Remembered, so that nothing in mid-stream brings it back.
             flow.state = Flow::DENIED;
-            let _ = FLOWS.insert(&key, &flow, BPF_ANY.into());
+        } else if flow.state == Flow::DENIED {
+            flow.state = if is_new { Flow::NEW } else { Flow::ESTABLISHED };
+        }
+        // The packet that is judged again may be the first answer.
+        if is_new && (by_sender || refusal != 0) {
+            let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
+        } else {
+            promote(&key, &flow);
         }
         return refusal;
     }
 
-    let mut by_sender = true;
-    let mut refusal = refuse(packet, from, to, true);
-    let midstream = packet.proto == PROTO_TCP && !packet.opens_tcp();
-    if refusal != 0 && midstream && refuse(packet, from, to, false) == 0 {
-        // A live connection whose entry was lost: this is the answering side.
-        refusal = 0;
-        by_sender = false;
-    }
+    let (refusal, by_sender) = judge_unknown(packet, from, to);
     if refusal != 0 {
         return refusal;
     }
     if from_hi == by_sender {
         flow.flags |= Flow::HI_INITIATED;
     }
-    let answered = midstream && packet.tcp_flags & TCP_RST == 0;
     match in_the_way {
         // Its place is taken over: nothing is evicted, and the costs of two tables are saved (a client that reuses its
         // ports). Whoever reads it half written reads two approved halves.
-        Some(place) => {
-            if answered {
-                flow.state = Flow::ESTABLISHED;
-            }
-            // SAFETY: as in `known`.
-            unsafe { *place = flow };
-        }
-        None if answered => promote(&key, &flow),
+        // SAFETY: as in `known`.
+        Some(place) => unsafe { *place = flow },
+        // In mid-stream, too: until the other side has spoken it is one of a flood, for all we know.
         None => {
             let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
         }
     }
     0
+}
+
+/// First port of those that clients take by themselves (the kernel's default range begins here).
+const EPHEMERAL: u16 = 32768;
+
+/// A packet without a live entry: the refusal, and whether its sender is the one that began.
+///
+/// A TCP packet in mid-stream belongs to a connection whose entry was lost. Who began it is told by the ports, and only
+/// that direction's permission counts; where they do not tell, both must allow it. Anything laxer would let a connection
+/// that policy has cut come back from its other end.
+#[inline(always)]
+fn judge_unknown(packet: &Packet, from: &Leg, to: &Leg) -> (u64, bool) {
+    let midstream = packet.proto == PROTO_TCP && !packet.opens_tcp();
+    let (from_client, to_client) = (packet.src_port >= EPHEMERAL, packet.dst_port >= EPHEMERAL);
+    let answers = midstream && to_client && !from_client;
+    let unclear = midstream && to_client == from_client;
+    let mut refusal = refuse(packet, from, to, !answers);
+    if unclear && refusal == 0 {
+        refusal = refuse(packet, from, to, false);
+    }
+    (refusal, !answers)
 }
 
 /// What the tables remember of a packet's flow.
@@ -266,35 +277,44 @@ fn refuse(packet: &Packet, from: &Leg, to: &Leg, by_sender: bool) -> u64 {
     0
 }
 
-/// Fills in the ports of a later fragment, and remembers those of a first one.
-/// `Ok(false)`: a fragment whose first part was not seen.
+/// Fills in the ports of a later fragment. `false`: its first part was not seen, or not approved.
 #[inline(always)]
 pub fn settle_fragment(packet: &mut Packet) -> bool {
-    match packet.part {
-        Part::Whole => true,
-        Part::FirstFragment => {
-            let ports = FragPorts { src_port: packet.src_port, dst_port: packet.dst_port, seen: now() };
-            let _ = FRAGS.insert(packet.frag_key(), ports, BPF_ANY.into());
+    if packet.part != Part::LaterFragment {
+        return true;
+    }
+    // SAFETY: copied out at once.
+    match unsafe { FRAGS.get(packet.frag_key()) } {
+        Some(ports) if now().wrapping_sub(ports.seen) <= FRAG_LIMIT => {
+            let ports = *ports;
+            packet.set_ports(ports);
             true
         }
-        Part::LaterFragment => {
-            // SAFETY: copied out at once.
-            match unsafe { FRAGS.get(packet.frag_key()) } {
-                Some(ports) if now().wrapping_sub(ports.seen) <= FRAG_LIMIT => {
-                    let ports = *ports;
-                    packet.set_ports(ports);
-                    true
-                }
-                _ => false,
-            }
-        }
+        _ => false,
     }
+}
+
+/// Remembers the ports of an approved datagram's first part.
+#[inline(always)]
+fn remember_fragment(packet: &Packet) {
+    if packet.part == Part::FirstFragment {
+        remember_ports(packet);
+    }
+}
+
+/// Not inlined: key and value would count against the stack of the whole hook.
+#[inline(never)]
+fn remember_ports(packet: &Packet) {
+    let ports = FragPorts { src_port: packet.src_port, dst_port: packet.dst_port, seen: now() };
+    let _ = FRAGS.insert(packet.frag_key(), ports, BPF_ANY.into());
 }
 
 /// Where an ICMP error goes.
 pub struct Related {
     /// Who the packet that it is about was sent to.
     pub about: Ip4,
+    /// The leg of that one.
+    pub peer: &'static Leg,
     pub to: &'static Leg,
     pub via_stack: bool,
 }
@@ -318,5 +338,5 @@ pub fn related(ctx: &TcContext, offset: usize, packet: &Packet) -> Result<Relate
     {
         return Err(Reason::IcmpUnrelated.into());
     }
-    Ok(Related { about: about.dst, to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
+    Ok(Related { about: about.dst, peer, to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
 }
