@@ -141,14 +141,15 @@ fn a_tombstone_is_not_overcome_by_the_other_directions_permission() {
 }
 
 #[test]
-fn an_unanswered_flow_that_is_denied_leaves_nothing() {
+fn an_unanswered_flow_that_is_denied_stays_denied_until_policy_changes() {
     story(|lab| {
         let packet = Packet::udp(A.at(1), (REMOTE, 53));
         encapsulated(&leave(lab, A, &packet));
         revise(lab, A, A.egress_set(), DENY);
         dropped(&leave(lab, A, &packet), Reason::PolicyEgress);
-        assert_eq!((lab.flows(), lab.new_flows()), (vec![], vec![]));
-        dropped(&leave(lab, A, &packet), Reason::PolicyEgress);
+        assert_eq!((only_flow(lab).0.state, only_flow(lab).1), (Flow::DENIED, false));
+        dropped(&leave(lab, A, &packet), Reason::FlowDenied);
+        dropped(&arrive(lab, &Packet::udp((REMOTE, 53), A.at(1))), Reason::FlowDenied);
         revise(lab, A, A.egress_set(), ALLOW);
         encapsulated(&leave(lab, A, &packet));
     });
@@ -207,9 +208,13 @@ fn an_idle_flow_is_forgotten_after_the_time_of_its_kind() {
     let udp = (Packet::udp(A.at(1), (REMOTE, 53)), Packet::udp((REMOTE, 53), A.at(1)));
     let icmp = (Packet::echo(A.ip, REMOTE, 1), Packet::echo_reply(REMOTE, A.ip, 1));
     let gre = (Packet::ip(A.ip, REMOTE, 47, vec![0; 8]), Packet::ip(REMOTE, A.ip, 47, vec![0; 8]));
-    for (what, (to, from), limit) in
-        [("TCP", (out(ACK), back(ACK)), 3353), ("UDP", udp, 56), ("ICMP", icmp, 5), ("GRE", gre, 559)]
-    {
+    // The ports of a TCP packet in mid-stream tell that it answers; a datagram without a flow begins one.
+    for (what, (to, from), limit, late) in [
+        ("TCP", (out(ACK), back(ACK)), 3353, Reason::PolicyEgress),
+        ("UDP", udp, 56, Reason::PolicyIngress),
+        ("ICMP", icmp, 5, Reason::PolicyIngress),
+        ("GRE", gre, 559, Reason::PolicyIngress),
+    ] {
         story(|lab| {
             let before = judgements(lab);
             encapsulated(&leave(lab, A, &to));
@@ -221,7 +226,7 @@ fn an_idle_flow_is_forgotten_after_the_time_of_its_kind() {
             delivered(&arrive(lab, &from));
             assert_eq!(judgements(lab), before + 1, "{what}");
             lab.age(limit + 1);
-            dropped(&arrive(lab, &from), Reason::PolicyIngress);
+            dropped(&arrive(lab, &from), late);
             dropped(&leave(lab, A, &to), Reason::PolicyEgress);
         });
     }
@@ -250,23 +255,25 @@ fn an_unanswered_request_and_a_closed_connection_are_forgotten_soon() {
         lab.put_set(A.ingress_set(), &[DENY]);
         lab.put_set(A.egress_set(), &[DENY]);
         lab.age(20);
-        dropped(&arrive(lab, &back(SYN | ACK)), Reason::PolicyIngress);
+        dropped(&arrive(lab, &back(SYN | ACK)), Reason::PolicyEgress);
         lab.put_set(A.egress_set(), &[ALLOW]);
         connect(lab);
         delivered(&arrive(lab, &back(RST)));
         lab.put_set(A.egress_set(), &[DENY]);
         lab.age(29);
-        dropped(&arrive(lab, &back(ACK)), Reason::PolicyIngress);
+        dropped(&arrive(lab, &back(ACK)), Reason::PolicyEgress);
     });
 }
 
 #[test]
-fn in_the_middle_of_a_connection_either_side_may_be_the_one_that_began() {
+fn in_the_middle_of_a_connection_the_ports_tell_who_began() {
     story(|lab| {
-        // A may connect to others, nobody to A: A's packets and the answers to them look the same now.
+        // A may connect to others, nobody to A.
         lab.put_set(A.ingress_set(), &[DENY]);
         encapsulated(&leave(lab, A, &out(ACK)));
-        assert_eq!((only_flow(lab).0.state, only_flow(lab).1), (Flow::ESTABLISHED, true));
+        assert_eq!((only_flow(lab).0.state, only_flow(lab).1), (Flow::NEW, false), "as good as a flood's");
+        delivered(&arrive(lab, &back(ACK)));
+        assert_eq!((only_flow(lab).0.state, only_flow(lab).1), (Flow::ESTABLISHED, true), "both have spoken");
         lab.forget_flows();
         delivered(&arrive(lab, &back(ACK)));
         encapsulated(&leave(lab, A, &out(ACK)));
@@ -274,7 +281,7 @@ fn in_the_middle_of_a_connection_either_side_may_be_the_one_that_began() {
         revise(lab, A, A.egress_set(), DENY);
         dropped(&arrive(lab, &back(ACK)), Reason::PolicyEgress);
         lab.forget_flows();
-        dropped(&arrive(lab, &back(ACK)), Reason::PolicyIngress);
+        dropped(&arrive(lab, &back(ACK)), Reason::PolicyEgress);
         dropped(&leave(lab, A, &out(ACK)), Reason::PolicyEgress);
         // The answer to a request, a lone reset, and UDP.
         lab.put_set(A.egress_set(), &[ALLOW]);
@@ -283,6 +290,23 @@ fn in_the_middle_of_a_connection_either_side_may_be_the_one_that_began() {
         delivered(&arrive(lab, &back(RST)));
         assert!(lab.flows().is_empty(), "a reset is no connection");
         dropped(&arrive(lab, &Packet::udp((REMOTE, 53), A.at(1))), Reason::PolicyIngress);
+    });
+}
+
+#[test]
+fn a_cut_connection_whose_entry_is_lost_comes_back_from_neither_end() {
+    story(|lab| {
+        // REMOTE was connected to A's port 80; nobody may connect to A any more, A may to all.
+        lab.put_set(A.ingress_set(), &[DENY]);
+        dropped(&arrive(lab, &Packet::tcp((REMOTE, 40000), A.at(80), ACK)), Reason::PolicyIngress);
+        dropped(&leave(lab, A, &Packet::tcp(A.at(80), (REMOTE, 40000), ACK)), Reason::PolicyIngress);
+        // Where the ports do not tell, both directions must be allowed.
+        for (mine, theirs) in [(40000, 50000), (80, 90)] {
+            dropped(&arrive(lab, &Packet::tcp((REMOTE, theirs), A.at(mine), ACK)), Reason::PolicyIngress);
+            dropped(&leave(lab, A, &Packet::tcp(A.at(mine), (REMOTE, theirs), ACK)), Reason::PolicyIngress);
+        }
+        lab.put_set(A.ingress_set(), &[ALLOW]);
+        delivered(&arrive(lab, &Packet::tcp((REMOTE, 50000), A.at(40000), ACK)));
     });
 }
 

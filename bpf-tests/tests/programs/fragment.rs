@@ -14,7 +14,9 @@ fn both_parts_go_the_way_of_the_whole() {
                 passes(&leave(lab, A, &part), REDIRECT, action);
             }
         }
-        to_stack(&leave(lab, A, &datagram(A.at(1), (WORLD, 53))[1]));
+        for part in datagram(A.at(1), (WORLD, 53)) {
+            to_stack(&leave(lab, A, &part));
+        }
         for part in datagram((REMOTE, 5), A.at(53)) {
             delivered(&arrive(lab, &part));
         }
@@ -31,10 +33,13 @@ fn the_first_part_is_judged_and_the_later_one_follows_its_flow_or_goes_nowhere()
         lab.put_set(A.ingress_set(), &[DENY]);
         let [first, later] = datagram(A.at(1), (REMOTE, 53));
         dropped(&leave(lab, A, &first), Reason::PolicyEgress);
+        to_stack(&leave(lab, A, &later));
+        let [first, later] = datagram(A.at(1), (WORLD, 53));
+        dropped(&leave(lab, A, &first), Reason::PolicyEgress);
         dropped(&leave(lab, A, &later), Reason::FragUnknown);
         let [first, later] = datagram((REMOTE, 5), A.at(53));
         dropped(&arrive(lab, &first), Reason::PolicyIngress);
-        dropped(&arrive(lab, &later), Reason::FragUnknown);
+        passes(&arrive(lab, &later), NEXT, Reason::Fallback);
         let [first, later] = datagram((WORLD, 5), A.at(53));
         dropped(&enter(lab, A, &first), Reason::PolicyIngress);
         dropped(&enter(lab, A, &later), Reason::FragUnknown);
@@ -46,6 +51,7 @@ fn a_later_part_whose_first_was_not_seen_is_the_stacks_or_nobodys() {
     story(|lab| {
         let unknown = |src, dst| datagram(src, dst)[1].clone();
         to_stack(&leave(lab, A, &unknown(A.at(1), (REMOTE, 53))));
+        dropped(&leave(lab, A, &unknown(A.at(1), (WORLD, 53))), Reason::FragUnknown);
         passes(&arrive(lab, &unknown((REMOTE, 1), A.at(53))), NEXT, Reason::Fallback);
         dropped(&enter(lab, A, &unknown((WORLD, 1), A.at(53))), Reason::FragUnknown);
         passes(&from_host(lab, A, &unknown((NODE_IP, 1), A.at(53))), NEXT, Reason::Delivered);

@@ -87,7 +87,12 @@ fn vxlan_from_a_pod_is_dropped_wherever_it_goes_and_in_fragments_too() {
             dropped(&leave(lab, A, &packet), Reason::PodTunnel);
             let [first, later] = packet.split(16);
             dropped(&leave(lab, A, &first), Reason::PodTunnel);
-            dropped(&leave(lab, A, &later), Reason::PodTunnel);
+            // Without its first part it leads nowhere: the next hook, if there is one, drops it.
+            if [B.ip, REMOTE].contains(&dst) {
+                to_stack(&leave(lab, A, &later));
+            } else {
+                dropped(&leave(lab, A, &later), Reason::FragUnknown);
+            }
             dropped(&leave(lab, A, &packet.options(8)), Reason::PodTunnel);
         }
         // The port alone does not make a tunnel.
@@ -202,5 +207,19 @@ fn a_lease_that_ended_is_no_way_and_a_flow_looks_for_another() {
         let ran = leave(lab, A, &packet);
         encapsulated(&ran);
         assert_eq!(&ran.frame[IP + 16..IP + 20], &[192, 168, 50, 9]);
+    });
+}
+
+#[test]
+fn a_header_that_ends_behind_the_packets_own_end_is_malformed() {
+    story(|lab| {
+        // The receiver reads what the length says; what lies behind it could tell us another story.
+        for (proto, len) in [(6, 8), (6, 19), (17, 7), (1, 7), (132, 7)] {
+            let packet = Packet::ip(A.ip, B.ip, proto, vec![0x10; len]);
+            let mut frame = packet.clone().macs(A.mac, HOST_MAC).bytes();
+            frame.extend([0x10; 40]);
+            let context = A.from(lab);
+            dropped(&lab.send(Hook::FromPod, &frame, context), Reason::Malformed);
+        }
     });
 }

@@ -77,10 +77,7 @@ const CASES: &[Case] = &[
         lab.set_node(REMOTE_INDEX, Node::default());
         leave(lab, A, &udp(A.ip, REMOTE))
     }),
-    (Hook::FromPod, Reason::FragUnknown, |lab| {
-        deny(lab);
-        udp(A.ip, REMOTE).split(8).map(|part| leave(lab, A, &part))[1].clone()
-    }),
+    (Hook::FromPod, Reason::FragUnknown, |lab| leave(lab, A, &later(A.ip, WORLD))),
     (Hook::FromPod, Reason::IcmpUnrelated, |lab| leave(lab, A, &error(A.ip, REMOTE))),
     (Hook::ToPod, Reason::Delivered, |lab| enter(lab, A, &udp(WORLD, A.ip))),
     (Hook::ToPod, Reason::PolicyIngress, |lab| {
@@ -133,8 +130,10 @@ const CASES: &[Case] = &[
     }),
     (Hook::FromWire, Reason::WrongSource, |lab| arrive(lab, &udp(WORLD, A.ip))),
     (Hook::FromWire, Reason::FragUnknown, |lab| {
+        let [first, later] = udp(REMOTE, A.ip).split(8);
+        arrive(lab, &first);
         deny(lab);
-        udp(REMOTE, A.ip).split(8).map(|part| arrive(lab, &part))[1].clone()
+        arrive(lab, &later)
     }),
     (Hook::FromWire, Reason::IcmpUnrelated, |lab| arrive(lab, &error(REMOTE, A.ip))),
     (Hook::FromWire, Reason::WrongVtep, |lab| {
