@@ -28,17 +28,25 @@ use crate::{
     api::server,
     config::Config,
     dataplane::{overlay, pins::Pins},
-    endpoint::publish::{self, Wanted},
+    endpoint::{
+        Registry,
+        publish::{self, Wanted},
+    },
     lock::AgentLock,
+    model::EndpointKey,
     netlink::{Monitor, Netlink},
     node::{
         Message, Node, Published, Start,
         uplink::{self, Host, Uplink},
+        waiting::{self, Progress},
     },
     preflight,
     store::{
-        Attributes, Backend, LeaseManager, Mirror, NetworkConfig, Prefix, RESOURCES, Store, own_entry,
-        retry::Backoff, subnet_file::read_previous_subnet,
+        Attributes, Backend, Lease, LeaseManager, Mirror, NetworkConfig, Prefix, RESOURCES, Store,
+        StoreError, own_entry,
+        publish::{delete_if, is_of_container},
+        retry::Backoff,
+        subnet_file::read_previous_subnet,
     },
 };
 
@@ -48,7 +56,10 @@ const TICK: Duration = Duration::from_secs(10);
 /// `RUST_LOG` sets the level (`info` if unset); `CANAL_LOG_FORMAT=json` one JSON object a line. Journald adds the time itself.
 pub fn init_logging() {
     use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // An empty variable is an unset one.
+    let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.trim().is_empty());
+    let filter =
+        wanted.and_then(|wanted| EnvFilter::try_new(wanted).ok()).unwrap_or_else(|| EnvFilter::new("info"));
     let builder = fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
     if std::env::var("CANAL_LOG_FORMAT").is_ok_and(|format| format == "json") {
         builder.json().init();
@@ -60,7 +71,8 @@ pub fn init_logging() {
 }
 
 pub fn run(config: Config) -> anyhow::Result<()> {
-    info!(version = env!("CANAL_VERSION"), config = ?config, "canal-agent starts");
+    let shown = serde_json::to_string(&config).unwrap_or_default();
+    info!(version = env!("CANAL_VERSION"), config = shown, "canal-agent starts");
     preflight::check()?;
     let _lock = AgentLock::take()?;
     Pins::open(&config.bpffs)?;
@@ -117,7 +129,7 @@ impl Running {
         let node = tokio::task::spawn_blocking(move || self.node.join()).await?;
         self.tasks.shutdown().await;
         if node.is_err() || died {
-            anyhow::bail!("a part of the agent died; the data path goes on as it was, restart the agent");
+            anyhow::bail!("the agent must be started again; the data path goes on as it was");
         }
         info!("stopped");
         Ok(())
@@ -125,46 +137,52 @@ impl Running {
 }
 
 async fn start(config: Config) -> anyhow::Result<Running> {
-    let store = Store::connect_patiently(&config.etcd, |error| {
-        warn!(%error, "cannot reach etcd; trying again");
-        status("waiting for etcd");
-    })
-    .await;
-    let network = network_config(&store).await;
-    let uplink = blocking(|config: Config| choose_uplink(&config), config.clone()).await?;
-    let vtep_mac = vtep_mac(&store, &network, &config, &uplink).await?;
-    let mut keeper =
-        LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
-    let lease = acquire(
-        &mut keeper,
-        Attributes {
-            public_ip: uplink.public_ip,
-            vtep_mac,
-            vni: vni(&network),
-            node: config.node_name.clone(),
-        },
-    )
-    .await;
-
-    let (messages, inbox) = mpsc::unbounded_channel();
-    let (wanted, wanted_rx) = watch::channel(Wanted::default());
-    let (ready, ready_rx) = oneshot::channel();
+    // The socket first: whoever asks is told what the agent waits for.
     let listener = server::bind(&config.socket).with_context(|| {
         format!("cannot listen on {}; name another socket with --socket", config.socket.display())
     })?;
+    let (messages, inbox) = mpsc::unbounded_channel();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server::serve(listener, messages.clone()));
+    let (progress, stop_waiting) = (Progress::new(), CancellationToken::new());
+    let waiting = tokio::spawn(waiting::answer(
+        inbox,
+        progress.clone(),
+        config.node_name.clone(),
+        stop_waiting.clone(),
+    ));
+
+    let store =
+        Store::connect_patiently(&config.etcd, |error| progress.waits("etcd", &error.to_string())).await;
+    let network = network_config(&store, &progress).await;
+    let uplink = blocking(|config: Config| choose_uplink(&config), config.clone()).await?;
+    let vtep_mac = vtep_mac(&store, &network, &config, &uplink, &progress).await?;
+    let mut keeper =
+        LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
+    let want = Attributes {
+        public_ip: uplink.public_ip,
+        vtep_mac,
+        vni: vni(&network),
+        node: config.node_name.clone(),
+    };
+    let lease = acquire(&mut keeper, want, &progress).await;
+
+    let (wanted, wanted_rx) = watch::channel(Wanted::default());
+    let (ready, ready_rx) = oneshot::channel();
     let start = Start { config: config.clone(), network, uplink, vtep_mac, lease, wanted, ready };
     let node = blocking(Node::start, start).await?;
     let monitor = {
         let messages = messages.clone();
         Monitor::start(move |change| drop(messages.send(Message::Kernel(change))))?
     };
+    stop_waiting.cancel();
+    let inbox = waiting.await?;
     let node = std::thread::Builder::new()
         .name("node".to_owned())
         .spawn(move || node.run(inbox))
         .context("cannot start the node's thread")?;
 
     let stop_tasks = CancellationToken::new();
-    let mut tasks = JoinSet::new();
     for (prefix, under) in
         [(Prefix::Network, config.etcd.prefix.all()), (Prefix::Resources, RESOURCES.to_owned())]
     {
@@ -183,7 +201,6 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         &messages,
         stream::poll_fn(move |cx| left.poll_recv(cx)).map(|key| Message::Published(Published(key))),
     );
-    tasks.spawn(server::serve(listener, messages.clone()));
     let mut tick = tokio::time::interval(TICK);
     forward(
         &mut tasks,
@@ -229,15 +246,14 @@ where
 }
 
 /// Until there is one that can be used: somebody may be writing it right now.
-async fn network_config(store: &Store) -> NetworkConfig {
+async fn network_config(store: &Store, progress: &Progress) -> NetworkConfig {
     let key = store.options().prefix.config();
-    let mut said = None;
     loop {
         let problem = match store.get(&key).await {
             Ok(Some(entry)) => match NetworkConfig::parse(&entry.value) {
                 Ok(config) => {
                     config.notes.iter().for_each(|note| warn!("{key}: {note}"));
-                    info!(network = %config.network, backend = ?config.backend, "read the network configuration");
+                    info!(network = %config.network, "read the network configuration");
                     return config;
                 }
                 Err(error) => format!("{key}: {error}"),
@@ -248,11 +264,7 @@ async fn network_config(store: &Store) -> NetworkConfig {
             ),
             Err(error) => error.to_string(),
         };
-        if said.as_ref() != Some(&problem) {
-            warn!("waiting for a network configuration: {problem}");
-            status("waiting for a network configuration");
-            said = Some(problem);
-        }
+        progress.waits("a network configuration", &problem);
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -270,6 +282,7 @@ async fn vtep_mac(
     network: &NetworkConfig,
     config: &Config,
     uplink: &Uplink,
+    progress: &Progress,
 ) -> anyhow::Result<Mac> {
     let vni = vni(network);
     let existing = blocking(
@@ -285,7 +298,7 @@ async fn vtep_mac(
     let listing = loop {
         match store.list(&subnets).await {
             Ok(listing) => break listing,
-            Err(error) => warn!(%error, "cannot read the leases; trying again"),
+            Err(error) => progress.waits("the leases", &error.to_string()),
         }
         backoff.wait().await;
     };
@@ -295,20 +308,12 @@ async fn vtep_mac(
     Ok(leased.unwrap_or_else(overlay::random_mac))
 }
 
-async fn acquire(keeper: &mut LeaseManager, want: Attributes) -> crate::store::Lease {
+async fn acquire(keeper: &mut LeaseManager, want: Attributes, progress: &Progress) -> Lease {
     let mut backoff = Backoff::default();
-    let mut said = None;
     loop {
         match keeper.acquire(want.clone()).await {
             Ok(lease) => return lease,
-            Err(error) => {
-                let text = error.to_string();
-                if said.as_ref() != Some(&text) {
-                    warn!(error = text, "no subnet lease yet; trying again");
-                    status("waiting for a subnet lease");
-                    said = Some(text);
-                }
-            }
+            Err(error) => progress.waits("a subnet lease", &error.to_string()),
         }
         backoff.wait().await;
     }
@@ -320,15 +325,12 @@ fn vni(network: &NetworkConfig) -> u32 {
     }
 }
 
-fn status(text: &str) {
-    let _ = sd_notify::notify(&[NotifyState::Status(text)]);
-}
-
-/// Removes every trace of Canal from this node; the lease in etcd expires by itself.
+/// Removes every trace of Canal from this node, and its endpoints from etcd if that answers; the lease there expires by
+/// itself. `net.ipv4.ip_forward` stays as it is: others may rely on it by now.
 pub fn cleanup(config: &Config) -> anyhow::Result<Vec<String>> {
     preflight::check()?;
     let _lock = AgentLock::take()?;
-    let mut done = Vec::new();
+    let mut done = withdraw_endpoints(config)?;
     if Pins::open(&config.bpffs)?.remove_all()? {
         done.push(format!(
             "detached the programs and removed the tables below {}",
@@ -361,6 +363,36 @@ pub fn cleanup(config: &Config) -> anyhow::Result<Vec<String>> {
         done.push(format!("removed {}", config.state_dir.display()));
     }
     Ok(done)
+}
+
+/// What this node has published would go on applying to whoever gets its pods' addresses next.
+fn withdraw_endpoints(config: &Config) -> anyhow::Result<Vec<String>> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let (registry, _) = Registry::open(&config.state_dir, &config.node_name)?;
+    if registry.records().is_empty() {
+        return Ok(Vec::new());
+    }
+    let withdraw = async {
+        let store = Store::connect(&config.etcd).await?;
+        let mut done = Vec::new();
+        for (key, record) in registry.records() {
+            let container = &record.endpoint.container_id;
+            if delete_if(&store, &key.store_key(), |value| is_of_container(value, container)).await? {
+                done.push(format!("removed endpoint {key} from etcd"));
+            }
+        }
+        Ok::<_, StoreError>(done)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stays = |why: String| {
+        let keys: Vec<_> = registry.records().keys().map(EndpointKey::store_key).collect();
+        vec![format!("NOT removed from etcd ({why}): {}", keys.join(" "))]
+    };
+    Ok(match runtime.block_on(tokio::time::timeout(PATIENCE, withdraw)) {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => stays(error.to_string()),
+        Err(_) => stays("it does not answer".to_owned()),
+    })
 }
 
 fn remove_dir(path: &Path) -> anyhow::Result<bool> {

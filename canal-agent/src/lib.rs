@@ -19,5 +19,8 @@ mod lock;
 pub mod model;
 pub mod netlink;
 pub mod node;
+mod one_line;
 mod preflight;
 pub mod store;
+
+pub use one_line::one_line;

@@ -100,7 +100,8 @@ fn report(ctx: &TcContext, hook: u8, reason: u8, rule: u32) {
     budget.sent += 1;
 
     let inner = if hook == Hook::FromWire as u8 { packet::INNER } else { packet::OUTER };
-    let Flow4 { src, dst, src_port, dst_port, proto } = packet::peek(ctx, inner);
+    let about = if reason == Reason::NotIpv4 as u8 { Flow4::default() } else { packet::peek(ctx, inner) };
+    let Flow4 { src, dst, src_port, dst_port, proto } = about;
     let Some(mut entry) = EVENTS.reserve(0) else {
         budget.lost += 1;
         return;

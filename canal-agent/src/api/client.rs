@@ -32,6 +32,8 @@ const ANSWER_MAX: u64 = 64 << 20;
 /// Why a call did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
+    #[error("cannot talk to canal-agent on {}: the socket is root's alone; run this as root", .socket.display())]
+    Forbidden { socket: PathBuf },
     #[error("no canal-agent listens on {}: {source} (is it running? see `systemctl status canal-agent`)", .socket.display())]
     Down { socket: PathBuf, source: io::Error },
     #[error("canal-agent on {} did not answer within {after:?} (its log says what it waits for)", .socket.display())]
@@ -50,7 +52,7 @@ impl ClientError {
         match self {
             Self::Down { .. } | Self::Timeout { .. } | Self::Io { .. } => true,
             Self::Refused(e) => e.try_again,
-            Self::NotOurs { .. } => false,
+            Self::NotOurs { .. } | Self::Forbidden { .. } => false,
         }
     }
 }
@@ -157,6 +159,7 @@ impl Client {
     fn connect_failed(&self, source: io::Error) -> ClientError {
         match source.kind() {
             io::ErrorKind::WouldBlock => self.timed_out(),
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden { socket: self.socket.clone() },
             _ => ClientError::Down { socket: self.socket.clone(), source },
         }
     }

@@ -6,6 +6,7 @@ use canal_agent::{
     app,
     config::{Config, RunArgs, go_flags},
     dataplane::inspect,
+    one_line,
 };
 use clap::{Parser, Subcommand};
 
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     match perform(cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("canal-agent: {error:#}");
+            eprintln!("canal-agent: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }

@@ -1,10 +1,12 @@
 //! `canalctl drops`.
 
-use super::{Cli, Output, table::table};
+use std::net::Ipv4Addr;
+
+use super::{Cli, Output, PATIENCE, table::table};
 use crate::api::{client::Client, wire::DropStatus};
 
 pub(super) fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
-    let drops = Client::new(&cli.socket).status()?.drops;
+    let drops = Client::new(&cli.socket).timeout(PATIENCE).status()?.drops;
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&drops)?),
         Output::Table if drops.is_empty() => {
@@ -23,8 +25,8 @@ fn render(drops: &[DropStatus]) -> comfy_table::Table {
             drop.hook.clone(),
             drop.reason.clone(),
             protocol(drop.protocol),
-            format!("{}:{}", drop.src, drop.src_port),
-            format!("{}:{}", drop.dst, drop.dst_port),
+            end(drop.protocol, drop.src, drop.src_port),
+            end(drop.protocol, drop.dst, drop.dst_port),
             drop.interface.clone().unwrap_or_else(|| "-".to_owned()),
             drop.rule.clone().unwrap_or_else(|| drop.sentence.clone()),
         ]);
@@ -32,8 +34,18 @@ fn render(drops: &[DropStatus]) -> comfy_table::Table {
     rows
 }
 
+/// Ports where the protocol has them, nothing where the packet was not IPv4.
+fn end(protocol: u8, addr: Ipv4Addr, port: u16) -> String {
+    match protocol {
+        _ if addr.is_unspecified() => "-".to_owned(),
+        6 | 17 | 132 => format!("{addr}:{port}"),
+        _ => addr.to_string(),
+    }
+}
+
 fn protocol(number: u8) -> String {
     match number {
+        0 => "-".to_owned(),
         1 => "ICMP".to_owned(),
         6 => "TCP".to_owned(),
         17 => "UDP".to_owned(),

@@ -4,7 +4,7 @@ mod drops;
 mod status;
 mod table;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -47,6 +47,9 @@ enum Output {
     Table,
     Json,
 }
+
+/// An agent that does not answer a question within this time hangs.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Performs the verb; the answer is the exit status.
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Context as _;
 
-use super::{Cli, Output, table::table};
+use super::{Cli, Output, PATIENCE, table::table};
 use crate::{
     api::{
         client::Client,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub(super) fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
-    let status = match Client::new(&cli.socket).status() {
+    let status = match Client::new(&cli.socket).timeout(PATIENCE).status() {
         Ok(status) => status,
         Err(error) => return without_agent(cli, output, &error.to_string()),
     };
@@ -79,7 +79,11 @@ fn render(status: &Status) -> String {
         );
     }
     if status.problems.is_empty() {
-        line("Health", "ok".to_owned());
+        let health = match status.invalid.len() {
+            0 => "ok".to_owned(),
+            n => format!("ok, but {n} objects cannot be used"),
+        };
+        line("Health", health);
     }
     for problem in &status.problems {
         line("PROBLEM", problem.clone());

@@ -14,7 +14,7 @@ use aya::programs::{
     tc::{SchedClassifierLink, TcAttachOptions},
 };
 use canal_common::names;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{
     object::Object,
@@ -127,7 +127,7 @@ impl Hooks {
             .collect();
         for (file, path) in self.pins.links()? {
             if !keep.contains(&file) {
-                warn!(link = file, "detaching what belongs to no endpoint");
+                info!(link = file, "detached: its interface is gone, or no pod's any more");
                 Pins::unpin(&path)?;
                 self.current.remove(&file);
             }

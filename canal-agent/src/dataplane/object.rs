@@ -9,7 +9,7 @@ use aya::{
 };
 use aya_obj::Object as Parsed;
 use canal_common::{names, settings::Settings};
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use super::pins::{PinError, Pins};
 
@@ -132,7 +132,7 @@ fn discard_misfits(pins: &Pins, sizes: &Sizes) -> Result<(), ObjectError> {
                 && found.map_flags() & KEPT_FLAGS == wanted.map_flags() & KEPT_FLAGS
         });
         if fits {
-            info!(table = name, "adopting the pinned table");
+            debug!(table = name, "adopting the pinned table");
         } else {
             warn!(table = name, path = %path.display(), "the pinned table has another layout or size: starting an empty one");
             Pins::unpin(&path)?;

@@ -167,6 +167,11 @@ impl Cluster {
         self.endpoints.iter().filter_map(|(key, slot)| Some((key, &**slot.in_force()?)))
     }
 
+    /// Whether the store holds this endpoint (and not only the node that it lives on knows it).
+    pub fn is_stored(&self, key: &EndpointKey) -> bool {
+        self.endpoints.get(key).is_some_and(|slot| slot.stored.is_some())
+    }
+
     pub fn endpoint(&self, key: &EndpointKey) -> Option<&WorkloadEndpoint> {
         self.endpoints.get(key)?.in_force().map(|endpoint| &**endpoint)
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
     Node,
@@ -19,7 +19,7 @@ use crate::{
         object::{Object, Sizes},
         overlay,
     },
-    store::SubnetEnv,
+    store::{SubnetEnv, subnet_file::SubnetFileError},
 };
 
 impl Node {
@@ -33,6 +33,9 @@ impl Node {
             // A refused endpoint leaves nothing behind.
             self.bring_up_to_date();
         }
+        let (problems, invalid) = (self.all_problems(), self.invalid());
+        self.told.problems(problems);
+        self.told.invalid(invalid);
         if self.failure.is_none()
             && let Some(ready) = self.ready.take()
         {
@@ -50,20 +53,13 @@ impl Node {
         self.compiled = Some(compiled);
         let failures: Vec<String> =
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
-        let failure = (!failures.is_empty()).then(|| failures.join("; "));
-        if failure != self.failure {
-            if let Some(failure) = &failure {
-                error!("cannot bring the kernel up to date, trying again: {failure}");
-            } else {
-                info!("the kernel is up to date");
-            }
-            self.failure = failure;
-        }
+        self.failure = (!failures.is_empty()).then(|| failures.join("; "));
         if let Err(error) = self.apply_masquerade() {
             self.problems.push(error.to_string());
         }
+        // Other programs take the file for a sign that all is there; without it no pod comes up.
         if self.failure.is_none() {
-            self.write_subnet_file();
+            self.failure = self.write_subnet_file().err().map(|error| error.to_string());
         }
     }
 
@@ -96,24 +92,23 @@ impl Node {
         Ok(())
     }
 
-    /// The uplink may have been made anew. With another address this would be another node: that takes a restart.
+    /// The uplink may have been made anew, lost its address, or got another: with that this is another node to the
+    /// peers, which takes a restart.
     fn follow_uplink(&mut self) -> Result<(), NodeError> {
-        let present = self.netlink.link_by_name(&self.uplink.name)?;
-        if present.is_some_and(|link| link.index == self.uplink.index) {
-            return Ok(());
-        }
         let host = Host::read(&mut self.netlink)?;
         let now = uplink::choose(&host, self.config.iface.as_deref(), self.config.public_ip)?;
         let before = &self.uplink;
         if (now.address, now.public_ip, now.mtu) != (before.address, before.public_ip, before.mtu) {
-            return Err(NodeError::OtherUplink {
-                before: before.name.clone(),
-                now: now.name,
-                address: now.address,
-            });
+            self.restart = Some(format!(
+                "the uplink is {} with address {}, public address {} and MTU {} now",
+                now.name, now.address, now.public_ip, now.mtu
+            ));
+        } else if now.index != before.index {
+            info!(interface = now.name, index = now.index, "the uplink was made anew");
+            self.uplink = now;
+        } else if host.links.iter().any(|link| link.index == now.index && !link.running) {
+            self.problems.push(format!("the uplink {} is down: no other node can be reached", now.name));
         }
-        info!(interface = now.name, index = now.index, "the uplink was made anew");
-        self.uplink = now;
         Ok(())
     }
 
@@ -221,19 +216,16 @@ impl Node {
         self.set_local(key, None);
     }
 
-    fn write_subnet_file(&mut self) {
+    fn write_subnet_file(&self) -> Result<(), SubnetFileError> {
         let env = SubnetEnv {
             network: self.network.network,
             subnet: self.lease.subnet,
             mtu: self.mtu(),
             ipmasq: self.config.ip_masq,
         };
-        match env.write(&self.config.subnet_file) {
-            Ok(true) => {
-                info!(file = %self.config.subnet_file.display(), subnet = %self.lease.subnet, "wrote the subnet file");
-            }
-            Ok(false) => {}
-            Err(error) => self.problems.push(error.to_string()),
+        if env.write(&self.config.subnet_file)? {
+            info!(file = %self.config.subnet_file.display(), subnet = %self.lease.subnet, "wrote the subnet file");
         }
+        Ok(())
     }
 }

@@ -11,7 +11,9 @@ mod message;
 pub mod peers;
 pub mod state;
 mod status;
+mod told;
 pub mod uplink;
+pub mod waiting;
 
 pub use message::{Message, Published};
 pub use state::{Node, NodeError, Start};

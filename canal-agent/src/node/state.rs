@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
     time::Instant,
 };
 
@@ -15,6 +14,7 @@ use super::{
     endpoints::Locals,
     message::{Message, Published},
     peers::{Own, Peers},
+    told::Told,
     uplink::{Uplink, UplinkError},
 };
 use crate::{
@@ -60,10 +60,6 @@ pub enum NodeError {
     Registry(#[from] RegistryError),
     #[error(transparent)]
     Uplink(#[from] UplinkError),
-    #[error(
-        "the uplink {before} is gone, and {now} with {address} is not the same; restart canal-agent to use it"
-    )]
-    OtherUplink { before: String, now: String, address: Ipv4Addr },
     #[error("cannot use the kernel tables: {0}")]
     Tables(#[from] aya::maps::MapError),
 }
@@ -113,6 +109,10 @@ pub struct Node {
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
     pub(super) problems: Vec<String>,
+    /// Something changed that only a new process takes up.
+    pub(super) restart: Option<String>,
+    /// What the log has been told of.
+    pub(super) told: Told,
     /// Why the last cycle did not end well.
     pub(super) failure: Option<String>,
     pub(super) started: Instant,
@@ -186,6 +186,8 @@ impl Node {
             store: StoreState::default(),
             masquerade_due: true,
             problems: Vec::new(),
+            restart: None,
+            told: Told::default(),
             failure: None,
             started: Instant::now(),
             wanted,
@@ -214,6 +216,10 @@ impl Node {
             }
             if reconcile {
                 self.reconcile();
+            }
+            if let Some(reason) = &self.restart {
+                error!("{reason}; restarting to take it up, the data path stays as it is");
+                return;
             }
         }
     }
@@ -278,8 +284,9 @@ impl Node {
                     Prefix::Network => {
                         let entries: Vec<_> = entries.collect();
                         let config = self.prefix().config();
-                        if let Some((_, value)) = entries.iter().find(|(key, _)| *key == config) {
-                            self.check_drift(value);
+                        match entries.iter().find(|(key, _)| *key == config) {
+                            Some((_, value)) => self.check_drift(value),
+                            None => self.config_is_gone(),
                         }
                         self.peers.replace_all(entries.into_iter());
                     }
@@ -312,6 +319,7 @@ impl Node {
         match change {
             Change::Put(entry) if entry.key == self.prefix().config() => self.check_drift(&entry.value),
             Change::Put(entry) => self.peers.put(&entry.key, &entry.value),
+            Change::Delete { key, .. } if key == self.prefix().config() => self.config_is_gone(),
             Change::Delete { key, .. } => self.peers.delete(&key),
         }
     }
@@ -341,7 +349,8 @@ impl Node {
     /// The configuration is read at the start; a later change is told, not followed.
     fn check_drift(&mut self, value: &[u8]) {
         let drift = match NetworkConfig::parse(value) {
-            Ok(config) if config == self.network => None,
+            // What was merely spelt in another way is no change.
+            Ok(config) if config.agrees_with(&self.network) => None,
             Ok(_) => Some(
                 "the network configuration in etcd has changed; restart canal-agent to use it".to_owned(),
             ),
@@ -349,12 +358,12 @@ impl Node {
                 "the network configuration in etcd is unusable now: {error}; going on with the old one"
             )),
         };
-        if drift != self.drift {
-            if let Some(drift) = &drift {
-                warn!("{drift}");
-            }
-            self.drift = drift;
-        }
+        self.drift = drift;
+    }
+
+    fn config_is_gone(&mut self) {
+        let text = "the network configuration is gone from etcd; going on with the old one, put it back";
+        self.drift = Some(text.to_owned());
     }
 
     fn lease_event(&mut self, event: LeaseEvent) -> bool {

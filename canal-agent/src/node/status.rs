@@ -53,11 +53,16 @@ impl Node {
         }
     }
 
-    fn all_problems(&self) -> Vec<String> {
+    pub(super) fn all_problems(&self) -> Vec<String> {
         let mut problems = self.problems.clone();
         problems.extend(self.failure.clone());
         problems.extend(self.lease_problem.clone());
         problems.extend(self.drift.clone());
+        let unpublished = self.unpublished();
+        if unpublished > 0 {
+            problems
+                .push(format!("{unpublished} endpoints are not in etcd yet: other nodes do not know them"));
+        }
         if !self.store.in_sync() {
             problems.push("not everything was read from etcd yet; nothing is changed until then".to_owned());
         }
@@ -67,7 +72,12 @@ impl Node {
         problems
     }
 
-    fn invalid(&self) -> BTreeMap<String, String> {
+    fn unpublished(&self) -> usize {
+        let present = self.registry.records().iter().filter(|(_, record)| !record.leaving);
+        present.filter(|(key, _)| !self.cluster.is_stored(key)).count()
+    }
+
+    pub(super) fn invalid(&self) -> BTreeMap<String, String> {
         let lists = [self.cluster.invalid(), self.peers.invalid(), &self.broken_records];
         lists.into_iter().flatten().map(|(key, reason)| (key.clone(), reason.clone())).collect()
     }

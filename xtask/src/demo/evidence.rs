@@ -41,7 +41,7 @@ pub(super) fn wire(world: &World, from: &Pod, to: &Pod) -> Result<Seen> {
 
 /// What `canalctl status` counts, over all nodes.
 pub(super) fn counters(screen: &mut Screen, world: &World) {
-    screen.step("where the packets went: canalctl status", "VXLAN both ways; no drop but by policy", || {
+    screen.step("where the packets went: canalctl status", "VXLAN both ways; no IPv4 packet dropped but by policy", || {
         let mut sum: BTreeMap<(String, String), Count> = BTreeMap::new();
         for node in world.nodes() {
             for counter in status(node)?["counters"].as_array().context("the status has no counters")? {

@@ -110,6 +110,13 @@ impl NetworkConfig {
         })
     }
 
+    /// The same but for what was remarked while reading.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let Self { network, subnet_len, subnet_min, subnet_max, backend, notes: _ } = self;
+        (network, subnet_len, subnet_min, subnet_max, backend)
+            == (&other.network, &other.subnet_len, &other.subnet_min, &other.subnet_max, &other.backend)
+    }
+
     /// May a node of this network hold that key?
     pub fn accepts(&self, key: &SubnetKey) -> bool {
         key.v6.is_none()
