@@ -9,6 +9,7 @@
 
 pub mod api;
 pub mod app;
+pub mod cleanup;
 pub mod cni;
 pub mod compile;
 pub mod config;

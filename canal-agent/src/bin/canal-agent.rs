@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use canal_agent::{
-    app,
+    app, cleanup,
     config::{Config, RunArgs, go_flags},
     dataplane::inspect,
     one_line,
@@ -56,7 +56,7 @@ fn perform(verb: Verb) -> anyhow::Result<()> {
             app::run(Config::from_args(*args)?)
         }
         Verb::Cleanup(args) => {
-            let mut done = app::cleanup(&Config::from_args(*args)?)?;
+            let mut done = cleanup::run(&Config::from_args(*args)?)?;
             if done.is_empty() {
                 done.push("nothing to remove".to_owned());
             }

@@ -1,0 +1,97 @@
+//! `canal-agent cleanup`: takes Canal off a node.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context as _;
+
+use crate::{
+    config::Config,
+    dataplane::{masquerade, overlay, pins::Pins},
+    endpoint::Registry,
+    lock::AgentLock,
+    model::EndpointKey,
+    netlink::Netlink,
+    preflight,
+    store::{
+        Store, StoreError,
+        publish::{delete_if, is_of_container},
+    },
+};
+
+/// Removes every trace of Canal from this node, and its endpoints from etcd if that answers; the lease there expires by
+/// itself. `net.ipv4.ip_forward` stays as it is: others may rely on it by now.
+pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
+    preflight::check()?;
+    let _lock = AgentLock::take()?;
+    let mut done = withdraw_endpoints(config)?;
+    if Pins::open(&config.bpffs)?.remove_all()? {
+        done.push(format!(
+            "detached the programs and removed the tables below {}",
+            config.bpffs.join("canal").display()
+        ));
+    }
+    let mut netlink = Netlink::open()?;
+    for device in overlay::remove(&mut netlink)? {
+        done.push(format!("removed {device} with its address and route"));
+    }
+    for route in netlink.routes()?.iter().filter(|r| r.protocol == overlay::ROUTE_PROTOCOL) {
+        if netlink.delete_route(route)? {
+            done.push(format!("removed the {route}"));
+        }
+    }
+    if masquerade::remove().unwrap_or(false) {
+        done.push("removed the masquerade table".to_owned());
+    }
+    for path in [&config.subnet_file, &config.socket] {
+        if std::fs::remove_file(path).is_ok() {
+            done.push(format!("removed {}", path.display()));
+        }
+    }
+    let endpoints = config.state_dir.join("endpoints");
+    if remove_dir(&endpoints)? {
+        done.push(format!("removed {}", endpoints.display()));
+    }
+    // Only if nobody else keeps anything there.
+    if std::fs::remove_dir(&config.state_dir).is_ok() {
+        done.push(format!("removed {}", config.state_dir.display()));
+    }
+    Ok(done)
+}
+
+/// What this node has published would go on applying to whoever gets its pods' addresses next.
+fn withdraw_endpoints(config: &Config) -> anyhow::Result<Vec<String>> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let (registry, _) = Registry::open(&config.state_dir, &config.node_name)?;
+    if registry.records().is_empty() {
+        return Ok(Vec::new());
+    }
+    let withdraw = async {
+        let store = Store::connect(&config.etcd).await?;
+        let mut done = Vec::new();
+        for (key, record) in registry.records() {
+            let container = &record.endpoint.container_id;
+            if delete_if(&store, &key.store_key(), |value| is_of_container(value, container)).await? {
+                done.push(format!("removed endpoint {key} from etcd"));
+            }
+        }
+        Ok::<_, StoreError>(done)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stays = |why: String| {
+        let keys: Vec<_> = registry.records().keys().map(EndpointKey::store_key).collect();
+        vec![format!("NOT removed from etcd ({why}): {}", keys.join(" "))]
+    };
+    Ok(match runtime.block_on(tokio::time::timeout(PATIENCE, withdraw)) {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => stays(error.to_string()),
+        Err(_) => stays("it does not answer".to_owned()),
+    })
+}
+
+fn remove_dir(path: &Path) -> anyhow::Result<bool> {
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+    }
+}
