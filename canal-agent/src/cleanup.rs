@@ -61,6 +61,9 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
 /// What this node has published would go on applying to whoever gets its pods' addresses next.
 fn withdraw_endpoints(config: &Config) -> anyhow::Result<Vec<String>> {
     const PATIENCE: Duration = Duration::from_secs(5);
+    if !config.state_dir.join("endpoints").exists() {
+        return Ok(Vec::new());
+    }
     let (registry, _) = Registry::open(&config.state_dir, &config.node_name)?;
     if registry.records().is_empty() {
         return Ok(Vec::new());
@@ -81,7 +84,7 @@ fn withdraw_endpoints(config: &Config) -> anyhow::Result<Vec<String>> {
         let keys: Vec<_> = registry.records().keys().map(EndpointKey::store_key).collect();
         vec![format!("NOT removed from etcd ({why}): {}", keys.join(" "))]
     };
-    Ok(match runtime.block_on(tokio::time::timeout(PATIENCE, withdraw)) {
+    Ok(match runtime.block_on(async { tokio::time::timeout(PATIENCE, withdraw).await }) {
         Ok(Ok(done)) => done,
         Ok(Err(error)) => stays(error.to_string()),
         Err(_) => stays("it does not answer".to_owned()),

@@ -53,7 +53,7 @@ fn a_network_without_a_free_subnet_is_waited_out() {
         world.etcd().put(&format!("/coreos.com/network/subnets/{subnet}"), &lease).unwrap();
     }
     let agent = world.node(1).agent();
-    waits_saying(agent, &["no subnet lease yet", "10.100.0.0/22"]);
+    waits_saying(agent, &["waiting for a subnet lease", "10.100.0.0/22"]);
     world.etcd().del("/coreos.com/network/subnets/10.100.1.0-24").unwrap();
     agent.wait_ready(RETRIED).unwrap();
     assert_eq!(agent.status().unwrap()["lease"]["subnet"], "10.100.1.0/24");

@@ -246,8 +246,9 @@ fn a_new_pod_is_closed_until_its_policy_stands() {
     assert_eq!(pod.ip(), next, "host-local hands out in order");
     let denied = || {
         let agent = node.agent();
-        agent.count("from_wire", "policy-ingress").unwrap() > 20
-            && agent.count("from_pod", "policy-ingress").unwrap() > 20
+        let denied =
+            |hook| agent.count(hook, "policy-ingress").unwrap() + agent.count(hook, "flow-denied").unwrap();
+        denied("from_wire") > 20 && denied("from_pod") > 20
     };
     assert!(soon(denied), "{}", status()["counters"]);
     far_knocks.kill();

@@ -178,7 +178,9 @@ async fn a_server_without_tls_says_so() {
     let mut wanted = authority.options(&etcd, "ca.pem", None);
     wanted.endpoints = vec![etcd.endpoint().replace("http", "https")];
     let (cause, text) = refusal(&wanted).await;
-    assert_eq!(cause, Cause::NotTls, "{text}");
+    // Whether its answer or its closing of the connection comes first is a matter of scheduling.
+    assert!(matches!(cause, Cause::NotTls | Cause::ClosedTls), "{text}");
+    assert!(text.contains("TLS"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
