@@ -30,6 +30,12 @@ fn a_configuration_that_cannot_be_used_is_waited_out_and_each_fault_is_named() {
         assert!(agent.says(&words, SOON), "{config}: {words:?} are not in: {}", agent.log());
     }
     assert!(agent.is_running() && !agent.subnet_file().exists());
+    // Whoever asks is told the same, and a pod may come again.
+    let status = agent.status().unwrap();
+    assert!(
+        status["problems"][0].as_str().unwrap().contains("waiting for a network configuration"),
+        "{status}"
+    );
     let repeated = agent.log().lines().filter(|l| l.contains("does not exist")).count();
     assert_eq!(repeated, 1, "a reason is told once");
     world.etcd().put(KEY, world::CONFIG).unwrap();

@@ -119,6 +119,27 @@ fn an_uplink_that_goes_down_and_comes_back_carries_the_overlay_again() {
 }
 
 #[test]
+fn an_uplink_that_gets_another_address_is_taken_up_by_the_next_process_with_the_same_subnet() {
+    let world = World::builder().nodes(2).build().unwrap();
+    let agent = world.node(1).agent();
+    agent.unset_flag("--public-ip");
+    world.start_agents().unwrap();
+    let (a, b) = (world.node(1).add_pod("a", &[]).unwrap(), world.node(2).add_pod("b", &[]).unwrap());
+    assert!(soon(|| a.pings(b.ip())));
+    let subnet = agent.status().unwrap()["lease"]["subnet"].clone();
+    let netns = world.node(1).netns();
+    netns.ip("addr del 192.168.50.1/24 dev up0").unwrap();
+    assert!(agent.says(&["WARN", "no usable IPv4 address"], SOON), "{}", agent.log());
+    netns.ip("addr add 192.168.50.33/24 dev up0").unwrap();
+    assert!(soon(|| !agent.is_running()), "{}", agent.log());
+    assert!(agent.says(&["ERROR", "192.168.50.33", "restarting"], SOON), "{}", agent.log());
+    agent.start().unwrap();
+    assert!(soon(|| a.pings(b.ip()) && b.pings(a.ip())), "{}", agent.log());
+    let lease = agent.status().unwrap()["lease"].clone();
+    assert_eq!((&lease["subnet"], &lease["public_ip"]), (&subnet, &"192.168.50.33".into()));
+}
+
+#[test]
 fn an_uplink_that_disappears_is_told_and_its_successor_is_used() {
     let (world, a, b) = two_nodes();
     let (one, two) = (world.node(1).netns(), world.node(2).netns());

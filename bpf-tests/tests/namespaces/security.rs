@@ -294,3 +294,40 @@ fn a_pod_is_not_reached_once_its_endpoint_is_gone() {
     assert!(soon(|| !a.pings(b.ip())));
     assert!(soon(|| node.agent().endpoint_state(b.ip()).unwrap().is_none()));
 }
+
+#[test]
+fn a_pod_does_not_choose_the_vlan_of_its_nodes_packets() {
+    let (world, a, b) = two_nodes();
+    let agent = world.node(1).agent();
+    let mut wire = Capture::start(world.node(1).netns(), "up0", "", world.folder()).unwrap();
+    let before = agent.count("from_pod", "not-ipv4").unwrap();
+    let tagged = [&[0, 77, 8, 0][..], &vxlan::echo_request(a.ip().octets(), b.ip().octets())].concat();
+    ethernet(&a, vxlan::mac(a.mac()), [0x81, 0], &tagged);
+    assert!(soon(|| agent.count("from_pod", "not-ipv4").unwrap() > before));
+    // What follows it on the wire has come, so it would have, too.
+    assert!(a.pings(b.ip()) && wire.sees("udp port 8472", SOON));
+    wire.stop().unwrap();
+    assert_eq!(wire.packets("vlan").unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn an_endpoint_that_names_an_interface_of_the_host_closes_nothing_but_itself() {
+    let (world, a, b) = two_nodes();
+    let agent = world.node(1).agent();
+    for interface in ["mg0", "up0", "lo", "canal.1"] {
+        let name = format!("node1-cni-evil{}-eth0", interface.replace('.', ""));
+        let object = json!({
+            "kind": "WorkloadEndpoint", "apiVersion": "projectcalico.org/v3",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"orchestrator": "cni", "node": "node1", "endpoint": "eth0", "ipNetworks": ["10.100.99.9/32"],
+                     "profiles": ["canal"], "interfaceName": interface, "mac": "02:00:00:00:00:09"},
+        });
+        let key = format!("{}workloadendpoints/default/{name}", policy::RESOURCES);
+        world.etcd().put(&key, &object.to_string()).unwrap();
+        let told = || agent.status().unwrap()["endpoints"].to_string().contains("is not a pod's");
+        assert!(soon(told), "{interface}: {}", agent.status().unwrap()["endpoints"]);
+        assert!(a.pings(b.ip()), "{interface}");
+        world.etcd().del(&key).unwrap();
+        assert!(soon(|| !told()), "{interface}: the agent still hears etcd");
+    }
+}

@@ -127,3 +127,19 @@ impl Pins {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_whose_names_differ_have_pins_that_differ() {
+        let pins = Pins { root: PathBuf::from("/bpf/canal") };
+        let names = ["cali1.1", "cali1_1", "cali1-1", "cali11"];
+        let files: std::collections::BTreeSet<_> =
+            names.iter().map(|name| pins.link(name, "from_pod")).collect();
+        assert_eq!(files.len(), names.len());
+        // The kernel refuses dots in names of a bpffs.
+        assert!(files.iter().all(|file| !file.to_string_lossy().contains('.')));
+    }
+}
