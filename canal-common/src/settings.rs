@@ -16,6 +16,9 @@ pub struct Settings {
     pub uplink_ifindex: u32,
     /// `canal.<VNI>`: the only way in for remote pods' packets that come through the stack.
     pub overlay_ifindex: u32,
+    /// The whole pod network, and its mask.
+    pub network: Ip4,
+    pub netmask: Ip4,
 }
 
-abi!(Settings = 24 align 4);
+abi!(Settings = 32 align 4);

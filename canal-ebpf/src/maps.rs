@@ -74,6 +74,8 @@ pub static SETTINGS: Settings = Settings {
     vni: 0,
     uplink_ifindex: 0,
     overlay_ifindex: 0,
+    network: Ip4::UNSPECIFIED,
+    netmask: Ip4::UNSPECIFIED,
 };
 
 /// One field of [`SETTINGS`]. Volatile: the compiler must not use the zeros above.

@@ -28,6 +28,7 @@ use canal_common::{
     reason::{Hook, Reason},
     settings::Settings,
 };
+use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, setns, unshare};
 
 pub use self::context::Context;
@@ -43,6 +44,8 @@ pub const REDIRECT: i32 = 7;
 pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
 pub const VTEP_MAC: Mac = Mac::new([2, 0xca, 0, 0, 0, 1]);
 pub const VXLAN_PORT: u16 = 8472;
+/// The pod network of the lab.
+pub const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
 pub const VNI: u32 = 1;
 
 /// The object, and where it may be run.
@@ -103,6 +106,8 @@ impl Lab {
             vni: VNI,
             uplink_ifindex: links.uplink,
             overlay_ifindex: links.overlay,
+            network: NETWORK.network().into(),
+            netmask: NETWORK.netmask().into(),
         };
         let netns = File::open("/proc/thread-self/ns/net").context("cannot open the network namespace")?;
         let object = Object::load(&settings, pins, &HashMap::new())?;

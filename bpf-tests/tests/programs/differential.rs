@@ -274,7 +274,8 @@ impl Process {
         let links = self.lab.links;
         let sender = (0..3).find(|n| pod(*n).ip == packet.source);
         let context =
-            Context::on(links.pods[local.number]).came_by(sender.map_or(links.uplink, |n| links.pods[n]));
+            // Whatever is no pod of ours comes by an interface that says nothing about it.
+            Context::on(links.pods[local.number]).came_by(sender.map_or(links.overlay, |n| links.pods[n]));
         let hook = if direction == Direction::Egress { Hook::FromPod } else { Hook::ToPod };
         let (action, _) = self.lab.try_send(hook, &frame, context).unwrap();
         let ports = match packet.protocol {

@@ -83,6 +83,18 @@ fn an_address_that_is_not_this_interfaces_is_nobodys() {
 }
 
 #[test]
+fn an_address_of_the_pod_network_that_nobody_holds_does_not_come_from_the_underlay() {
+    story(|lab| {
+        let nobody = Packet::udp((Ipv4Addr::new(10, 244, 9, 9), 1), A.at(53));
+        let (uplink, elsewhere) = (lab.links.uplink, lab.links.pods[B.number]);
+        dropped(&enter_by(lab, A, &nobody, uplink), Reason::SpoofedIp);
+        // It may be a container of another kind on this node.
+        passes(&enter_by(lab, A, &nobody, elsewhere), NEXT, Reason::Delivered);
+        dropped(&enter_by(lab, A, &nobody, uplink), Reason::SpoofedIp);
+    });
+}
+
+#[test]
 fn only_sound_ipv4_is_delivered() {
     story(|lab| {
         let context = A.from(lab);

@@ -505,6 +505,8 @@ pub(super) fn settings(
         vni: options.vni,
         uplink_ifindex: uplink.index,
         overlay_ifindex,
+        network: network.network.network().into(),
+        netmask: network.network.netmask().into(),
     }
 }
 

@@ -6,6 +6,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use canal_common::{
+    flow::Leg,
     node::Node,
     reason::Reason,
     wire::{ETHERTYPE_IPV4, IPV4_LEN},
@@ -36,12 +37,11 @@ pub fn run(ctx: &TcContext) -> Outcome {
     let node = leg::node(to.target).ok_or(Reason::NoRoute)?;
     // Only a local pod's packet is policed here: the receiving node polices the rest.
     let came_by = packet::ingress_ifindex(ctx);
-    if came_by != FROM_HOST
-        && let Some(from) = leg::pod(packet.src)
-    {
-        if !leg::may_come_by(&from, came_by) {
-            return Err(Reason::SpoofedIp.into());
-        }
+    let from = leg::anyone(packet.src);
+    if !leg::may_come_by(&from, packet.src, came_by) {
+        return Err(Reason::SpoofedIp.into());
+    }
+    if came_by != FROM_HOST && from.kind == Leg::POD {
         if !flow::settle_fragment(&mut packet) {
             return Err(Reason::FragUnknown.into());
         }

@@ -47,7 +47,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         return Ok(Go::next(Reason::Delivered));
     }
     // A flow from before the pod was there has not met its policy.
-    let known = flow::known(&packet, |from| leg::may_come_by(from, came_by))?;
+    let known = flow::known(&packet, |from| leg::may_come_by(from, packet.src, came_by))?;
     if !matches!(known, Known::Live { to: receiver, .. } if receiver.endpoint == to.endpoint) {
         let from = if from_host { leg::other(Leg::HOST) } else { forwarded(&packet, came_by)? };
         flow::admit(&packet, &from, &to, true)?;
@@ -60,7 +60,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
 #[inline(always)]
 fn forwarded(packet: &Packet, came_by: u32) -> Result<Leg, Stop> {
     let from = leg::anyone(packet.src);
-    if !leg::may_come_by(&from, came_by) {
+    if !leg::may_come_by(&from, packet.src, came_by) {
         return Err(Reason::SpoofedIp.into());
     }
     Ok(from)

@@ -63,15 +63,21 @@ pub fn node(index: u32) -> Option<&'static Node> {
     NODES.get(index).filter(|n| n.flags & Node::ALIVE != 0)
 }
 
-/// Whether a packet that the host stack forwards can be this leg's, given the interface that it came in by: somebody
-/// on the underlay may write any source address. What the host itself sends is the host's business.
+/// Whether a packet from `addr` that the host stack forwards can be this leg's, given the interface that it came in by:
+/// somebody on the underlay may write any source address. What the host itself sends is the host's business.
 #[inline(always)]
-pub fn may_come_by(from: &Leg, ifindex: u32) -> bool {
+pub fn may_come_by(from: &Leg, addr: Ip4, ifindex: u32) -> bool {
     match from.kind {
         _ if ifindex == FROM_HOST => true,
         Leg::POD => from.target == ifindex,
         Leg::NODE => ifindex == setting!(overlay_ifindex),
         Leg::HOST => false,
-        _ => true,
+        // An address of the pod network that nobody holds may be a container's of this node, never the underlay's.
+        _ => ifindex != setting!(uplink_ifindex) || !is_in_network(addr),
     }
+}
+
+#[inline(always)]
+fn is_in_network(addr: Ip4) -> bool {
+    (addr.to_wire() ^ setting!(network).to_wire()) & setting!(netmask).to_wire() == 0
 }
