@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Everything that a world makes carries its prefix in its name and goes away with it: when it is dropped, when
-//! the test panics, and by [`sweep`] when the process had no chance. Nothing outside its namespaces and its
+//! the test panics, and by [`mod@sweep`] when the process had no chance. Nothing outside its namespaces and its
 //! folder is touched. Without the feature `kernel` this needs neither aya nor the agent's library.
 
 pub mod agent;

@@ -13,6 +13,14 @@
 
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::inline_always,
+    reason = "a call would cost one of eight frames and its share of 512 bytes of stack"
+)]
+#![expect(clippy::needless_borrows_for_generic_args, reason = "by value they would be copied on the stack")]
+#![expect(clippy::needless_pass_by_value, reason = "the macro hands the context over by value")]
+#![expect(clippy::cast_possible_wrap, reason = "the kernel's types: lengths of headers and parameters fit")]
+#![expect(clippy::cast_possible_truncation, reason = "the kernel's types: sizes, ifindexes and actions fit")]
 #![expect(unreachable_pub, reason = "a binary: `pub` marks what a module offers to the others")]
 
 mod hook;

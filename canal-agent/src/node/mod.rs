@@ -2,7 +2,7 @@
 //!
 //! Owns: the cluster as last heard, the registry of local endpoints, and everything in [`crate::dataplane`], all on one
 //! thread. Promises: no kernel write before both prefixes were listed completely; whatever changed, one ordered
-//! [`Node::reconcile`] follows; what fails for one object is retried and reported and keeps nothing else back.
+//! `Node::reconcile` follows; what fails for one object is retried and reported and keeps nothing else back.
 //! Does not: speak to etcd or to clients ([`crate::app`] brings messages).
 
 mod cycle;

@@ -100,10 +100,10 @@ pub fn approve(packet: &Packet, outer_src: Ip4) -> Result<Option<Leg>, Stop> {
 /// A node may speak for its own subnet and for its own address.
 #[inline(always)]
 pub fn sender(outer_src: Ip4, inner_src: Ip4) -> Result<Leg, Stop> {
-    if let Some(from) = leg::remote(inner_src) {
-        if leg::node(from.target).is_some_and(|n| n.ip == outer_src) {
-            return Ok(from);
-        }
+    if let Some(from) = leg::remote(inner_src)
+        && leg::node(from.target).is_some_and(|n| n.ip == outer_src)
+    {
+        return Ok(from);
     }
     // SAFETY: values are plain data; the reference is not kept across an update.
     let node = unsafe { NODE_IPS.get(outer_src) }.ok_or(Reason::UnknownNode)?.node;
