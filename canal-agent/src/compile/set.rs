@@ -124,12 +124,6 @@ impl PolicySet {
         &self.predicates
     }
 
-    /// An address that is nobody's may matter by the CIDRs around it: those of rules, or those of a network set
-    /// that a selector finds.
-    pub fn uses_nets(&self) -> bool {
-        self.predicates.iter().any(|p| matches!(p, Predicate::Net(_) | Predicate::Selector(_)))
-    }
-
     /// Policies, then (where they are reached) profiles, in order of evaluation.
     pub fn policies(&self) -> Vec<String> {
         self.stages.iter().flat_map(|stage| &stage.blocks).map(|block| block.name.clone()).collect()

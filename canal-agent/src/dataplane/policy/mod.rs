@@ -140,7 +140,8 @@ impl<T: Tables> PolicyTables<T> {
         }
     }
 
-    pub fn tables(&self) -> &T {
+    #[cfg(test)]
+    fn tables(&self) -> &T {
         &self.tables
     }
 
