@@ -36,10 +36,12 @@ pub struct Packet {
 pub struct Verdict {
     pub allow: bool,
     pub rule: Option<RuleId>,
+    /// Log rules that were met on the way, in order.
+    pub logs: Vec<RuleId>,
 }
 
 impl Verdict {
-    const DENY: Self = Self { allow: false, rule: None };
+    const DENY: Self = Self { allow: false, rule: None, logs: Vec::new() };
 }
 
 /// A known object: what selectors see of it, and its addresses.
@@ -88,6 +90,7 @@ impl<'a> Reference<'a> {
         let Some(endpoint) = self.cluster.endpoint(endpoint) else { return Verdict::DENY };
         let view =
             View { packet, source: self.owners(packet.source), destination: self.owners(packet.destination) };
+        let mut logs = Vec::new();
         'tiers: for (name, tier, policies) in self.tiers() {
             let mut applied = false;
             for (resource, policy) in policies {
@@ -102,28 +105,35 @@ impl<'a> Reference<'a> {
                     }
                     let id = || RuleId { tier: name.to_owned(), policy: resource.clone(), direction, index };
                     match rule.action {
-                        Action::Allow => return Verdict { allow: true, rule: Some(id()) },
-                        Action::Deny => return Verdict { allow: false, rule: Some(id()) },
+                        Action::Allow => return Verdict { allow: true, rule: Some(id()), logs },
+                        Action::Deny => return Verdict { allow: false, rule: Some(id()), logs },
                         Action::Pass => continue 'tiers,
-                        Action::Log => {}
+                        Action::Log => logs.push(id()),
                     }
                 }
             }
             if applied && !tier.passes {
-                return Verdict::DENY;
+                return Verdict { logs, ..Verdict::DENY };
             }
         }
         for name in &endpoint.profiles {
-            let Some(profile) = self.cluster.profile(name) else { return Verdict::DENY };
+            let Some(profile) = self.cluster.profile(name) else {
+                return Verdict { logs, ..Verdict::DENY };
+            };
             let resource = Resource::new(Kind::Profile, "", name);
             for (index, rule) in (0..).zip(profile.rules(direction).iter()) {
-                if rule.action != Action::Log && rule_matches(&resource, rule, &view) {
-                    let rule_id = RuleId { tier: String::new(), policy: resource, direction, index };
-                    return Verdict { allow: rule.action == Action::Allow, rule: Some(rule_id) };
+                if !rule_matches(&resource, rule, &view) {
+                    continue;
+                }
+                let id = RuleId { tier: String::new(), policy: resource.clone(), direction, index };
+                if rule.action == Action::Log {
+                    logs.push(id);
+                } else {
+                    return Verdict { allow: rule.action == Action::Allow, rule: Some(id), logs };
                 }
             }
         }
-        Verdict::DENY
+        Verdict { logs, ..Verdict::DENY }
     }
 
     fn owners(&self, address: Ipv4Addr) -> Vec<&Object> {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     api::wire::{AddEndpoint, ApiError},
-    compile::Compiled,
+    compile::Compiler,
     config::Config,
     dataplane::{
         counters::Counters,
@@ -29,7 +29,7 @@ use crate::{
         object::{Object, ObjectError, Sizes},
         overlay::{self, Overlay, OverlayError},
         pins::{PinError, Pins},
-        policy::PolicyTables,
+        policy::{Limits, PolicyTables},
         tables::KernelTables,
     },
     endpoint::{
@@ -99,8 +99,7 @@ pub struct Node {
     pub(super) netlink: Netlink,
 
     pub(super) cluster: Cluster,
-    /// `None` once the cluster has changed.
-    pub(super) compiled: Option<Compiled>,
+    pub(super) compiler: Compiler,
     pub(super) registry: Registry,
     pub(super) broken_records: BTreeMap<String, String>,
     pub(super) peers: Peers,
@@ -173,12 +172,12 @@ impl Node {
             object,
             settings,
             nodes,
-            policy: PolicyTables::new(tables, leftovers),
+            policy: PolicyTables::new(tables, leftovers, Limits::default()),
             events,
             counters,
             netlink,
             cluster: Cluster::default(),
-            compiled: None,
+            compiler: Compiler::new(&config.node_name),
             registry,
             broken_records,
             peers,
@@ -292,7 +291,6 @@ impl Node {
                     }
                     Prefix::Resources => {
                         self.cluster.replace_all(entries);
-                        self.compiled = None;
                         // What etcd lost, it gets again.
                         self.publish();
                     }
@@ -325,7 +323,6 @@ impl Node {
     }
 
     fn resource_change(&mut self, change: Change) {
-        self.compiled = None;
         match change {
             Change::Put(entry) => {
                 self.cluster.apply(&entry.key, Some(&entry.value));
@@ -463,7 +460,6 @@ impl Node {
 
     pub(super) fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
         self.cluster.set_local_endpoint(key, endpoint);
-        self.compiled = None;
     }
 
     pub(super) fn own(&self) -> Own<'_> {

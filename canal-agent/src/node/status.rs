@@ -114,7 +114,7 @@ impl Node {
                 dst: event.dst.into(),
                 dst_port: event.dst_port,
                 interface: if_indextoname(event.ifindex).ok().map(|name| name.to_string_lossy().into_owned()),
-                rule: self.policy.rule(event.rule).map(ToString::to_string),
+                rule: self.policy.decided(event.rule).and_then(|decided| Some(decided.rule.as_ref()?.to_string())),
             }
         });
         let mut drops: Vec<_> = described.collect();
