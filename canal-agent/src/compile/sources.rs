@@ -105,10 +105,10 @@ impl Sources {
     /// The rules of this source are others now.
     pub(super) fn forget(&mut self, source: &Source) {
         for direction in Direction::BOTH {
-            if self.templates.remove(&(source.clone(), direction)).is_some() {
-                self.blocks.retain(|(of, along, _), _| (of, *along) != (source, direction));
-            }
+            self.templates.remove(&(source.clone(), direction));
         }
+        // A missing profile has blocks without a template.
+        self.blocks.retain(|(of, ..), _| of != source);
     }
 
     /// Some port names may stand for other ports now; whose rules that changes.
