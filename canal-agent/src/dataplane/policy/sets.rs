@@ -26,6 +26,8 @@ pub(super) struct Sets {
     /// table would cost a grace period of RCU.
     idle: BTreeMap<u32, Idle>,
     by_policy: HashMap<Arc<PolicySet>, u32>,
+    /// New sets that are to be written together, with their columns.
+    coming: Vec<(u32, Vec<u32>)>,
     /// Set → columns that are to be written, (class, row); the rows stand and are held.
     planned: BTreeMap<u32, Vec<(u32, u32)>>,
     /// Rows that sets of an earlier process read.
@@ -83,18 +85,20 @@ impl Sets {
             idle,
             rows: Rows::new(limits.rows, rows.iter().copied()),
             by_policy: HashMap::new(),
+            coming: Vec::new(),
             planned: BTreeMap::new(),
             foreign_rows: rows,
         }
     }
 
     pub(super) fn begin(&mut self) {
-        self.pool.begin();
-        self.rows.begin();
-        // What an update that failed did not come to.
+        // What an attempt that failed did not come to was never read, and need not rest.
+        self.abandon();
         for id in self.planned.keys().copied().collect::<Vec<_>>() {
             self.drop_plan(id);
         }
+        self.pool.begin();
+        self.rows.begin();
     }
 
     pub(super) fn rows(&self) -> &Rows {
@@ -135,7 +139,7 @@ impl Sets {
         Ok(())
     }
 
-    /// Writes a set that is not in the kernel yet, with a column for each class.
+    /// Makes a set that is not in the kernel yet, with a column for each class. It is there after [`Sets::install`].
     pub(super) fn add<T: Tables>(
         &mut self,
         tables: &mut T,
@@ -174,8 +178,7 @@ impl Sets {
     ) -> Result<u32, T::Error> {
         let wanted = capacity(columns.keys().last().copied().unwrap_or(0));
         let Some(idle) = self.idle.get_mut(&id).filter(|idle| idle.capacity >= wanted) else {
-            tables.write_set(id, &dense(columns, wanted))?;
-            self.idle.remove(&id);
+            self.coming.push((id, dense(columns, wanted)));
             return Ok(wanted);
         };
         // Columns of classes that no address is in stay as they are: before one is, its column is written.
@@ -188,6 +191,32 @@ impl Sets {
         let capacity = idle.capacity;
         self.idle.remove(&id);
         Ok(capacity)
+    }
+
+    /// Writes the new sets.
+    pub(super) fn install<T: Tables>(&mut self, tables: &mut T) -> Result<(), T::Error> {
+        if let Err(error) = tables.write_sets(&self.coming) {
+            // Some of them may be there: which arrays stand in their places is not known any more.
+            for (id, _) in &self.coming {
+                self.idle.remove(id);
+            }
+            self.abandon();
+            return Err(error);
+        }
+        for (id, _) in std::mem::take(&mut self.coming) {
+            self.idle.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Gives up the new sets.
+    fn abandon(&mut self) {
+        for (id, _) in std::mem::take(&mut self.coming) {
+            let Some(set) = self.live.remove(&id) else { continue };
+            set.policy.and_then(|policy| self.by_policy.remove(&policy));
+            set.columns.into_values().for_each(|row| self.rows.release(row));
+            self.pool.give_back(id);
+        }
     }
 
     /// Prepares the columns in which `policy`, which is in the kernel, does not judge the classes as it should; the
@@ -310,7 +339,7 @@ impl LiveSet {
             let mut columns = self.columns.clone();
             columns.insert(class, row);
             let capacity = capacity(class);
-            tables.write_set(id, &dense(&columns, capacity)).inspect(|()| self.capacity = capacity)
+            tables.write_sets(&[(id, dense(&columns, capacity))]).inspect(|()| self.capacity = capacity)
         };
         let released = if outcome.is_ok() { self.columns.insert(class, row) } else { Some(row) };
         if let Some(row) = released {

@@ -96,6 +96,7 @@ impl<T: Tables> PolicyTables<T> {
         if !refused.is_empty() {
             return Ok(Outcome::Refused(refused));
         }
+        self.sets.install(&mut self.tables)?;
         let targets = self.targets(census, desired);
         self.close(&targets)?;
 
@@ -163,6 +164,7 @@ impl<T: Tables> PolicyTables<T> {
         if !refused.is_empty() {
             return Ok(Outcome::Refused(refused));
         }
+        self.sets.install(&mut self.tables)?;
         let targets = self.targets(census, desired);
 
         // Refine.

@@ -204,8 +204,8 @@ impl Tables for Fake {
         self.write(Write::Row(row, Box::new(*page)))
     }
 
-    fn write_set(&mut self, set: u32, columns: &[u32]) -> Result<(), OnPurpose> {
-        self.write(Write::Set(set, columns.to_vec()))
+    fn write_sets(&mut self, sets: &[(u32, Vec<u32>)]) -> Result<(), OnPurpose> {
+        sets.iter().try_for_each(|(set, columns)| self.write(Write::Set(*set, columns.clone())))
     }
 
     fn write_column(&mut self, set: u32, class: u32, row: u32) -> Result<(), OnPurpose> {
