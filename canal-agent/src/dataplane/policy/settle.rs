@@ -83,9 +83,9 @@ impl<T: Tables> PolicyTables<T> {
 
     fn drop_orphans(&mut self) -> Result<(), T::Error> {
         while let Some(id) = self.orphans.last().copied() {
-            self.tables.delete_policy(id)?;
-            // Its flows are over.
+            // Its flows are over. The policy goes last: by it a fresh process would know that this is still to be done.
             self.tables.bump_generation(id)?;
+            self.tables.delete_policy(id)?;
             self.endpoint_ids.give_back(id);
             self.orphans.pop();
         }

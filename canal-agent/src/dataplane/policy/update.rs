@@ -23,6 +23,8 @@ pub(super) struct Update {
     moves: Vec<Move>,
     /// Old meaning → new one, of those that are not in `moves`.
     renamed: HashMap<Class, Class>,
+    /// The last update came to its end: what the classes mean is so, and their columns stand.
+    settled: bool,
 }
 
 /// A class for each pair of old class and new content.
@@ -33,11 +35,11 @@ impl Update {
         let delta = census.take_delta();
         if settled {
             let moves = policy.addresses.moves(delta.moved, census);
-            return Self { moves, renamed: delta.renamed.into_iter().collect() };
+            return Self { moves, renamed: delta.renamed.into_iter().collect(), settled };
         }
         let places: BTreeSet<Place> =
             policy.addresses.places().chain(census.places().map(|(place, _)| place)).collect();
-        Self { moves: policy.addresses.moves(places, census), renamed: HashMap::new() }
+        Self { moves: policy.addresses.moves(places, census), renamed: HashMap::new(), settled }
     }
 
     /// Each class that gets another meaning can be rewritten where it stands: nobody has to leave it first, and no other
@@ -202,7 +204,10 @@ impl<T: Tables> PolicyTables<T> {
     fn forget_touched(&mut self, update: &Update) -> BTreeMap<u32, Class> {
         let moving = update.moves.iter().map(|m| m.from);
         let renamed = update.renamed.keys().filter_map(|old| self.classes.get(old));
-        let touched: BTreeSet<u32> = moving.chain(renamed).filter(|id| *id != 0).collect();
+        let mut touched: BTreeSet<u32> = moving.chain(renamed).filter(|id| *id != 0).collect();
+        if !update.settled {
+            touched.extend(self.classes.iter().map(|(id, _)| id));
+        }
         let meant: BTreeMap<u32, Class> =
             touched.into_iter().filter_map(|id| Some((id, self.classes.unname(id)?))).collect();
         self.unnamed.extend(meant.keys());
