@@ -24,6 +24,8 @@ use aya::{
 use canal_agent::dataplane::{object::Object, pins::Pins};
 use canal_common::{
     Mac,
+    event::EVENTS_PER_DECISION,
+    flow::FlowLimits,
     policy::RowRef,
     reason::{Hook, Reason},
     settings::Settings,
@@ -108,6 +110,11 @@ impl Lab {
             overlay_ifindex: links.overlay,
             network: NETWORK.network().into(),
             netmask: NETWORK.netmask().into(),
+            limits: FlowLimits::DEFAULT,
+            events_per_tick: EVENTS_PER_DECISION,
+            flags: 0,
+            calico_vxlan_port: Settings::CALICO_VXLAN_PORT,
+            _pad: [0; 2],
         };
         let netns = File::open("/proc/thread-self/ns/net").context("cannot open the network namespace")?;
         let object = Object::load(&settings, pins, &HashMap::new())?;

@@ -10,6 +10,7 @@
 mod arp;
 mod differential;
 mod envelope;
+mod event;
 mod flow;
 mod fragment;
 mod from_pod;

@@ -5,7 +5,7 @@ use aya_ebpf::{bindings::bpf_tunnel_key, helpers::generated::bpf_skb_get_tunnel_
 use canal_common::{
     Ip4,
     flow::Leg,
-    reason::Reason,
+    reason::{Hook, Reason},
     wire::{ETHERTYPE_IPV4, IPV4_LEN},
 };
 
@@ -45,7 +45,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         speaks_for(outer_src, related.peer)?;
         if related.via_stack || related.to.kind != Leg::POD { None } else { Some(*related.to) }
     } else {
-        approve(&packet, outer_src)?
+        approve(ctx, Hook::FromOverlay, &packet, outer_src)?
     };
     match to {
         Some(to) if packet.ttl > 1 => deliver::to_pod(ctx, &to),

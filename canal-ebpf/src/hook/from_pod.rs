@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use canal_common::{
     flow::Leg,
-    reason::Reason,
+    reason::{Hook, Reason},
     wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTO_UDP},
 };
 
@@ -65,7 +65,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         Known::Judge => {
             let from = owner(ctx, &packet, &eth)?;
             let to = leg::anyone(packet.dst);
-            flow::admit(&packet, &from, &to, false)?;
+            flow::admit(ctx, Hook::FromPod, &packet, &from, &to, false)?;
             forward(ctx, &packet, &to, false)
         }
     }

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use canal_common::{
     flow::Leg,
     node::Node,
-    reason::Reason,
+    reason::{Hook, Reason},
     wire::{ETHERTYPE_IPV4, IPV4_LEN},
 };
 
@@ -48,7 +48,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         if packet.is_icmp_error() {
             flow::related(ctx, OUTER, &packet)?;
         } else if let Known::Judge = flow::known(&packet, |_| true)? {
-            flow::admit(&packet, &from, &to, true)?;
+            flow::admit(ctx, Hook::ToOverlay, &packet, &from, &to, true)?;
         }
     }
     match deliver::to_node(ctx, &packet, node) {

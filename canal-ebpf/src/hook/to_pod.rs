@@ -4,7 +4,7 @@
 use aya_ebpf::programs::TcContext;
 use canal_common::{
     flow::Leg,
-    reason::Reason,
+    reason::{Hook, Reason},
     wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN},
 };
 
@@ -50,7 +50,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
     let known = flow::known(&packet, |from| leg::may_come_by(from, packet.src, came_by))?;
     if !matches!(known, Known::Live { to: receiver, .. } if receiver.endpoint == to.endpoint) {
         let from = if from_host { leg::other(Leg::HOST) } else { forwarded(&packet, came_by)? };
-        flow::admit(&packet, &from, &to, true)?;
+        flow::admit(ctx, Hook::ToPod, &packet, &from, &to, true)?;
     }
     Ok(Go::next(Reason::Delivered))
 }

@@ -4,20 +4,21 @@
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_ktime_get_coarse_ns, programs::TcContext};
 use canal_common::{
     Ip4,
-    flow::{FRAG_LIMIT, Flow, FlowKey, FragPorts, Leg, flow_key, idle_limit},
+    event::Kind,
+    flow::{FRAG_LIMIT, Flow, FlowKey, FlowLimits, FragPorts, Leg, flow_key},
     policy::Verdict,
-    reason::Reason,
-    wire::PROTO_TCP,
+    reason::{Hook, Reason},
+    wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
 
 use crate::{
-    maps::{FLOWS, FLOWS_NEW, FRAGS},
+    maps::{FLOWS, FLOWS_NEW, FRAGS, setting},
     packet::{self, Packet, Part, TCP_FIN, TCP_RST},
     step::{
         leg,
         policy::{Direction, judge},
     },
-    verdict::Stop,
+    verdict::{Stop, report},
 };
 
 /// Ticks of 2^30 ns since boot.
@@ -25,6 +26,22 @@ use crate::{
 pub fn now() -> u32 {
     // SAFETY: a helper without arguments. The shift makes a tick of about 1.07 s, without a division.
     (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
+}
+
+/// How long a flow may be idle, in ticks.
+#[inline(always)]
+fn idle_limit(state: u8, proto: u8) -> u32 {
+    match (state, proto) {
+        (Flow::DENIED, _) => FlowLimits::DENIED,
+        (Flow::ESTABLISHED, PROTO_TCP) => setting!(limits.tcp_established),
+        (Flow::NEW, PROTO_TCP) => setting!(limits.tcp_new),
+        (Flow::CLOSING, _) => setting!(limits.closing),
+        (_, PROTO_UDP) => setting!(limits.udp),
+        (_, PROTO_ICMP) => setting!(limits.icmp),
+        (Flow::ESTABLISHED, PROTO_SCTP) => setting!(limits.sctp_established),
+        (_, PROTO_SCTP) => setting!(limits.sctp_new),
+        _ => setting!(limits.other),
+    }
 }
 
 /// What the table says about a packet.
@@ -35,10 +52,21 @@ pub enum Known {
     Judge,
 }
 
+/// The packet's flow is one that policy has cut. A type of its own: a [`Stop`] would share its bytes with the pointer in
+/// [`Known`], which the compiler then stores in two halves, and no verifier takes half a pointer.
+pub struct Cut;
+
+impl From<Cut> for Stop {
+    #[inline(always)]
+    fn from(_: Cut) -> Self {
+        Reason::FlowDenied.into()
+    }
+}
+
 /// Looks the packet's flow up and moves its state on. `may_send`: whether the packet can have come from this leg;
 /// nothing is changed for one that cannot, and it is judged with its sender established anew.
 #[inline(always)]
-pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Known, Stop> {
+pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Known, Cut> {
     let (key, from_hi) = key_of(packet);
     if packet.opens_tcp() {
         return Ok(Known::Judge);
@@ -73,7 +101,7 @@ pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Kno
         flow.last_seen = now;
     }
     if flow.state == Flow::DENIED {
-        return Err(Reason::FlowDenied.into());
+        return Err(Cut);
     }
     if packet.proto == PROTO_TCP && packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
         flow.fins |= if from_hi { 2 } else { 1 };
@@ -114,39 +142,83 @@ fn promote(key: &FlowKey, flow: &Flow) {
     }
 }
 
+/// What the policies of both ends say; one that was not asked allows.
+#[derive(Clone, Copy)]
+struct Judged {
+    egress: Verdict,
+    ingress: Verdict,
+}
+
+impl Judged {
+    const UNASKED: Verdict = Verdict::new(Verdict::ALLOW, 0);
+
+    #[inline(always)]
+    fn allows(self) -> bool {
+        self.egress.allows() && self.ingress.allows()
+    }
+
+    /// For the way back from a global function.
+    #[inline(always)]
+    fn to_bits(self) -> u64 {
+        u64::from(self.egress.bits) << 32 | u64::from(self.ingress.bits)
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u64) -> Self {
+        Self { egress: Verdict::from_bits((bits >> 32) as u32), ingress: Verdict::from_bits(bits as u32) }
+    }
+}
+
 /// Judges a packet whose two ends are known (the hook has checked that the sender may claim its address) and
 /// remembers the flow.
 #[inline(always)]
-pub fn admit(packet: &Packet, from: &Leg, to: &Leg, via_stack: bool) -> Result<(), Stop> {
+pub fn admit(
+    ctx: &TcContext,
+    hook: Hook,
+    packet: &Packet,
+    from: &Leg,
+    to: &Leg,
+    via_stack: bool,
+) -> Result<(), Stop> {
     // Without ports and types there is nothing to judge by: its first part was, and should have left a flow.
     if packet.part == Part::LaterFragment {
         return Err(Reason::FragUnknown.into());
     }
-    let refusal = admit_slow(&raw const *packet, &raw const *from, &raw const *to, u32::from(via_stack));
-    if refusal == 0 {
-        remember_fragment(packet);
-        return Ok(());
+    let bits = admit_slow(&raw const *packet, &raw const *from, &raw const *to, u32::from(via_stack));
+    let judged = Judged::from_bits(bits);
+    if judged.egress.logs() || judged.ingress.logs() {
+        log(ctx, hook as u8, bits);
     }
-    let reason = if refusal & REFUSED_INGRESS == REFUSED_INGRESS {
-        Reason::PolicyIngress
-    } else {
-        Reason::PolicyEgress
-    };
-    Err(Stop { reason, rule: refusal as u32 })
+    if !judged.egress.allows() {
+        return Err(Stop { reason: Reason::PolicyEgress, verdict: judged.egress });
+    }
+    if !judged.ingress.allows() {
+        return Err(Stop { reason: Reason::PolicyIngress, verdict: judged.ingress });
+    }
+    remember_fragment(packet);
+    Ok(())
 }
 
-/// In the upper half, above the deciding rule.
-const REFUSED: u64 = 1 << 32;
-const REFUSED_INGRESS: u64 = REFUSED | 1 << 33;
+/// Tells of the Log rules that the verdicts met. A verdict that denies is told of with the drop.
+#[inline(never)]
+fn log(ctx: &TcContext, hook: u8, judged: u64) {
+    let Judged { egress, ingress } = Judged::from_bits(judged);
+    if egress.logs() && egress.allows() {
+        report(ctx, hook, Kind::LoggedAllowed, 0, egress.id());
+    }
+    if ingress.logs() && ingress.allows() {
+        report(ctx, hook, Kind::LoggedAllowed, 0, ingress.id());
+    }
+}
 
-/// 0, or `REFUSED…` and the deciding rule. A global function, so that the verifier walks it once per program.
+/// [`Judged`], as bits. A global function, so that the verifier walks it once per program.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg, via_stack: u32) -> u64 {
     // SAFETY: the verifier knows the pointers as readable memory of their types' sizes, or null.
     let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) })
     else {
-        return REFUSED;
+        return 0;
     };
     let (key, from_hi) = key_of(packet);
     let now = now();
@@ -169,25 +241,25 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
             *(if from_hi { &mut flow.lo } else { &mut flow.hi }) = leg::other(Leg::HOST);
         }
         let (from, to) = ends(&flow, from_hi);
-        let refusal = refuse(packet, from, to, by_sender);
-        if refusal != 0 {
+        let judged = judge_both(packet, from, to, by_sender);
+        if !judged.allows() {
             // Remembered, so that nothing in mid-stream brings it back.
             flow.state = Flow::DENIED;
         } else if flow.state == Flow::DENIED {
             flow.state = if is_new { Flow::NEW } else { Flow::ESTABLISHED };
         }
         // The packet that is judged again may be the first answer.
-        if is_new && (by_sender || refusal != 0) {
+        if is_new && (by_sender || !judged.allows()) {
             let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
         } else {
             promote(&key, &flow);
         }
-        return refusal;
+        return judged.to_bits();
     }
 
-    let (refusal, by_sender) = judge_unknown(packet, from, to);
-    if refusal != 0 {
-        return refusal;
+    let (judged, by_sender) = judge_unknown(packet, from, to);
+    if !judged.allows() {
+        return judged.to_bits();
     }
     if from_hi == by_sender {
         flow.flags |= Flow::HI_INITIATED;
@@ -202,28 +274,31 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
             let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
         }
     }
-    0
+    judged.to_bits()
 }
 
 /// First port of those that clients take by themselves (the kernel's default range begins here).
 const EPHEMERAL: u16 = 32768;
 
-/// A packet without a live entry: the refusal, and whether its sender is the one that began.
+/// A packet without a live entry: the verdicts, and whether its sender is the one that began.
 ///
 /// A TCP packet in mid-stream belongs to a connection whose entry was lost. Who began it is told by the ports, and only
 /// that direction's permission counts; where they do not tell, both must allow it. Anything laxer would let a connection
 /// that policy has cut come back from its other end.
 #[inline(always)]
-fn judge_unknown(packet: &Packet, from: &Leg, to: &Leg) -> (u64, bool) {
+fn judge_unknown(packet: &Packet, from: &Leg, to: &Leg) -> (Judged, bool) {
     let midstream = packet.proto == PROTO_TCP && !packet.opens_tcp();
     let (from_client, to_client) = (packet.src_port >= EPHEMERAL, packet.dst_port >= EPHEMERAL);
     let answers = midstream && to_client && !from_client;
     let unclear = midstream && to_client == from_client;
-    let mut refusal = refuse(packet, from, to, !answers);
-    if unclear && refusal == 0 {
-        refusal = refuse(packet, from, to, false);
+    let judged = judge_both(packet, from, to, !answers);
+    if unclear && judged.allows() {
+        let other_way = judge_both(packet, from, to, false);
+        if !other_way.allows() {
+            return (other_way, !answers);
+        }
     }
-    (refusal, !answers)
+    (judged, !answers)
 }
 
 /// What the tables remember of a packet's flow.
@@ -255,26 +330,24 @@ fn remembered(packet: &Packet, key: &FlowKey, now: u32) -> Remembered {
 
 /// Asks the policy of both local ends, the initiator's for egress and the responder's for ingress.
 #[inline(always)]
-fn refuse(packet: &Packet, from: &Leg, to: &Leg, by_sender: bool) -> u64 {
+fn judge_both(packet: &Packet, from: &Leg, to: &Leg, by_sender: bool) -> Judged {
     let (initiator, responder, initiator_ip, responder_ip, key, src_port) = if by_sender {
         (from, to, packet.src, packet.dst, packet.policy_key(packet.dst_port), packet.src_port)
     } else {
         (to, from, packet.dst, packet.src, packet.policy_key(packet.src_port), packet.dst_port)
     };
+    let mut judged = Judged { egress: Judged::UNASKED, ingress: Judged::UNASKED };
     if initiator.kind == Leg::POD {
-        let verdict = judge(initiator.endpoint, Direction::Egress, responder_ip, key, src_port);
-        if verdict.kind() != Verdict::ALLOW {
-            return REFUSED | u64::from(verdict.id());
+        judged.egress = judge(initiator.endpoint, Direction::Egress, responder_ip, key, src_port);
+        if !judged.egress.allows() {
+            return judged;
         }
     }
     // What this host sends to its own pods is never policed.
     if responder.kind == Leg::POD && initiator.kind != Leg::HOST {
-        let verdict = judge(responder.endpoint, Direction::Ingress, initiator_ip, key, src_port);
-        if verdict.kind() != Verdict::ALLOW {
-            return REFUSED_INGRESS | u64::from(verdict.id());
-        }
+        judged.ingress = judge(responder.endpoint, Direction::Ingress, initiator_ip, key, src_port);
     }
-    0
+    judged
 }
 
 /// Fills in the ports of a later fragment. `false`: its first part was not seen, or not approved.
