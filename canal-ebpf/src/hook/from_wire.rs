@@ -13,9 +13,9 @@ use crate::{
     maps::{NODE_IPS, setting},
     packet::{self, EthHeader, INNER, Ipv4Header, OUTER, Packet},
     step::{
-        deliver,
+        admit, deliver,
         flow::{self, Known},
-        leg,
+        fragment, leg, related,
     },
     verdict::{Go, Outcome, Stop},
 };
@@ -51,13 +51,13 @@ pub fn run(ctx: &TcContext) -> Outcome {
         return Err(Reason::WrongVtep.into());
     }
     let mut packet = packet::parse(ctx, INNER)?;
-    if !flow::settle_fragment(&mut packet) {
+    if !fragment::settle(&mut packet) {
         // Later fragments reach the same decision in `from_overlay`, once more with the stack's help.
         return Ok(Go::next(Reason::Fallback));
     }
     let to = if packet.is_icmp_error() {
         sender(outer_src, packet.src)?;
-        let related = flow::related(ctx, INNER, &packet)?;
+        let related = related::related(ctx, INNER, &packet)?;
         speaks_for(outer_src, related.peer)?;
         if related.via_stack || related.to.kind != Leg::POD {
             return Ok(Go::next(Reason::Fallback));
@@ -91,7 +91,7 @@ pub fn approve(ctx: &TcContext, hook: Hook, packet: &Packet, outer_src: Ip4) -> 
         Known::Judge => {
             let from = sender(outer_src, packet.src)?;
             let Some(to) = leg::pod(packet.dst) else { return Ok(None) };
-            flow::admit(ctx, hook, packet, &from, &to, false)?;
+            admit::admit(ctx, hook, packet, &from, &to, false)?;
             Ok(Some(to))
         }
     }
