@@ -9,6 +9,7 @@ mod batch;
 pub mod counters;
 pub mod events;
 pub mod hooks;
+pub mod host;
 pub mod inspect;
 pub mod masquerade;
 pub mod nodes;
