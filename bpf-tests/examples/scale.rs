@@ -1,11 +1,27 @@
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
-use canal_agent::{compile::Compiler, dataplane::{policy::{Desired, Limits, PolicyTables}, tables::KernelTables, object::{Object, Sizes}}, model::Cluster};
+use canal_agent::{
+    compile::Compiler,
+    dataplane::{
+        object::{Object, Sizes},
+        policy::{Desired, Limits, PolicyTables},
+        tables::KernelTables,
+    },
+    model::Cluster,
+};
 use canal_common::{Mac, settings::Settings};
 use serde_json::json;
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
 
 fn rss() -> u64 {
     let s = std::fs::read_to_string("/proc/self/status").unwrap();
-    s.lines().find(|l| l.starts_with("VmRSS")).unwrap().split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    s.lines()
+        .find(|l| l.starts_with("VmRSS"))
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        / 1024
 }
 const P: &str = "/calico/resources/v3/projectcalico.org/";
 fn wep(n: u32, set: u32) -> (String, String) {
@@ -29,22 +45,48 @@ fn policy(n: u32, port: u32) -> (String, String) {
 fn main() {
     let t = Instant::now();
     let mut list: Vec<(String, Vec<u8>)> = Vec::new();
-    for n in 0..100_000u32 { let (k,v) = wep(n, n % 2000); list.push((k, v.into())); }
-    for n in 0..10_000u32 { let (k,v) = policy(n, 8080); list.push((k, v.into())); }
+    for n in 0..100_000u32 {
+        let (k, v) = wep(n, n % 2000);
+        list.push((k, v.into()));
+    }
+    for n in 0..10_000u32 {
+        let (k, v) = policy(n, 8080);
+        list.push((k, v.into()));
+    }
     for n in 0..100u32 {
-        let nets: Vec<String> = (0..100).map(|i| format!("198.{}.{}.{}/32", 18 + (n*100+i)/65536, ((n*100+i)/256)%256, (n*100+i)%256)).collect();
-        list.push((format!("{P}globalnetworksets/s{n}"), json!({"metadata":{"labels":{"set":format!("s{n}")}},"spec":{"nets":nets}}).to_string().into()));
+        let nets: Vec<String> = (0..100)
+            .map(|i| {
+                format!(
+                    "198.{}.{}.{}/32",
+                    18 + (n * 100 + i) / 65536,
+                    ((n * 100 + i) / 256) % 256,
+                    (n * 100 + i) % 256
+                )
+            })
+            .collect();
+        list.push((
+            format!("{P}globalnetworksets/s{n}"),
+            json!({"metadata":{"labels":{"set":format!("s{n}")}},"spec":{"nets":nets}}).to_string().into(),
+        ));
     }
     for n in 0..50u32 {
         list.push((format!("{P}profiles/kns.ns{n}"), json!({"spec":{"labelsToApply":{"pcns.projectcalico.org/name":format!("ns{n}"),"pcns.env":"prod"},"ingress":[{"action":"Allow"}],"egress":[{"action":"Allow"}]}}).to_string().into()));
-        list.push((format!("{P}profiles/ksa.ns{n}.default"), json!({"spec":{"labelsToApply":{"pcsa.projectcalico.org/name":"default"}}}).to_string().into()));
+        list.push((
+            format!("{P}profiles/ksa.ns{n}.default"),
+            json!({"spec":{"labelsToApply":{"pcsa.projectcalico.org/name":"default"}}}).to_string().into(),
+        ));
     }
     for n in 0..20u32 {
         list.push((format!("{P}globalnetworkpolicies/g{n}"), json!({"spec":{"tier":"edge","order":n,"types":["Ingress"],"ingress":[{"action":"Deny","source":{"selector":format!("set == 's{n}'")}},{"action":"Pass"}]}}).to_string().into()));
     }
     list.push((format!("{P}tiers/edge"), json!({"spec":{"order":10}}).to_string().into()));
     println!("made list {:?} rss {} MB", t.elapsed(), rss());
-    let (mut s, l) = { let mut o = Object::load(&Settings::default(), None, &Sizes::new()).unwrap(); let r = KernelTables::adopt(&mut o.ebpf).unwrap(); std::mem::forget(o); r };
+    let (mut s, l) = {
+        let mut o = Object::load(&Settings::default(), None, &Sizes::new()).unwrap();
+        let r = KernelTables::adopt(&mut o.ebpf).unwrap();
+        std::mem::forget(o);
+        r
+    };
     println!("loaded {:?}", t.elapsed());
     let _ = &mut s;
     let mut tables = PolicyTables::new(s, l, Limits::default());
@@ -58,14 +100,49 @@ fn main() {
     println!("changes {} {:?}", changed.len(), t1.elapsed());
     compiler.update(&cluster, &changed);
     drop(changed);
-    println!("compile {:?} rss {} MB endpoints {} sets {}", t1.elapsed(), rss(), compiler.endpoints().len(), compiler.sets().len());
-    let desired = |c: &Compiler| -> BTreeMap<Ipv4Addr, Desired> { c.endpoints().iter().map(|((_, a), j)| (*a, Desired { ifindex: 1, pod_mac: Mac::new([2;6]), host_mac: Mac::new([4;6]), ingress: j.ingress.clone(), egress: j.egress.clone() })).collect() };
+    println!(
+        "compile {:?} rss {} MB endpoints {} sets {}",
+        t1.elapsed(),
+        rss(),
+        compiler.endpoints().len(),
+        compiler.sets().len()
+    );
+    let desired = |c: &Compiler| -> BTreeMap<Ipv4Addr, Desired> {
+        c.endpoints()
+            .iter()
+            .map(|((_, a), j)| {
+                (
+                    *a,
+                    Desired {
+                        ifindex: 1,
+                        pod_mac: Mac::new([2; 6]),
+                        host_mac: Mac::new([4; 6]),
+                        ingress: j.ingress.clone(),
+                        egress: j.egress.clone(),
+                    },
+                )
+            })
+            .collect()
+    };
     let t2 = Instant::now();
     let d = desired(&compiler);
     let p = tables.apply(compiler.census(), &d).unwrap();
-    println!("apply {:?} problems {} sizes {:?} peers {} nets {}", t2.elapsed(), p.len(), tables.sizes(), compiler.census().peers(), compiler.census().prefixes());
+    println!(
+        "apply {:?} problems {} sizes {:?} peers {} nets {}",
+        t2.elapsed(),
+        p.len(),
+        tables.sizes(),
+        compiler.census().peers(),
+        compiler.census().prefixes()
+    );
     println!("TOTAL {:?} rss {} MB", t.elapsed(), rss());
-    for (what, kind) in [("label of a remote pod", 0), ("label of a local pod", 1), ("policy port", 2), ("policy selector", 3), ("remote pod add", 4)] {
+    for (what, kind) in [
+        ("label of a remote pod", 0),
+        ("label of a local pod", 1),
+        ("policy port", 2),
+        ("policy selector", 3),
+        ("remote pod add", 4),
+    ] {
         let mut times: Vec<u128> = Vec::new();
         let mut parts = (0u128, 0u128, 0u128);
         for i in 0..200u32 {
@@ -85,11 +162,21 @@ fn main() {
             let d = desired(&compiler);
             tables.apply(compiler.census(), &d).unwrap();
             let c = t.elapsed().as_micros();
-            parts.0 += a; parts.1 += b - a; parts.2 += c - b;
+            parts.0 += a;
+            parts.1 += b - a;
+            parts.2 += c - b;
             times.push(c);
         }
         times.sort();
-        println!("{what}: p50 {} us p99 {} us max {} us; model {} compile {} tables {} us", times[100], times[197], times[199], parts.0/200, parts.1/200, parts.2/200);
+        println!(
+            "{what}: p50 {} us p99 {} us max {} us; model {} compile {} tables {} us",
+            times[100],
+            times[197],
+            times[199],
+            parts.0 / 200,
+            parts.1 / 200,
+            parts.2 / 200
+        );
     }
     println!("end rss {} MB", rss());
 }

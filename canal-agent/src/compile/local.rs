@@ -99,7 +99,8 @@ impl Locals {
             return;
         }
         for key in std::mem::take(&mut self.due) {
-            let (Some(endpoint), Some(workload)) = (self.endpoints.get_mut(&key), cluster.endpoint(&key)) else {
+            let (Some(endpoint), Some(workload)) = (self.endpoints.get_mut(&key), cluster.endpoint(&key))
+            else {
                 continue;
             };
             if endpoint.is_new {

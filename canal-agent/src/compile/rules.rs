@@ -10,8 +10,8 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::{
     area::{self, Area, Intervals, SrcPorts},
-    fold,
     census::Census,
+    fold,
     predicate::{Class, NamedPort, Predicate},
     verdict::RuleId,
 };

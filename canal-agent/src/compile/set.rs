@@ -160,7 +160,8 @@ struct Course {
 
 impl Course {
     fn decide(&mut self, pieces: impl IntoIterator<Item = Piece>, verdict: &Final) {
-        self.decided.extend(pieces.into_iter().map(|piece| (piece.low, piece.high, (piece.src, verdict.clone()))));
+        self.decided
+            .extend(pieces.into_iter().map(|piece| (piece.low, piece.high, (piece.src, verdict.clone()))));
     }
 
     /// Each verdict with the notes that were taken of it.
@@ -175,7 +176,8 @@ impl Course {
                     split.push((low, high, (src, verdict)));
                     continue;
                 }
-                let beside = [(low, from, src.clone()), (to, high, src.clone()), (from, to, src.without(&noted.src))];
+                let beside =
+                    [(low, from, src.clone()), (to, high, src.clone()), (from, to, src.without(&noted.src))];
                 let beside = beside.into_iter().filter(|(low, high, src)| low < high && !src.is_empty());
                 split.extend(beside.map(|(low, high, src)| (low, high, (src, verdict.clone()))));
                 let mut verdict = verdict;
@@ -195,13 +197,7 @@ impl Stage {
         self.end != End::Pass && !self.blocks.iter().any(passes)
     }
 
-    fn walk(
-        &self,
-        plan: &Plan,
-        held: &[usize],
-        mut open: Open,
-        course: &mut Course,
-    ) -> Open {
+    fn walk(&self, plan: &Plan, held: &[usize], mut open: Open, course: &mut Course) -> Open {
         let mut passed = Vec::new();
         let mut taken = Vec::new();
         for planned in plan.candidates(held) {

@@ -6,11 +6,11 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
+use super::batch;
 use aya::{
     Ebpf,
     maps::{Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
-use super::batch;
 use canal_common::{
     Ip4,
     endpoint::{Endpoint, EndpointPolicy, Generation},
@@ -78,7 +78,8 @@ pub struct KernelTables {
 
 impl KernelTables {
     pub fn adopt(ebpf: &mut Ebpf) -> Result<(Self, Leftovers), MapError> {
-        let sets = ebpf.map(names::SETS).ok_or_else(|| MapError::InvalidName { name: names::SETS.to_owned() })?;
+        let sets =
+            ebpf.map(names::SETS).ok_or_else(|| MapError::InvalidName { name: names::SETS.to_owned() })?;
         let Map::ArrayOfMaps(data) = sets else { return Err(MapError::InvalidMapType { map_type: 0 }) };
         let sets_fd = data.fd().as_fd().try_clone_to_owned()?;
         let mut tables = Self {

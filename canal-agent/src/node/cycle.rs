@@ -114,8 +114,13 @@ impl Node {
     /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
     fn apply_policy(&mut self) -> Result<(), NodeError> {
         let overlay = self.overlay().name();
-        self.locals =
-            Locals::find(&self.cluster, &self.registry, &self.config.node_name, self.compiler.endpoints(), &mut self.netlink)?;
+        self.locals = Locals::find(
+            &self.cluster,
+            &self.registry,
+            &self.config.node_name,
+            self.compiler.endpoints(),
+            &mut self.netlink,
+        )?;
         let mut wanted: BTreeSet<(Place, String)> =
             [(Place::Overlay, overlay), (Place::Uplink, self.uplink.name.clone())].into();
         let mut unhooked: Vec<(String, String)> = Vec::new();

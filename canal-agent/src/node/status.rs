@@ -114,7 +114,10 @@ impl Node {
                 dst: event.dst.into(),
                 dst_port: event.dst_port,
                 interface: if_indextoname(event.ifindex).ok().map(|name| name.to_string_lossy().into_owned()),
-                rule: self.policy.decided(event.decision).and_then(|decided| Some(decided.rule.as_ref()?.to_string())),
+                rule: self
+                    .policy
+                    .decided(event.decision)
+                    .and_then(|decided| Some(decided.rule.as_ref()?.to_string())),
             }
         });
         let mut drops: Vec<_> = described.collect();

@@ -23,7 +23,6 @@ impl Asks {
         self.by_number[ask as usize].as_ref().expect("a predicate keeps its number while some class holds it")
     }
 
-
     /// One more asks; whether nobody did before.
     pub(super) fn acquire(&mut self, predicate: &Predicate) -> (Ask, bool) {
         if let Some((ask, users)) = self.by_predicate.get_mut(predicate) {

@@ -84,9 +84,10 @@ impl Groups {
         let mut whole = Vec::new();
         for (group, members) in by_group {
             let all = members.len() == self.get(group).members;
-            let target = members[0].1.clone().filter(|target| {
-                all && members.iter().all(|(_, to)| to.as_ref() == Some(target))
-            });
+            let target = members[0]
+                .1
+                .clone()
+                .filter(|target| all && members.iter().all(|(_, to)| to.as_ref() == Some(target)));
             match target {
                 Some(target) => {
                     self.by_content.remove(&self.get(group).content.clone());

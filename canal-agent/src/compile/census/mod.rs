@@ -41,6 +41,8 @@ pub enum Place {
 /// What [`Census::take_delta`] tells.
 #[derive(Debug, Default)]
 pub struct Delta {
+    /// It is the first one of this census: nothing is known of what was before.
+    pub is_first: bool,
     /// Places that may be of another class now, or none.
     pub moved: BTreeSet<Place>,
     /// All other places that had the first class have the second one now.
@@ -73,6 +75,8 @@ pub struct Census {
     prefixes: usize,
     due: Due,
     moved: BTreeSet<Place>,
+    /// Nobody has taken a delta yet.
+    is_new: bool,
     touched: Touched,
 }
 
@@ -145,6 +149,7 @@ impl Default for Census {
             prefixes: 0,
             due: Due::default(),
             moved: BTreeSet::new(),
+            is_new: true,
             touched: Touched::default(),
         }
     }
@@ -167,7 +172,9 @@ impl Census {
         };
         let new = self.objects.get(key);
         let ends = |known: Option<&Known>| {
-            known.map_or_else(Default::default, |known| (Some(known.description), known.addresses.clone(), known.nets.clone()))
+            known.map_or_else(Default::default, |known| {
+                (Some(known.description), known.addresses.clone(), known.nets.clone())
+            })
         };
         let (gone, old_addresses, old_nets) = ends(old.as_ref());
         let (come, new_addresses, new_nets) = ends(new);
@@ -285,7 +292,8 @@ impl Census {
             Place::Net(net) => (None, net),
         };
         let by_net = || {
-            let lengths = (0..=within.prefix_len()).rev().filter(|length| self.lengths[usize::from(*length)] > 0);
+            let lengths =
+                (0..=within.prefix_len()).rev().filter(|length| self.lengths[usize::from(*length)] > 0);
             lengths
                 .filter_map(|length| self.nets.get(&around(within.addr(), length))?.group)
                 .next()
@@ -300,15 +308,20 @@ impl Census {
             let group = self.sites.slots[*site as usize].as_ref()?.group?;
             Some((Place::Peer(*address), self.groups.class(group)))
         });
-        let nets = self.nets.iter().filter_map(|(net, content)| {
-            Some((Place::Net(*net), self.groups.class(content.group?)))
-        });
+        let nets = self
+            .nets
+            .iter()
+            .filter_map(|(net, content)| Some((Place::Net(*net), self.groups.class(content.group?))));
         peers.chain(nets)
     }
 
     /// What has changed since the last call.
     pub fn take_delta(&mut self) -> Delta {
-        Delta { moved: std::mem::take(&mut self.moved), renamed: self.groups.take_renamed() }
+        Delta {
+            is_first: std::mem::replace(&mut self.is_new, false),
+            moved: std::mem::take(&mut self.moved),
+            renamed: self.groups.take_renamed(),
+        }
     }
 
     /// Takes objects that changed into account; [`Census::want`] does it too.
@@ -354,7 +367,8 @@ impl Census {
                     let Some(site) = self.sites.slots[id as usize].as_mut() else { continue };
                     site.group = to;
                     let size = site.addresses.len();
-                    self.peers = self.peers + if to.is_some() { size } else { 0 } - if from.is_some() { size } else { 0 };
+                    self.peers = self.peers + if to.is_some() { size } else { 0 }
+                        - if from.is_some() { size } else { 0 };
                     self.moved.extend(site.addresses.iter().map(|address| Place::Peer(*address)));
                 }
                 Member::Net(net) => {
@@ -386,7 +400,8 @@ impl Census {
     fn change_asks(&mut self, fresh: &[Ask], gone: &[Ask]) {
         let is_net = |asks: &Asks, ask: &&Ask| matches!(asks.get(**ask), Predicate::Net(_));
         let by_owner: Vec<Ask> = fresh.iter().filter(|ask| !is_net(&self.asks, ask)).copied().collect();
-        let gone_by_owner: BTreeSet<Ask> = gone.iter().filter(|ask| !is_net(&self.asks, ask)).copied().collect();
+        let gone_by_owner: BTreeSet<Ask> =
+            gone.iter().filter(|ask| !is_net(&self.asks, ask)).copied().collect();
         if !by_owner.is_empty() || !gone_by_owner.is_empty() {
             let mut due = Vec::new();
             for (id, description) in self.descriptions.iter_mut() {
@@ -437,7 +452,8 @@ impl Census {
     }
 
     fn change_owners(&mut self, address: Ipv4Addr, gone: Option<u32>, come: Option<u32>) {
-        let mut owners: Vec<u32> = self.sites.of(address).map(|site| site.owners.to_vec()).unwrap_or_default();
+        let mut owners: Vec<u32> =
+            self.sites.of(address).map(|site| site.owners.to_vec()).unwrap_or_default();
         if let Some(at) = gone.and_then(|gone| owners.iter().position(|owner| *owner == gone)) {
             owners.swap_remove(at);
         }
@@ -464,7 +480,8 @@ impl Census {
             self.sites.at.remove(&address);
         }
         if let Some(id) = old {
-            let site = self.sites.slots[id as usize].as_mut().expect("a site lives as long as it has addresses");
+            let site =
+                self.sites.slots[id as usize].as_mut().expect("a site lives as long as it has addresses");
             site.addresses.remove(&address);
             self.peers -= usize::from(site.group.is_some());
             if site.addresses.is_empty() {
@@ -548,10 +565,15 @@ impl Census {
 
     /// Addresses within `range` whose innermost CIDR was `from` have `to` for that.
     fn settle_within(&mut self, range: Ipv4Net, from: Option<Ipv4Net>, to: Option<Ipv4Net>) {
-        let within: Vec<(Ipv4Addr, u32)> =
-            self.sites.at.range(range.network()..=range.broadcast()).map(|(address, site)| (*address, *site)).collect();
+        let within: Vec<(Ipv4Addr, u32)> = self
+            .sites
+            .at
+            .range(range.network()..=range.broadcast())
+            .map(|(address, site)| (*address, *site))
+            .collect();
         for (address, id) in within {
-            let site = self.sites.slots[id as usize].as_ref().expect("a site lives as long as it has addresses");
+            let site =
+                self.sites.slots[id as usize].as_ref().expect("a site lives as long as it has addresses");
             if site.net == from {
                 let owners = site.owners.clone();
                 self.settle(address, owners, to);

@@ -353,7 +353,10 @@ fn the_local_side_of_a_rule_is_decided_for_the_endpoint() {
     assert!(!world.ingress(&db, "8.8.8.8", "tcp 80"));
     assert!(world.ingress(&db, "8.8.8.8", "udp 80"));
     assert!(!world.ingress(&web, "8.8.8.8", "udp 80"));
-    assert!(Compiler::of(&world.cluster, NODE).sets().iter().all(|set| set.predicates().is_empty()), "nothing is asked about peers");
+    assert!(
+        Compiler::of(&world.cluster, NODE).sets().iter().all(|set| set.predicates().is_empty()),
+        "nothing is asked about peers"
+    );
 }
 
 #[test]

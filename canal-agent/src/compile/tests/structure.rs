@@ -56,7 +56,8 @@ fn only_the_endpoints_of_the_node_are_compiled_and_the_local_overlay_counts() {
     let mut local = world.cluster.endpoint(&pod).unwrap().clone();
     local.addresses = vec![address("10.0.0.7"), address("10.0.0.8")];
     world.cluster.set_local_endpoint(pod.clone(), Some(local));
-    let at: Vec<Ipv4Addr> = Compiler::of(&world.cluster, NODE).endpoints().keys().map(|(_, at)| *at).collect();
+    let at: Vec<Ipv4Addr> =
+        Compiler::of(&world.cluster, NODE).endpoints().keys().map(|(_, at)| *at).collect();
     assert_eq!(at, [address("10.0.0.7"), address("10.0.0.8")]);
     world.cluster.set_local_endpoint(pod, None);
     assert_eq!(Compiler::of(&world.cluster, NODE).endpoints().len(), 1);
@@ -97,7 +98,9 @@ fn a_row_over_the_limit_is_an_error_that_says_so() {
 #[test]
 fn children_come_before_parents_and_equal_pages_are_one() {
     let by_src: Vec<(u32, Final)> = (0..40)
-        .map(|n| (if n == 0 { 0 } else { key(6, n) }, Final { allow: n % 2 == 0, rule: None, logs: Vec::new() }))
+        .map(|n| {
+            (if n == 0 { 0 } else { key(6, n) }, Final { allow: n % 2 == 0, rule: None, logs: Vec::new() })
+        })
         .collect();
     let cells = (0..100).map(|n| {
         let decision =
@@ -166,8 +169,7 @@ fn ten_thousand_rules_and_endpoints_compile_in_seconds() {
     let census = census_of(&mut compiled);
     assert_eq!((census.peers(), census.prefixes()), (10_000, 8_000));
     let distinct: BTreeSet<_> = census.places().map(|(_, class)| class).collect();
-    let bounds: usize =
-        distinct.iter().flat_map(|class| sets.iter().map(|set| set.row(class).0.len())).sum();
+    let bounds: usize = distinct.iter().flat_map(|class| sets.iter().map(|set| set.row(class).0.len())).sum();
     assert!(bounds >= distinct.len());
     let took = start.elapsed();
     assert!(took.as_secs() < 40, "{took:?}");

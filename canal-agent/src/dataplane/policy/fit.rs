@@ -43,7 +43,8 @@ impl<T: Tables> PolicyTables<T> {
             let Some(reason) = refused.get(&desired.ingress).or_else(|| refused.get(&desired.egress)) else {
                 return true;
             };
-            let last = self.last_policy(*addr).filter(|last| last.iter().all(|set| !refused.contains_key(set)));
+            let last =
+                self.last_policy(*addr).filter(|last| last.iter().all(|set| !refused.contains_key(set)));
             let problem = Problem { reason: reason.clone(), keeps_last: last.is_some() };
             problems.insert(*addr, problem);
             if let Some([ingress, egress]) = last {

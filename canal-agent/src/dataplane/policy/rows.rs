@@ -77,11 +77,7 @@ impl Rows {
     }
 
     /// Writes `row` unless an equal one is there; its id is the caller's until [`Rows::release`].
-    pub(super) fn acquire<T: Tables>(
-        &mut self,
-        tables: &mut T,
-        row: Row,
-    ) -> Result<u32, RowError<T::Error>> {
+    pub(super) fn acquire<T: Tables>(&mut self, tables: &mut T, row: Row) -> Result<u32, RowError<T::Error>> {
         if let Some(id) = self.by_content.get(&row).copied() {
             self.share(id);
             return Ok(id);

@@ -175,7 +175,9 @@ fn check(
                 }
                 judge.forget();
             }
-            Write::Set(set, _) | Write::Column(set, ..) if !used.contains(set) && used_before.contains(set) => {
+            Write::Set(set, _) | Write::Column(set, ..)
+                if !used.contains(set) && used_before.contains(set) =>
+            {
                 return Err(format!("set {set} is used again at once"));
             }
             Write::Policy(id, _) if deleted_endpoints.contains(id) => {
