@@ -23,6 +23,7 @@ pub mod flow;
 pub mod names;
 pub mod node;
 pub mod policy;
+pub mod question;
 pub mod reason;
 pub mod settings;
 pub mod wire;

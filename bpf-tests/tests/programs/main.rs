@@ -15,6 +15,7 @@ mod fragment;
 mod from_pod;
 mod from_wire;
 mod icmp;
+mod judge;
 mod nodes;
 mod overlay;
 mod reason;

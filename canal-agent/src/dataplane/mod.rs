@@ -9,6 +9,7 @@ pub mod counters;
 pub mod events;
 pub mod hooks;
 pub mod inspect;
+pub mod judge;
 pub mod masquerade;
 pub mod nodes;
 pub mod object;
