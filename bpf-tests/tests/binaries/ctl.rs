@@ -1,4 +1,4 @@
-//! `canalctl status`, for people and for scripts.
+//! `canalctl`, for people and for scripts.
 
 use bpf_tests::{Host, Node, World, agent::binary, cmd::Output};
 use serde_json::Value;

@@ -6,7 +6,9 @@
 //! | `POST /v1/endpoints` | [`wire::AddEndpoint`] | `200 {}` once the endpoint's policy is enforced, else [`wire::ApiError`] |
 //! | `DELETE /v1/endpoints/{container}/{interface}` | | `200 {}`, also when there is none |
 //! | `GET /v1/status` | | [`wire::Status`] |
+//! | `POST /v1/explain` | [`explain::Ask`] | [`explain::Explanation`], else [`wire::ApiError`] |
 
 pub mod client;
+pub mod explain;
 pub mod server;
 pub mod wire;

@@ -14,7 +14,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::wire::{AddEndpoint, ApiError, Status};
+use super::{
+    explain::{Ask, Explanation},
+    wire::{AddEndpoint, ApiError, Status},
+};
 use crate::node::Message;
 
 type Sender = mpsc::UnboundedSender<Message>;
@@ -39,6 +42,7 @@ pub async fn serve(listener: UnixListener, messages: Sender) {
         .route("/v1/endpoints", post(add))
         .route("/v1/endpoints/{container}/{interface}", delete(remove))
         .route("/v1/status", get(status))
+        .route("/v1/explain", post(explain))
         .with_state(messages);
     if let Err(error) = axum::serve(listener, router).await {
         warn!(%error, "the local socket is gone");
@@ -62,6 +66,12 @@ async fn remove(
 
 async fn status(State(messages): State<Sender>) -> Answer<Status> {
     Ok(Json(ask(&messages, |reply| Message::Status { reply }).await?))
+}
+
+async fn explain(State(messages): State<Sender>, Json(asked): Json<Ask>) -> Answer<Explanation> {
+    let explanation =
+        ask(&messages, |reply| Message::Explain { ask: asked, reply }).await?.map_err(refused)?;
+    Ok(Json(explanation))
 }
 
 async fn ask<T>(

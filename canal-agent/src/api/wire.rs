@@ -1,6 +1,6 @@
 //! What travels over the local socket.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use canal_common::Mac;
 use ipnet::Ipv4Net;
@@ -32,6 +32,37 @@ pub struct ApiError {
     /// The same request may succeed in a moment.
     #[serde(default)]
     pub try_again: bool,
+}
+
+/// A rule, as people and scripts find it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleName {
+    /// Empty for a profile.
+    pub tier: String,
+    /// `NetworkPolicy`, `GlobalNetworkPolicy` or `Profile`.
+    pub kind: String,
+    /// Empty for kinds without namespace.
+    pub namespace: String,
+    /// As its author knows it; the key's may have the tier in front.
+    pub name: String,
+    /// Where etcd has it.
+    pub key: String,
+    /// `ingress` or `egress`.
+    pub direction: String,
+    /// Position in the list of that direction, from 0.
+    pub index: u32,
+}
+
+/// `NetworkPolicy shop/allow-web (tier default) ingress rule 2`, `Profile canal egress rule 0`.
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let separator = if self.namespace.is_empty() { "" } else { "/" };
+        write!(f, "{} {}{separator}{}", self.kind, self.namespace, self.name)?;
+        if !self.tier.is_empty() {
+            write!(f, " (tier {})", self.tier)?;
+        }
+        write!(f, " {} rule {}", self.direction, self.index)
+    }
 }
 
 /// What `canalctl status` shows.

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Cli, Output, PATIENCE, table::table};
+use super::{Cli, Output, PATIENCE, protocol, table::table};
 use crate::api::{client::Client, wire::DropStatus};
 
 pub(super) fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
@@ -24,7 +24,7 @@ fn render(drops: &[DropStatus]) -> comfy_table::Table {
             format!("{:.1} s", drop.seconds_ago),
             drop.hook.clone(),
             drop.reason.clone(),
-            protocol(drop.protocol),
+            protocol::name(drop.protocol),
             end(drop.protocol, drop.src, drop.src_port),
             end(drop.protocol, drop.dst, drop.dst_port),
             drop.interface.clone().unwrap_or_else(|| "-".to_owned()),
@@ -35,21 +35,10 @@ fn render(drops: &[DropStatus]) -> comfy_table::Table {
 }
 
 /// Ports where the protocol has them, nothing where the packet was not IPv4.
-fn end(protocol: u8, addr: Ipv4Addr, port: u16) -> String {
-    match protocol {
-        _ if addr.is_unspecified() => "-".to_owned(),
-        6 | 17 | 132 => format!("{addr}:{port}"),
-        _ => addr.to_string(),
-    }
-}
-
-fn protocol(number: u8) -> String {
+fn end(number: u8, addr: Ipv4Addr, port: u16) -> String {
     match number {
-        0 => "-".to_owned(),
-        1 => "ICMP".to_owned(),
-        6 => "TCP".to_owned(),
-        17 => "UDP".to_owned(),
-        132 => "SCTP".to_owned(),
-        other => other.to_string(),
+        _ if addr.is_unspecified() => "-".to_owned(),
+        _ if protocol::has_ports(number) => format!("{addr}:{port}"),
+        _ => addr.to_string(),
     }
 }

@@ -1,6 +1,8 @@
 //! `canalctl`: what the agent of this node does, for people and for scripts.
 
 mod drops;
+mod explain;
+mod protocol;
 mod status;
 mod table;
 
@@ -40,6 +42,9 @@ enum Verb {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Why a connection is allowed or denied: policies and rules in the order in which they are asked, and what the loaded
+    /// program answers. Exit status: 0 explained, 2 it cannot be, 3 the kernel does not do what policy says
+    Explain(explain::Arguments),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,5 +61,6 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.verb {
         Verb::Status { output } => status::run(cli, *output),
         Verb::Drops { output } => drops::run(cli, *output),
+        Verb::Explain(arguments) => explain::run(cli, arguments),
     }
 }

@@ -3,10 +3,16 @@
 //! Whoever loads the object has the program in hand; everybody else finds it by its pin. Asking counts no hit and makes
 //! no flow.
 
-use std::mem::offset_of;
+use std::{mem::offset_of, net::Ipv4Addr};
 
-use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{
+    maps::{HashMap, Map, MapData, MapError},
+    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions},
+};
 use canal_common::{
+    Ip4,
+    endpoint::Endpoint,
+    names,
     policy::Verdict,
     question::{CASES, Case, ETHERTYPE, ETHERTYPE_AT, HEADER_LEN, Question},
 };
@@ -19,6 +25,17 @@ pub enum JudgeError {
     Run(#[from] ProgramError),
     #[error("the program judge answered {answered} of {asked} questions")]
     Short { asked: usize, answered: usize },
+}
+
+/// Who the programs take an address for, as the pinned table says: whose id questions name.
+pub fn endpoint(pins: &Pins, address: Ipv4Addr) -> Result<Option<Endpoint>, MapError> {
+    let data = MapData::from_pin(pins.table(names::ENDPOINTS))?;
+    let endpoints = HashMap::<MapData, Ip4, Endpoint>::try_from(Map::HashMap(data))?;
+    match endpoints.get(&address.into(), 0) {
+        Ok(endpoint) => Ok(Some(endpoint)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The program that an agent has pinned.
@@ -49,11 +66,11 @@ pub fn ask(program: &SchedClassifier, questions: &[Question]) -> Result<Vec<Verd
 fn packet(questions: &[Question]) -> Vec<u8> {
     let mut packet = vec![0; HEADER_LEN];
     packet[ETHERTYPE_AT..ETHERTYPE_AT + 2].copy_from_slice(&ETHERTYPE.to_be_bytes());
-    for Question { peer, key, src_port, direction, _pad, endpoint } in questions {
+    for Question { peer, key, src_port, direction, endpoint, .. } in questions {
         packet.extend(peer.octets);
         packet.extend(key.to_ne_bytes());
         packet.extend(src_port.to_ne_bytes());
-        packet.extend([*direction, *_pad]);
+        packet.extend([*direction, 0]);
         packet.extend(endpoint.to_ne_bytes());
         packet.extend(Verdict::default().bits.to_ne_bytes());
     }

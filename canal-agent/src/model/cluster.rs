@@ -142,6 +142,10 @@ impl Cluster {
         in_force(&self.policies)
     }
 
+    pub fn policy(&self, resource: &Resource) -> Option<&Arc<Policy>> {
+        self.policies.get(resource).map(|held| &held.value)
+    }
+
     /// `None`: missing, which denies everything.
     pub fn profile(&self, name: &str) -> Option<&Arc<Profile>> {
         if name == profile::ALLOW_ALL {

@@ -152,6 +152,12 @@ impl Locals {
         self.by_address.get(&addr)
     }
 
+    /// Who holds which address, and why nothing passes there, if so.
+    pub(super) fn holders(&self) -> BTreeMap<Ipv4Addr, (EndpointKey, Option<String>)> {
+        let holder = |local: &Local| (local.key.clone(), local.state.reason().map(str::to_owned));
+        self.by_address.iter().map(|(addr, local)| (*addr, holder(local))).collect()
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
         self.by_address
             .iter()

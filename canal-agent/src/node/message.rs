@@ -3,7 +3,10 @@
 use tokio::sync::oneshot;
 
 use crate::{
-    api::wire::{AddEndpoint, ApiError, Status},
+    api::{
+        explain::{Ask, Explanation},
+        wire::{AddEndpoint, ApiError, Status},
+    },
     model::EndpointKey,
     netlink,
     store::{LeaseEvent, StoreEvent},
@@ -25,6 +28,10 @@ pub enum Message {
     },
     Status {
         reply: oneshot::Sender<Status>,
+    },
+    Explain {
+        ask: Ask,
+        reply: oneshot::Sender<Result<Explanation, ApiError>>,
     },
     Published(Published),
     /// Look at everything again: something may have failed, or changed without a hint.

@@ -7,7 +7,9 @@
 
 mod cycle;
 mod endpoints;
+mod explain;
 mod message;
+mod names;
 pub mod peers;
 pub mod state;
 mod status;

@@ -18,7 +18,10 @@ use super::{
     uplink::{Uplink, UplinkError},
 };
 use crate::{
-    api::wire::{AddEndpoint, ApiError},
+    api::{
+        explain::{Ask, Explanation},
+        wire::{AddEndpoint, ApiError},
+    },
     compile::Compiled,
     config::Config,
     dataplane::{
@@ -120,6 +123,8 @@ pub struct Node {
     pub(super) wanted: watch::Sender<Wanted>,
     pub(super) ready: Option<oneshot::Sender<()>>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
+    /// To be answered once the kernel has followed what came before.
+    asked: Vec<(Ask, oneshot::Sender<Result<Explanation, ApiError>>)>,
 }
 
 /// What is known about etcd.
@@ -193,6 +198,7 @@ impl Node {
             wanted,
             ready: Some(ready),
             waiting: Vec::new(),
+            asked: Vec::new(),
             config,
         };
         node.forget_vanished()?;
@@ -216,6 +222,9 @@ impl Node {
             }
             if reconcile {
                 self.reconcile();
+            }
+            for (ask, reply) in std::mem::take(&mut self.asked) {
+                let _ = reply.send(self.explain(&ask));
             }
             if let Some(reason) = &self.restart {
                 error!("{reason}; restarting to take it up, the data path stays as it is");
@@ -251,6 +260,10 @@ impl Node {
             Message::Status { reply } => {
                 self.events.drain();
                 let _ = reply.send(self.status());
+                false
+            }
+            Message::Explain { ask, reply } => {
+                self.asked.push((ask, reply));
                 false
             }
             Message::Tick => {

@@ -68,6 +68,7 @@ pub async fn answer(
             Message::AddEndpoint { reply, .. } | Message::DeleteEndpoint { reply, .. } => {
                 let _ = reply.send(Err(later()));
             }
+            Message::Explain { reply, .. } => drop(reply.send(Err(later()))),
             // Nobody sends these before the node is there.
             _ => {}
         }
