@@ -9,7 +9,7 @@ use canal_common::{
     Ip4,
     endpoint::{Endpoint, EndpointPolicy, Generation, MAX_ENDPOINTS},
     event::{EVENTS_BYTES, Event, EventBudget},
-    flow::{Flow, FlowKey, FragKey, FragPorts},
+    flow::{Flow, FlowKey, FlowLimits, FragKey, FragPorts},
     node::{MAX_NODES, Node, NodeRef},
     policy::{Class, Hits, MAX_ROWS, MAX_RULES, MAX_SETS, Row, RowRef},
     reason::{COUNTERS as COUNTER_SLOTS, Counter},
@@ -76,13 +76,27 @@ pub static SETTINGS: Settings = Settings {
     overlay_ifindex: 0,
     network: Ip4::UNSPECIFIED,
     netmask: Ip4::UNSPECIFIED,
+    limits: FlowLimits {
+        tcp_established: 0,
+        tcp_new: 0,
+        closing: 0,
+        udp: 0,
+        icmp: 0,
+        sctp_established: 0,
+        sctp_new: 0,
+        other: 0,
+    },
+    events_per_tick: 0,
+    flags: 0,
+    calico_vxlan_port: 0,
+    _pad: [0; 2],
 };
 
 /// One field of [`SETTINGS`]. Volatile: the compiler must not use the zeros above.
 macro_rules! setting {
-    ($field:ident) => {
+    ($($field:ident).+) => {
         // SAFETY: a field of a static is valid to read.
-        unsafe { core::ptr::read_volatile(&raw const $crate::maps::SETTINGS.$field) }
+        unsafe { core::ptr::read_volatile(&raw const $crate::maps::SETTINGS.$($field).+) }
     };
 }
 pub(crate) use setting;

@@ -226,16 +226,3 @@ fn counters_count_packets_and_the_bytes_of_the_frame_as_it_leaves() {
         }
     });
 }
-
-#[test]
-fn a_flood_of_drops_is_counted_in_full_and_told_in_part() {
-    story(|lab| {
-        for _ in 0..400 {
-            dropped(&leave(lab, A, &udp(WORLD, B.ip)), Reason::SpoofedIp);
-        }
-        // Within two ticks and on two CPUs at the most.
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-        let told = 400 - lab.events_lost();
-        assert!(told <= 128 * 2 * cpus && lab.events_lost() > 0 || cpus > 1, "{told} events");
-    });
-}

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use canal_common::{
     flow::Leg,
-    reason::Reason,
+    reason::{Hook, Reason},
     wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTO_UDP},
 };
 
@@ -11,9 +11,9 @@ use crate::{
     maps::setting,
     packet::{self, EthHeader, OUTER, Packet},
     step::{
-        arp, deliver,
+        admit, arp, deliver,
         flow::{self, Known},
-        leg,
+        fragment, leg, related,
     },
     verdict::{Go, Outcome, Stop},
 };
@@ -35,7 +35,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         _ => return Err(Reason::NotIpv4.into()),
     }
     let mut packet = packet::parse(ctx, OUTER)?;
-    if !flow::settle_fragment(&mut packet) {
+    if !fragment::settle(&mut packet) {
         owner(ctx, &packet, &eth)?;
         // The stack may know how to put it together, and what it forwards to a pod is judged at the next hook;
         // on other ways there is none.
@@ -50,7 +50,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
     }
     if packet.is_icmp_error() {
         owner(ctx, &packet, &eth)?;
-        let related = flow::related(ctx, OUTER, &packet)?;
+        let related = related::related(ctx, OUTER, &packet)?;
         // A pod is no router: it speaks about packets that were sent to it.
         if related.about != packet.src {
             return Err(Reason::IcmpUnrelated.into());
@@ -65,7 +65,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         Known::Judge => {
             let from = owner(ctx, &packet, &eth)?;
             let to = leg::anyone(packet.dst);
-            flow::admit(&packet, &from, &to, false)?;
+            admit::admit(ctx, Hook::FromPod, &packet, &from, &to, false)?;
             forward(ctx, &packet, &to, false)
         }
     }
