@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::soon;
 
-fn canalctl(node: &Node, line: &str) -> Output {
+pub(crate) fn canalctl(node: &Node, line: &str) -> Output {
     let program = binary("canalctl").unwrap().display().to_string();
     node.netns()
         .cmd(&format!("{program} {line}"))
