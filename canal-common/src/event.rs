@@ -6,8 +6,8 @@ list! {
     /// Why user space is told of a packet.
     Kind:
     Dropped = 0 "dropped" "the packet was dropped",
-    LoggedAllowed = 1 "logged-allowed" "a new flow met a Log rule and policy allowed it",
-    LoggedDenied = 2 "logged-denied" "a new flow met a Log rule and policy denied it: the packet was dropped",
+    LoggedAllowed = 1 "logged-allowed" "a new flow met a Log rule and was allowed",
+    LoggedDenied = 2 "logged-denied" "a new flow met a Log rule and was denied: the packet was dropped",
 }
 
 impl Kind {

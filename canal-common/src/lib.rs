@@ -20,6 +20,7 @@ pub mod addr;
 pub mod endpoint;
 pub mod event;
 pub mod flow;
+pub mod host;
 mod list;
 pub mod names;
 pub mod node;

@@ -31,6 +31,8 @@ names! {
     ENDPOINTS = "ENDPOINTS",
     /// Endpoint id → policy sets.
     POLICY = "POLICY",
+    /// Addresses of this node.
+    LOCAL_IPS = "LOCAL_IPS",
     /// Exact address → peer class.
     PEERS = "PEERS",
     /// CIDR → peer class.

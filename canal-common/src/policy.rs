@@ -68,7 +68,7 @@ pub const fn icmp_port(icmp_type: u8, code: u8) -> u16 {
     (icmp_type as u16) << 8 | code as u16
 }
 
-/// From the top: one bit of log, two bits of kind, one that is zero, 28 bits of decision id or row index.
+/// From the top: one bit of log, two bits of kind, one that is zero in the tables, 28 bits of decision id or row index.
 ///
 /// A decision is how an evaluation ended and what it met on the way: whether it allows, the rule that decided, the Log
 /// rules before it. User space gives the ids out; 0 is "no rule, no log".
@@ -87,6 +87,7 @@ impl Verdict {
     pub const BY_SRC_PORT: u32 = 3;
 
     const LOG: u32 = 1 << 31;
+    const TO_HOST: u32 = 1 << 28;
     const KIND_SHIFT: u32 = 29;
     const KIND_MASK: u32 = 3;
     const ID_MASK: u32 = (1 << 28) - 1;
@@ -110,9 +111,22 @@ impl Verdict {
         self.bits >> Self::KIND_SHIFT & Self::KIND_MASK
     }
 
+    /// A final verdict on something that leads to the node itself, which does not take it; set by the kernel programs.
+    #[must_use]
+    #[inline(always)]
+    pub const fn to_host(self) -> Self {
+        Self { bits: self.bits | Self::TO_HOST }
+    }
+
+    /// Policy allows, and the node itself does not take it.
+    #[inline(always)]
+    pub const fn is_to_host(self) -> bool {
+        self.kind() == Self::ALLOW && self.bits & Self::TO_HOST != 0
+    }
+
     #[inline(always)]
     pub const fn allows(self) -> bool {
-        self.kind() == Self::ALLOW
+        self.kind() == Self::ALLOW && self.bits & Self::TO_HOST == 0
     }
 
     #[inline(always)]
@@ -184,6 +198,9 @@ mod tests {
                 let logged = verdict.with_log();
                 assert_eq!((logged.kind(), logged.id(), logged.logs()), (kind, id, true));
                 assert_eq!(logged.allows(), kind == Verdict::ALLOW);
+                let to_host = logged.to_host();
+                assert_eq!((to_host.kind(), to_host.id(), to_host.logs()), (kind, id, true));
+                assert_eq!((to_host.allows(), to_host.is_to_host()), (false, kind == Verdict::ALLOW));
             }
         }
     }

@@ -38,6 +38,7 @@ list! {
     EncapFailed = 29 "encap-failed" "the kernel refused to make or remove the VXLAN header",
     IcmpUnrelated = 30 "icmp-unrelated" "an ICMP error that belongs to no known connection",
     WrongVtep = 31 "wrong-vtep" "VXLAN addressed to another device's MAC",
+    ToHost = 32 "to-host" "pods may not begin anything with this node itself",
 }
 
 impl Reason {
@@ -47,7 +48,7 @@ impl Reason {
 }
 
 /// Reasons per hook in `COUNTERS`: the index is `hook * REASONS + reason`.
-pub const REASONS: u32 = 32;
+pub const REASONS: u32 = 64;
 /// Size of `COUNTERS`.
 pub const COUNTERS: u32 = REASONS * 8;
 

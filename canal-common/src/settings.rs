@@ -38,7 +38,8 @@ impl Settings {
     /// Pods may send IP in IP.
     pub const ALLOW_POD_IPIP: u32 = 1 << 2;
     /// What pods begin with an address of this node is dropped after their egress policy has allowed it
-    /// (`DefaultEndpointToHostAction: Drop`).
+    /// (`DefaultEndpointToHostAction: Drop`). Judged by the address that the pod uses: unlike in Calico, a port of the node
+    /// that the host translates to another pod is among them.
     pub const DROP_TO_HOST: u32 = 1 << 3;
 
     /// The default of `calico_vxlan_port`.

@@ -10,6 +10,7 @@ use canal_common::{
     endpoint::{Endpoint, EndpointPolicy, Generation, MAX_ENDPOINTS},
     event::{EVENTS_BYTES, Event, EventBudget},
     flow::{Flow, FlowKey, FlowLimits, FragKey, FragPorts},
+    host::{LocalIp, MAX_LOCAL_IPS},
     node::{MAX_NODES, Node, NodeRef},
     policy::{Class, Hits, MAX_ROWS, MAX_RULES, MAX_SETS, Row, RowRef},
     reason::{COUNTERS as COUNTER_SLOTS, Counter},
@@ -24,13 +25,15 @@ pub static FLOWS_NEW: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
 #[btf_map]
 pub static FRAGS: LruHashMap<FragKey, FragPorts, 8192> = LruHashMap::new();
 
-// Local endpoints; written by the agent.
+// Local endpoints and the node itself; written by the agent.
 #[btf_map]
 pub static GENERATIONS: Array<Generation, { MAX_ENDPOINTS as usize }> = Array::new();
 #[btf_map]
 pub static ENDPOINTS: HashMap<Ip4, Endpoint, { MAX_ENDPOINTS as usize }> = HashMap::new();
 #[btf_map]
 pub static POLICY: HashMap<u32, EndpointPolicy, { MAX_ENDPOINTS as usize }> = HashMap::new();
+#[btf_map]
+pub static LOCAL_IPS: HashMap<Ip4, LocalIp, { MAX_LOCAL_IPS as usize }> = HashMap::new();
 
 // Compiled policy; written by the agent.
 #[btf_map]

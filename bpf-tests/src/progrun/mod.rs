@@ -101,7 +101,8 @@ impl Lab {
         Self::open_with(0)
     }
 
-    fn open_with(flags: u32) -> Result<Self> {
+    /// As [`Lab::open`], with these flags of [`Settings`].
+    pub fn open_with(flags: u32) -> Result<Self> {
         let made = thread::spawn(move || -> Result<Self> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
             Self::load_with(flags, Links::make()?, None)

@@ -17,6 +17,7 @@ use canal_common::{
     endpoint::{Endpoint, EndpointPolicy, Generation},
     event::{Event, EventBudget},
     flow::{Flow, FlowKey, FragKey, FragPorts},
+    host::LocalIp,
     names,
     node::{Node, NodeRef},
     policy::{Class, Hits, Row, RowRef},
@@ -44,6 +45,13 @@ impl Lab {
 
     pub fn delete_endpoint(&mut self, addr: Ipv4Addr) {
         self.map::<Hash<_, Ip4, Endpoint>>(names::ENDPOINTS).remove(&addr.into()).unwrap();
+    }
+
+    /// Gives this node an address.
+    pub fn put_local_ip(&mut self, addr: Ipv4Addr) {
+        self.map::<Hash<_, Ip4, LocalIp>>(names::LOCAL_IPS)
+            .insert(Ip4::from(addr), LocalIp::default(), 0)
+            .unwrap();
     }
 
     pub fn put_policy(&mut self, endpoint: u32, policy: EndpointPolicy) {
@@ -202,6 +210,7 @@ impl Lab {
         self.forget_flows();
         clear::<_, Ip4, Endpoint>(&mut self.map(names::ENDPOINTS));
         clear::<_, u32, EndpointPolicy>(&mut self.map(names::POLICY));
+        clear::<_, Ip4, LocalIp>(&mut self.map(names::LOCAL_IPS));
         clear::<_, Ip4, Class>(&mut self.map(names::PEERS));
         clear::<_, Ip4, NodeRef>(&mut self.map(names::NODE_IPS));
         clear_trie::<_, Class>(&mut self.map(names::NETS));

@@ -15,6 +15,7 @@ mod flow;
 mod fragment;
 mod from_pod;
 mod from_wire;
+mod host;
 mod icmp;
 mod judge;
 mod keep;

@@ -40,6 +40,8 @@ pub struct Explanation {
     pub before_policy: Option<BeforePolicy>,
     /// By each end that is a pod of this node, the sender's first.
     pub judgements: Vec<Judgement>,
+    /// Why what policy allows is dropped all the same, if so.
+    pub after_policy: Option<String>,
     /// As far as this node decides; `None` where policy does not.
     pub allow: Option<bool>,
     /// The kernel does not do what policy says.

@@ -81,6 +81,8 @@ fn render(explanation: &Explanation) -> String {
         let _ = write!(text, ": {}", before.reason);
     } else if let Some(by) = explanation.judgements.iter().find(|j| j.closed.is_some() || !j.policy.allow) {
         let _ = write!(text, " by {} of {}", by.direction, by.endpoint);
+    } else if let Some(reason) = &explanation.after_policy {
+        let _ = write!(text, ": {reason}");
     }
     text.push('\n');
     text
@@ -219,7 +221,7 @@ mod tests {
             "kernel": {"allow": true, "rule": {"tier": "default", "kind": "NetworkPolicy", "namespace": "shop", "name": "web", "key": "/x", "direction": "egress", "index": 7}, "reason": null},
             "agrees": false
         }],
-        "allow": false, "differs": true
+        "after_policy": null, "allow": false, "differs": true
     }"#;
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
     maps::{FLOWS, FLOWS_NEW, POLICY, setting},
     packet::{Packet, Part},
     step::{
-        flow::{ends, idle_limit, initiated_by_hi, key_of, note_end, now, promote},
+        flow::{ends, idle_limit, initiated_by_hi, key_of, note_end, now, put_live},
         fragment, leg,
         policy::{Direction, judge},
     },
@@ -70,7 +70,8 @@ pub fn admit(
         log(ctx, hook as u8, bits);
     }
     if !judged.egress.allows() {
-        return Err(Stop { reason: Reason::PolicyEgress, verdict: judged.egress });
+        let reason = if judged.egress.is_to_host() { Reason::ToHost } else { Reason::PolicyEgress };
+        return Err(Stop { reason, verdict: judged.egress });
     }
     if !judged.ingress.allows() {
         return Err(Stop { reason: Reason::PolicyIngress, verdict: judged.ingress });
@@ -122,7 +123,7 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
         }
         if !is_new && is_kept(known, &flow) {
             note_end(&mut flow, packet, from_hi);
-            let _ = FLOWS.insert(&key, &flow, BPF_ANY.into());
+            put_live(&key, &flow);
             return Judged::UNASKED.to_bits();
         }
         let (from, to) = ends(&flow, from_hi);
@@ -140,7 +141,10 @@ extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg
         if is_new && (by_sender || !judged.allows()) {
             let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
         } else {
-            promote(&key, &flow);
+            if flow.state == Flow::NEW && !by_sender {
+                flow.state = Flow::ESTABLISHED;
+            }
+            put_live(&key, &flow);
         }
         return judged.to_bits();
     }

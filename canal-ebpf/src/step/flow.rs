@@ -131,12 +131,18 @@ pub fn key_of(packet: &Packet) -> (FlowKey, bool) {
 
 /// The first answer moves a flow out of reach of a flood.
 #[inline(never)]
-pub fn promote(key: &FlowKey, flow: &Flow) {
+fn promote(key: &FlowKey, flow: &Flow) {
     let mut live = *flow;
     if live.state == Flow::NEW {
         live.state = Flow::ESTABLISHED;
     }
-    if FLOWS.insert(key, &live, BPF_ANY.into()).is_ok() {
+    put_live(key, &live);
+}
+
+/// Puts a flow among those that have been answered.
+#[inline(always)]
+pub fn put_live(key: &FlowKey, flow: &Flow) {
+    if FLOWS.insert(key, flow, BPF_ANY.into()).is_ok() {
         let _ = FLOWS_NEW.remove(key);
     }
 }

@@ -9,7 +9,9 @@ mod walk;
 
 use std::net::Ipv4Addr;
 
-use canal_common::{policy::Verdict, question::Question, wire::PROTO_UDP};
+use canal_common::{
+    host::is_for_many, policy::Verdict, question::Question, settings::Settings, wire::PROTO_UDP,
+};
 
 use self::{
     end::{Around, Found},
@@ -70,12 +72,15 @@ impl Node {
         let mut notes: Vec<String> =
             self.failure.iter().map(|f| format!("the last update failed: {f}")).collect();
         notes.extend(assumptions(ask, &packet, asks_src_port));
-        if to.end.place == Place::ThisHost {
+        let after_policy = after_policy(&from, &to, self.settings.flags);
+        if to.end.place == Place::ThisHost && after_policy.is_none() {
             notes.push("what policy allows to this host then meets the host's own firewall".to_owned());
         }
         let allow = match &before_policy {
             Some(before) => before.allow,
-            None => Some(judgements.iter().all(|j| j.closed.is_none() && j.policy.allow)),
+            None => Some(
+                after_policy.is_none() && judgements.iter().all(|j| j.closed.is_none() && j.policy.allow),
+            ),
         };
         Ok(Explanation {
             node: self.config.node_name.clone(),
@@ -86,6 +91,7 @@ impl Node {
             before_policy,
             differs: judgements.iter().any(|judgement| !judgement.agrees),
             judgements,
+            after_policy,
             allow,
         })
     }
@@ -123,7 +129,7 @@ impl Node {
             (None, id) => Some(format!("rule id {id}, which stands for nothing")),
         };
         let answer = Answer {
-            allow: Some(verdict.kind() == Verdict::ALLOW),
+            allow: Some(verdict.allows()),
             rule: rule.map(|rule| names::rule(&self.cluster, rule)),
             reason,
         };
@@ -161,6 +167,15 @@ fn before_policy(packet: &Packet, from: &Found, to: &Found, vxlan_port: u16) -> 
         };
     }
     None
+}
+
+/// Why the programs drop what policy allows.
+fn after_policy(from: &Found, to: &Found, flags: u32) -> Option<String> {
+    let to_host = to.end.place == Place::ThisHost || is_for_many(to.end.address.into());
+    let drops = from.local.is_some() && to_host && flags & Settings::DROP_TO_HOST != 0;
+    drops.then(|| {
+        "pods may not begin anything with this node itself (DefaultEndpointToHostAction: Drop)".to_owned()
+    })
 }
 
 fn judgement(

@@ -350,6 +350,14 @@ fn what_the_programs_do_without_policy_is_told_before_it() {
     assert_eq!(decided(&tcp(80), "192.168.0.1", "abcd9999"), Some(Some(false)));
     assert_eq!(decided(&tcp(80), "abcdef01", "192.168.0.1"), None);
 
+    let after = |from: &str, to: &str, flags| {
+        after_policy(&around.find(from).unwrap(), &around.find(to).unwrap(), flags).is_some()
+    };
+    let drop = Settings::DROP_TO_HOST;
+    assert!(after("abcdef01", "192.168.0.1", drop) && after("abcdef01", "224.0.0.1", drop));
+    assert!(!after("abcdef01", "192.168.0.1", 0) && !after("abcdef01", "192.168.0.2", drop));
+    assert!(!after("192.168.0.1", "abcdef01", drop));
+
     let concerns =
         |from: &str, to: &str| concerns_us(&around.find(from).unwrap(), &around.find(to).unwrap(), NODE);
     assert_eq!(concerns("abcdef01", "8.8.8.8"), Ok(()));
