@@ -27,7 +27,7 @@ list! {
     FlowDenied = 18 "flow-denied" "belongs to a connection that policy has cut",
     SpoofedIp = 19 "spoofed-ip" "the pod used an address that is not its own",
     SpoofedMac = 20 "spoofed-mac" "the pod used a MAC address that is not its own",
-    PodTunnel = 21 "pod-tunnel" "a pod may not send VXLAN",
+    PodTunnel = 21 "pod-tunnel" "a pod may not send VXLAN or IP in IP",
     NotIpv4 = 22 "not-ipv4" "neither IPv4 nor ARP",
     Malformed = 23 "malformed" "the headers contradict themselves",
     UnknownEndpoint = 24 "unknown-endpoint" "no pod of this node is programmed for this address and interface",

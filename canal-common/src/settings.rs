@@ -25,7 +25,7 @@ pub struct Settings {
     /// [`Settings::KEEP_ESTABLISHED`], [`Settings::ALLOW_POD_VXLAN`], [`Settings::ALLOW_POD_IPIP`],
     /// [`Settings::DROP_TO_HOST`].
     pub flags: u32,
-    /// Felix's `VXLANPort`: pods may not send VXLAN there either.
+    /// Felix's `VXLANPort`: what pods send there is VXLAN as well.
     pub calico_vxlan_port: u16,
     pub _pad: [u8; 2],
 }
@@ -33,7 +33,8 @@ pub struct Settings {
 impl Settings {
     /// A change of policy alone does not end a live, answered flow (Calico's behaviour).
     pub const KEEP_ESTABLISHED: u32 = 1;
-    /// Pods may send VXLAN.
+    /// Pods may send VXLAN; but on our own port to other pods only. What leaves the pod network may get this node's
+    /// address on the way, and other nodes would take it for ours.
     pub const ALLOW_POD_VXLAN: u32 = 1 << 1;
     /// Pods may send IP in IP.
     pub const ALLOW_POD_IPIP: u32 = 1 << 2;

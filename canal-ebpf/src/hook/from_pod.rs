@@ -4,7 +4,8 @@ use aya_ebpf::programs::TcContext;
 use canal_common::{
     flow::Leg,
     reason::{Hook, Reason},
-    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTO_UDP},
+    settings::Settings,
+    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTO_IPIP, PROTO_UDP},
 };
 
 use crate::{
@@ -44,8 +45,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
             _ => Err(Reason::FragUnknown.into()),
         };
     }
-    // As Felix does, whatever the destination: a pod has no business in the overlay.
-    if packet.proto == PROTO_UDP && packet.dst_port == setting!(vxlan_port) {
+    if is_forbidden_tunnel(&packet) {
         return Err(Reason::PodTunnel.into());
     }
     if packet.is_icmp_error() {
@@ -68,6 +68,21 @@ pub fn run(ctx: &TcContext) -> Outcome {
             admit::admit(ctx, Hook::FromPod, &packet, &from, &to, false)?;
             forward(ctx, &packet, &to, false)
         }
+    }
+}
+
+/// As Felix does, whatever the destination: a pod has no business in the overlay.
+#[inline(always)]
+fn is_forbidden_tunnel(packet: &Packet) -> bool {
+    match packet.proto {
+        PROTO_UDP if packet.dst_port == setting!(vxlan_port) => {
+            setting!(flags) & Settings::ALLOW_POD_VXLAN == 0 || leg::anyone(packet.dst).kind == Leg::STACK
+        }
+        PROTO_UDP if packet.dst_port == setting!(calico_vxlan_port) => {
+            setting!(flags) & Settings::ALLOW_POD_VXLAN == 0
+        }
+        PROTO_IPIP => setting!(flags) & Settings::ALLOW_POD_IPIP == 0,
+        _ => false,
     }
 }
 
