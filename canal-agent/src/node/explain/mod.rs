@@ -10,7 +10,11 @@ mod walk;
 use std::net::Ipv4Addr;
 
 use canal_common::{
-    host::is_for_many, policy::Verdict, question::Question, settings::Settings, wire::PROTO_UDP,
+    host::is_for_many,
+    policy::Verdict,
+    question::Question,
+    settings::Settings,
+    wire::{PROTO_IPIP, PROTO_UDP},
 };
 
 use self::{
@@ -18,7 +22,7 @@ use self::{
     packet::{assumptions, is_icmp_error, packet, row_key, shown},
     walk::{Walked, walk},
 };
-use super::{Node, names, state::vxlan};
+use super::{Node, names};
 use crate::{
     api::{
         explain::{Answer, Ask, BeforePolicy, Explanation, Judgement, Place},
@@ -57,7 +61,7 @@ impl Node {
         let packet = packet(ask, from.end.address, to.end.address).map_err(no)?;
         concerns_us(&from, &to, &self.config.node_name).map_err(no)?;
 
-        let before_policy = before_policy(&packet, &from, &to, vxlan(&self.network).port);
+        let before_policy = before_policy(&packet, &from, &to, &self.settings);
         let mut judgements = Vec::new();
         let mut asks_src_port = false;
         if before_policy.is_none() {
@@ -150,14 +154,16 @@ fn concerns_us(from: &Found, to: &Found, node: &str) -> Result<(), String> {
 }
 
 /// What the programs do without asking policy.
-fn before_policy(packet: &Packet, from: &Found, to: &Found, vxlan_port: u16) -> Option<BeforePolicy> {
+fn before_policy(packet: &Packet, from: &Found, to: &Found, settings: &Settings) -> Option<BeforePolicy> {
     let decided = |allow, reason: String| Some(BeforePolicy { allow, reason });
     if is_icmp_error(packet) {
         let reason = "an ICMP error passes if it is about a known connection, else it is dropped";
         return decided(None, reason.to_owned());
     }
-    if from.local.is_some() && packet.protocol == PROTO_UDP && packet.dst_port == vxlan_port {
-        return decided(Some(false), format!("a pod may not send VXLAN (UDP port {vxlan_port})"));
+    if from.local.is_some()
+        && let Some(tunnel) = forbidden_tunnel(packet, to, settings)
+    {
+        return decided(Some(false), format!("a pod may not send {tunnel}"));
     }
     if from.end.place == Place::ThisHost {
         let closed = to.local.as_ref().and_then(|local| local.closed.clone());
@@ -167,6 +173,23 @@ fn before_policy(packet: &Packet, from: &Found, to: &Found, vxlan_port: u16) -> 
         };
     }
     None
+}
+
+fn forbidden_tunnel(packet: &Packet, to: &Found, settings: &Settings) -> Option<String> {
+    let allowed = |flag| settings.flags & flag != 0;
+    match (packet.protocol, packet.dst_port) {
+        (PROTO_UDP, port) if port == settings.vxlan_port => {
+            let leaves_the_pods = !matches!(to.end.place, Place::Pod | Place::RemotePod)
+                && (to.end.place != Place::Elsewhere || to.end.node.is_none());
+            (!allowed(Settings::ALLOW_POD_VXLAN) || leaves_the_pods)
+                .then(|| format!("VXLAN (UDP port {port})"))
+        }
+        (PROTO_UDP, port) if port == settings.calico_vxlan_port => {
+            (!allowed(Settings::ALLOW_POD_VXLAN)).then(|| format!("VXLAN (UDP port {port})"))
+        }
+        (PROTO_IPIP, _) => (!allowed(Settings::ALLOW_POD_IPIP)).then(|| "IP in IP".to_owned()),
+        _ => None,
+    }
 }
 
 /// Why the programs drop what policy allows.

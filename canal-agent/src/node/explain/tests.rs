@@ -332,17 +332,31 @@ fn ends_that_are_no_pods_of_this_node_are_told_by_what_is_known_of_them() {
 fn what_the_programs_do_without_policy_is_told_before_it() {
     let world = surroundings();
     let around = around(&world);
-    let decided = |ask: &Ask, from: &str, to: &str| {
+    let settings = Settings { vxlan_port: 8472, calico_vxlan_port: 4789, ..Settings::default() };
+    let decided_with = |settings: &Settings, ask: &Ask, from: &str, to: &str| {
         let (from, to) = (around.find(from).unwrap(), around.find(to).unwrap());
         let packet = packet(ask, from.end.address, to.end.address).unwrap();
-        before_policy(&packet, &from, &to, 8472).map(|before| before.allow)
+        before_policy(&packet, &from, &to, settings).map(|before| before.allow)
     };
+    let decided = |ask: &Ask, from: &str, to: &str| decided_with(&settings, ask, from, to);
     let icmp = |kind| Ask { protocol: 1, icmp_type: Some(kind), ..Ask::default() };
     let udp = |port| Ask { protocol: 17, port: Some(port), ..Ask::default() };
     assert_eq!(decided(&tcp(80), "abcdef01", "8.8.8.8"), None);
     assert_eq!(decided(&udp(8472), "abcdef01", "8.8.8.8"), Some(Some(false)));
     assert_eq!(decided(&udp(8472), "8.8.8.8", "abcdef01"), None);
-    assert_eq!(decided(&udp(4789), "abcdef01", "8.8.8.8"), None);
+    assert_eq!(decided(&udp(4789), "abcdef01", "8.8.8.8"), Some(Some(false)));
+    assert_eq!(decided(&udp(4788), "abcdef01", "8.8.8.8"), None);
+    let ipip = Ask { protocol: 4, ..Ask::default() };
+    assert_eq!(decided(&ipip, "abcdef01", "8.8.8.8"), Some(Some(false)));
+    let lax = Settings { flags: Settings::ALLOW_POD_VXLAN | Settings::ALLOW_POD_IPIP, ..settings };
+    assert_eq!(decided_with(&lax, &ipip, "abcdef01", "8.8.8.8"), None);
+    assert_eq!(decided_with(&lax, &udp(4789), "abcdef01", "8.8.8.8"), None);
+    for to in ["abcd9999", "10.0.2.1", "10.0.2.77"] {
+        assert_eq!(decided_with(&lax, &udp(8472), "abcdef01", to), None, "{to}");
+    }
+    for to in ["8.8.8.8", "192.168.0.1", "192.168.0.2"] {
+        assert_eq!(decided_with(&lax, &udp(8472), "abcdef01", to), Some(Some(false)), "{to}");
+    }
     assert_eq!(decided(&tcp(8472), "abcdef01", "8.8.8.8"), None);
     assert_eq!(decided(&icmp(3), "abcdef01", "8.8.8.8"), Some(None));
     assert_eq!(decided(&icmp(8), "abcdef01", "8.8.8.8"), None);
