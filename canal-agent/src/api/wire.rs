@@ -53,11 +53,18 @@ pub struct RuleName {
     pub index: u32,
 }
 
+impl RuleName {
+    /// With the namespace, if it has one.
+    pub fn qualified_name(&self) -> String {
+        let separator = if self.namespace.is_empty() { "" } else { "/" };
+        format!("{}{separator}{}", self.namespace, self.name)
+    }
+}
+
 /// `NetworkPolicy shop/allow-web (tier default) ingress rule 2`, `Profile canal egress rule 0`.
 impl fmt::Display for RuleName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let separator = if self.namespace.is_empty() { "" } else { "/" };
-        write!(f, "{} {}{separator}{}", self.kind, self.namespace, self.name)?;
+        write!(f, "{} {}", self.kind, self.qualified_name())?;
         if !self.tier.is_empty() {
             write!(f, " (tier {})", self.tier)?;
         }
@@ -82,9 +89,6 @@ pub struct Status {
     /// Policies and other objects that cannot be used, by key, with the reason.
     pub invalid: BTreeMap<String, String>,
     pub counters: Vec<CounterStatus>,
-    /// The latest dropped packets, newest first: a sample, not all.
-    #[serde(default)]
-    pub drops: Vec<DropStatus>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,21 +160,4 @@ pub struct CounterStatus {
     pub drop: bool,
     pub packets: u64,
     pub bytes: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DropStatus {
-    pub seconds_ago: f64,
-    pub hook: String,
-    pub reason: String,
-    pub sentence: String,
-    /// IP protocol number.
-    pub protocol: u8,
-    pub src: Ipv4Addr,
-    pub src_port: u16,
-    pub dst: Ipv4Addr,
-    pub dst_port: u16,
-    pub interface: Option<String>,
-    /// The policy rule that decided, if one did.
-    pub rule: Option<String>,
 }

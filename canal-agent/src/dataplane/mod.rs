@@ -7,6 +7,7 @@
 
 pub mod counters;
 pub mod events;
+pub mod hits;
 pub mod hooks;
 pub mod host;
 pub mod inspect;

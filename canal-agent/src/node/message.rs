@@ -4,6 +4,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     api::{
+        events::Events,
         explain::{Ask, Explanation},
         wire::{AddEndpoint, ApiError, Status},
     },
@@ -33,6 +34,13 @@ pub enum Message {
         ask: Ask,
         reply: oneshot::Sender<Result<Explanation, ApiError>>,
     },
+    /// What the kernel told of; with `after`, not before something has come after that number.
+    Events {
+        after: Option<u64>,
+        reply: oneshot::Sender<Events>,
+    },
+    /// The event ring has something.
+    Ring,
     Published(Published),
     /// Look at everything again: something may have failed, or changed without a hint.
     Tick,

@@ -7,6 +7,7 @@
 
 mod cycle;
 mod endpoints;
+mod events;
 mod explain;
 mod message;
 mod names;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
     time::Instant,
 };
 
@@ -12,6 +13,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     endpoints::Locals,
+    events::EventLog,
     message::{Message, Published},
     peers::{Own, Peers},
     told::Told,
@@ -27,6 +29,7 @@ use crate::{
     dataplane::{
         counters::Counters,
         events::Events,
+        hits::HitCounters,
         hooks::{HookError, Hooks},
         nodes::Nodes,
         object::{Object, ObjectError, Sizes},
@@ -98,7 +101,9 @@ pub struct Node {
     pub(super) nodes: Nodes,
     pub(super) policy: PolicyTables<KernelTables>,
     pub(super) events: Events,
+    pub(super) event_log: EventLog,
     pub(super) counters: Counters,
+    pub(super) hits: HitCounters,
     pub(super) netlink: Netlink,
 
     pub(super) cluster: Cluster,
@@ -161,6 +166,7 @@ impl Node {
         }
         let events = Events::adopt(&mut object.ebpf)?;
         let counters = Counters::open(&config.bpffs)?;
+        let hits = HitCounters::open(&config.bpffs)?;
         let (registry, broken_records) = Registry::open(&config.state_dir, &config.node_name)?;
         for (file, reason) in &broken_records {
             error!(file, reason, "cannot read the record of an endpoint; it is closed");
@@ -180,7 +186,9 @@ impl Node {
             nodes,
             policy: PolicyTables::new(tables, leftovers),
             events,
+            event_log: EventLog::default(),
             counters,
+            hits,
             netlink,
             cluster: Cluster::default(),
             compiled: None,
@@ -204,6 +212,11 @@ impl Node {
         node.forget_vanished()?;
         node.overlay_registry();
         Ok(node)
+    }
+
+    /// What [`crate::dataplane::events::watch`] waits on.
+    pub fn ring(&self) -> std::io::Result<OwnedFd> {
+        self.events.ring()
     }
 
     /// Runs until told to stop, or until nobody can send messages any more. The data path stays as it is.
@@ -258,7 +271,6 @@ impl Node {
                 false
             }
             Message::Status { reply } => {
-                self.events.drain();
                 let _ = reply.send(self.status());
                 false
             }
@@ -266,8 +278,16 @@ impl Node {
                 self.asked.push((ask, reply));
                 false
             }
+            Message::Events { after, reply } => {
+                self.give_events(after, reply);
+                false
+            }
+            Message::Ring => {
+                self.drain_events();
+                false
+            }
             Message::Tick => {
-                self.events.drain();
+                self.drain_events();
                 self.masquerade_due |= self.config.ip_masq;
                 // Fed from here: a node that is stuck gets restarted.
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);

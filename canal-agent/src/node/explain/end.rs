@@ -75,7 +75,7 @@ impl Around<'_> {
             key.name == name || e.workload == name || e.container_id == name
         };
         let is_prefix = |(_, e): &&(&EndpointKey, &WorkloadEndpoint)| {
-            namespace.is_none() && name.len() >= MIN_PREFIX && e.container_id.starts_with(name)
+            name.len() >= MIN_PREFIX && e.container_id.starts_with(name)
         };
         // A name is meant before the beginning of an id is.
         let mut matching: Vec<_> = found.iter().filter(is_name).collect();
@@ -131,8 +131,7 @@ impl Around<'_> {
                 format!("this host, {}", self.node),
             );
         }
-        if let Some((key, endpoint)) = self.cluster.endpoints().find(|(_, e)| e.addresses.contains(&address))
-        {
+        if let Some((key, endpoint)) = self.cluster.endpoints_at(address).next() {
             return if endpoint.node == self.node {
                 let closed = "it is not programmed: it is leaving, or has just come".to_owned();
                 self.local(address, key, Some(closed))

@@ -274,6 +274,7 @@ fn pods_are_found_by_every_name_that_means_one() {
         ("abcdef01", "10.0.1.1", Place::Pod),
         ("abcde", "10.0.1.1", Place::Pod),
         ("shop/abcdef01", "10.0.1.1", Place::Pod),
+        ("shop/abcde", "10.0.1.1", Place::Pod),
         ("bank/n2-k8s-web-eth0", "10.0.2.1", Place::RemotePod),
         ("ffff", "10.0.2.1", Place::RemotePod),
         ("10.0.3.1", "10.0.3.1", Place::RemotePod),
