@@ -100,9 +100,11 @@ pub struct Judgement {
     pub direction: String,
     /// Why nothing passes, whatever policy says.
     pub closed: Option<String>,
+    /// Why an earlier policy is in force, if so.
+    pub degraded: Option<String>,
     pub policy: Walk,
     pub kernel: Answer,
-    /// Same verdict and, where both name one, same rule.
+    /// Same verdict and, where the kernel names one, same rule and same Log rules.
     pub agrees: bool,
 }
 
@@ -186,6 +188,8 @@ pub struct Answer {
     pub allow: Option<bool>,
     /// What its decision means, if a rule decided.
     pub rule: Option<RuleName>,
+    /// The Log rules that it tells of.
+    pub logs: Vec<RuleName>,
     /// Why there is no rule, or no answer.
     pub reason: Option<String>,
 }

@@ -36,10 +36,12 @@ pub struct Packet {
 pub struct Verdict {
     pub allow: bool,
     pub rule: Option<RuleId>,
+    /// Log rules that were met on the way, in order.
+    pub logs: Vec<RuleId>,
 }
 
 impl Verdict {
-    const DENY: Self = Self { allow: false, rule: None };
+    const DENY: Self = Self { allow: false, rule: None, logs: Vec::new() };
 }
 
 /// What an evaluation meets, in order.
@@ -120,6 +122,7 @@ impl<'a> Reference<'a> {
         let Some(endpoint) = self.cluster.endpoint(endpoint) else { return Verdict::DENY };
         let view =
             View { packet, source: self.owners(packet.source), destination: self.owners(packet.destination) };
+        let mut logs = Vec::new();
         'tiers: for (name, tier, policies) in self.tiers() {
             let mut applied = false;
             for (resource, policy) in policies {
@@ -137,24 +140,24 @@ impl<'a> Reference<'a> {
                     }
                     let id = || RuleId { tier: name.to_owned(), policy: resource.clone(), direction, index };
                     match rule.action {
-                        Action::Allow => return Verdict { allow: true, rule: Some(id()) },
-                        Action::Deny => return Verdict { allow: false, rule: Some(id()) },
+                        Action::Allow => return Verdict { allow: true, rule: Some(id()), logs },
+                        Action::Deny => return Verdict { allow: false, rule: Some(id()), logs },
                         Action::Pass => continue 'tiers,
-                        Action::Log => {}
+                        Action::Log => logs.push(id()),
                     }
                 }
             }
             if applied {
                 tell(Met::EndOfTier { tier });
                 if !tier.passes {
-                    return Verdict::DENY;
+                    return Verdict { logs, ..Verdict::DENY };
                 }
             }
         }
         for name in &endpoint.profiles {
             let Some(profile) = self.cluster.profile(name) else {
                 tell(Met::Profile { name, rules: None });
-                return Verdict::DENY;
+                return Verdict { logs, ..Verdict::DENY };
             };
             let resource = Resource::new(Kind::Profile, "", name);
             let rules = profile.rules(direction);
@@ -162,14 +165,19 @@ impl<'a> Reference<'a> {
             for (index, rule) in (0..).zip(rules.iter()) {
                 let matches = rule_matches(&resource, rule, &view);
                 tell(Met::Rule { index, rule, matches });
-                if matches && rule.action != Action::Log {
-                    let rule_id = RuleId { tier: String::new(), policy: resource, direction, index };
-                    return Verdict { allow: rule.action == Action::Allow, rule: Some(rule_id) };
+                if !matches {
+                    continue;
+                }
+                let id = RuleId { tier: String::new(), policy: resource.clone(), direction, index };
+                if rule.action == Action::Log {
+                    logs.push(id);
+                } else {
+                    return Verdict { allow: rule.action == Action::Allow, rule: Some(id), logs };
                 }
             }
         }
         tell(Met::EndOfProfiles);
-        Verdict::DENY
+        Verdict { logs, ..Verdict::DENY }
     }
 
     fn owners(&self, address: Ipv4Addr) -> Vec<&Object> {

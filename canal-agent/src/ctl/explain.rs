@@ -128,6 +128,9 @@ fn judge(text: &mut String, judgement: &Judgement) {
     if let Some(reason) = &judgement.closed {
         let _ = writeln!(text, "  but the pod is closed, whatever policy says: {reason}");
     }
+    if let Some(reason) = &judgement.degraded {
+        let _ = writeln!(text, "  but an earlier policy is in force: {reason}");
+    }
     let _ = writeln!(text, "  kernel: {}", answer(&judgement.kernel));
     if !judgement.agrees {
         let _ = writeln!(
@@ -201,7 +204,7 @@ mod tests {
         "notes": ["source port 49152 is assumed"],
         "before_policy": null,
         "judgements": [{
-            "endpoint": "default/node1-cni-abc-eth0", "address": "10.100.1.5", "direction": "egress", "closed": null,
+            "endpoint": "default/node1-cni-abc-eth0", "address": "10.100.1.5", "direction": "egress", "closed": null, "degraded": "no room",
             "policy": {
                 "tiers": [
                     {"tier": "edge", "exists": true, "default_action": "Pass", "ended": true, "policies": [
@@ -218,7 +221,7 @@ mod tests {
                 ],
                 "allow": false, "decided_by": "missing-profile", "rule": null, "reason": "profile gone does not exist, which denies everything"
             },
-            "kernel": {"allow": true, "rule": {"tier": "default", "kind": "NetworkPolicy", "namespace": "shop", "name": "web", "key": "/x", "direction": "egress", "index": 7}, "reason": null},
+            "kernel": {"allow": true, "rule": {"tier": "default", "kind": "NetworkPolicy", "namespace": "shop", "name": "web", "key": "/x", "direction": "egress", "index": 7}, "logs": [], "reason": null},
             "agrees": false
         }],
         "after_policy": null, "allow": false, "differs": true
@@ -245,6 +248,7 @@ EGRESS of default/node1-cni-abc-eth0 (10.100.1.5)
   Profile empty: has no rules
   Profile gone: does not exist
   policy: deny, profile gone does not exist, which denies everything
+  but an earlier policy is in force: no room
   kernel: allow, NetworkPolicy shop/web (tier default) egress rule 7
   DIFFERENCE: the kernel does not do what policy says; restarting canal-agent writes its tables anew. Please report this, with the output of -o json
 

@@ -5,6 +5,7 @@
 //! after, never half; a fresh process recognises what an earlier one left (see each module for how).
 //! Does not: decide what should be, or talk to etcd. Everything here blocks and runs on the agent's own thread.
 
+mod batch;
 pub mod counters;
 pub mod events;
 pub mod hits;

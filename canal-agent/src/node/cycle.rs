@@ -12,12 +12,12 @@ use super::{
 };
 use crate::{
     api::wire::{AddEndpoint, ApiError},
-    compile::{self, Compiled},
     dataplane::{
         hooks::Place,
         masquerade::{self, MasqueradeError},
         object::{Object, Sizes},
         overlay,
+        policy::Problem,
     },
     store::{SubnetEnv, subnet_file::SubnetFileError},
 };
@@ -47,10 +47,9 @@ impl Node {
         self.problems.clear();
         // Policy does not wait for a broken underlay, nor the other way round.
         let overlay = self.apply_overlay();
-        let compiled =
-            self.compiled.take().unwrap_or_else(|| compile::compile(&self.cluster, &self.config.node_name));
-        let policy = self.apply_policy(&compiled);
-        self.compiled = Some(compiled);
+        let changed = self.cluster.take_changes();
+        self.compiler.update(&self.cluster, &changed);
+        let policy = self.apply_policy();
         let failures: Vec<String> =
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         self.failure = (!failures.is_empty()).then(|| failures.join("; "));
@@ -114,10 +113,15 @@ impl Node {
     }
 
     /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
-    fn apply_policy(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
+    fn apply_policy(&mut self) -> Result<(), NodeError> {
         let overlay = self.overlay().name();
-        self.locals =
-            Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
+        self.locals = Locals::find(
+            &self.cluster,
+            &self.registry,
+            &self.config.node_name,
+            self.compiler.endpoints(),
+            &mut self.netlink,
+        )?;
         let mut wanted: BTreeSet<(Place, String)> =
             [(Place::Overlay, overlay), (Place::Uplink, self.uplink.name.clone())].into();
         let mut unhooked: Vec<(String, String)> = Vec::new();
@@ -133,9 +137,9 @@ impl Node {
         for (interface, reason) in unhooked {
             self.locals.close_interface(&interface, &reason);
         }
-        let problems = self.policy.apply(compiled, &self.locals.desired())?;
-        for (addr, reason) in problems {
-            self.locals.close(addr, reason);
+        let problems = self.policy.apply(self.compiler.census(), &self.locals.desired())?;
+        for (addr, Problem { reason, keeps_last }) in problems {
+            if keeps_last { self.locals.degrade(addr, reason) } else { self.locals.close(addr, reason) }
         }
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
         self.hooks.sweep(&wanted)?;

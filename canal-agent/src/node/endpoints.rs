@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use tracing::warn;
 
 use crate::{
-    compile::Compiled,
+    compile::Judgement,
     dataplane::{overlay::ROUTE_PROTOCOL, policy::Desired},
     endpoint::Registry,
     model::{Cluster, EndpointKey, Labels},
@@ -21,6 +21,8 @@ pub(super) enum State {
     Ready,
     /// The interface is not there (yet).
     Waiting,
+    /// It goes on with the policy that it had, for this reason.
+    Degraded(String),
     /// Nothing passes, for this reason.
     Closed(String),
 }
@@ -30,6 +32,7 @@ impl State {
         match self {
             Self::Ready => "ready",
             Self::Waiting => "waiting",
+            Self::Degraded(_) => "degraded",
             Self::Closed(_) => "closed",
         }
     }
@@ -38,7 +41,7 @@ impl State {
         match self {
             Self::Ready => None,
             Self::Waiting => Some("its interface does not exist"),
-            Self::Closed(reason) => Some(reason),
+            Self::Degraded(reason) | Self::Closed(reason) => Some(reason),
         }
     }
 }
@@ -76,7 +79,7 @@ impl Locals {
         cluster: &Cluster,
         registry: &Registry,
         node: &str,
-        compiled: &Compiled,
+        judgements: &BTreeMap<(EndpointKey, Ipv4Addr), Judgement>,
         netlink: &mut Netlink,
     ) -> Result<Self, netlink::Error> {
         let links: BTreeMap<String, netlink::Link> =
@@ -87,7 +90,7 @@ impl Locals {
         locals.guarded.extend(links.values().filter(|l| is_pods(l)).map(|l| (l.name.clone(), l.index)));
         for (key, workload) in cluster.endpoints_of(node).filter(|(key, _)| !leaving.contains(key)) {
             for addr in &workload.addresses {
-                let judgement = compiled.endpoints.get(&(key.clone(), *addr));
+                let judgement = judgements.get(&(key.clone(), *addr));
                 let link = links.get(&workload.interface_name);
                 // Whatever the object in the store says: programs and policy go on nothing that is the host's own.
                 let is_hosts = link.is_some_and(|l| !is_pods(l));
@@ -152,10 +155,9 @@ impl Locals {
         self.by_address.get(&addr)
     }
 
-    /// Who holds which address, and why nothing passes there, if so.
-    pub(super) fn holders(&self) -> BTreeMap<Ipv4Addr, (EndpointKey, Option<String>)> {
-        let holder = |local: &Local| (local.key.clone(), local.state.reason().map(str::to_owned));
-        self.by_address.iter().map(|(addr, local)| (*addr, holder(local))).collect()
+    /// Those that hold their addresses.
+    pub(super) fn holders(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
+        self.by_address.iter().map(|(addr, local)| (*addr, local))
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
@@ -181,6 +183,14 @@ impl Locals {
         let addresses: Vec<_> = behind.map(|(addr, _)| *addr).collect();
         for addr in addresses {
             self.close(addr, reason.to_owned());
+        }
+    }
+
+    /// There is no room for its new policy.
+    pub(super) fn degrade(&mut self, addr: Ipv4Addr, reason: String) {
+        if let Some(local) = self.by_address.get_mut(&addr) {
+            warn!(endpoint = %local.key, reason, "endpoint keeps its last policy");
+            local.state = State::Degraded(reason);
         }
     }
 

@@ -4,7 +4,6 @@
 use std::{
     collections::VecDeque,
     net::Ipv4Addr,
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -22,7 +21,7 @@ use tracing::info;
 use super::{Node, names};
 use crate::{
     api::events::{Event, EventEnd, Events},
-    compile::RuleId,
+    compile::Final,
     model::Cluster,
 };
 
@@ -79,13 +78,6 @@ impl EventLog {
     }
 }
 
-/// How an evaluation ended, behind the id that the kernel has for it.
-struct Decision<'a> {
-    rule: Option<&'a RuleId>,
-    /// Log rules on the way.
-    logs: &'a [Arc<RuleId>],
-}
-
 impl Node {
     /// Tells of what the kernel has written since.
     pub(super) fn drain_events(&mut self) {
@@ -120,7 +112,13 @@ impl Node {
 
     fn tell(&mut self, event: &event::Event, time: SystemTime) {
         let Some(kind) = Kind::from_index(event.kind) else { return };
-        let mut told = describe(&self.cluster, kind, event, &self.decision(event.decision), time);
+        let mut told = describe(
+            &self.cluster,
+            kind,
+            event,
+            self.policy.decided(event.decision).map(|decided| &**decided),
+            time,
+        );
         if event.decision != 0 {
             told.lost = self.hits.of(event.decision).unwrap_or_default().lost;
         }
@@ -129,31 +127,24 @@ impl Node {
         }
         self.event_log.remember(told, kind.is_logged());
     }
-
-    /// What an id means that events and counters have.
-    fn decision(&self, id: u32) -> Decision<'_> {
-        Decision { rule: self.policy.rule(id).map(|rule| &**rule), logs: &[] }
-    }
 }
 
 fn describe(
     cluster: &Cluster,
     kind: Kind,
     event: &event::Event,
-    decision: &Decision<'_>,
+    decided: Option<&Final>,
     time: SystemTime,
 ) -> Event {
     let reason = kind.is_drop().then(|| Reason::from_index(event.reason)).flatten();
     let slug = |known: Option<&'static str>| known.unwrap_or("unknown").to_owned();
-    let direction = decision
-        .rule
-        .or_else(|| decision.logs.first().map(|rule| &**rule))
-        .map(|rule| rule.direction.to_string())
-        .or_else(|| match reason {
-            Some(Reason::PolicyIngress) => Some("ingress".to_owned()),
-            Some(Reason::PolicyEgress | Reason::ToHost) => Some("egress".to_owned()),
-            _ => None,
-        });
+    let rule = decided.and_then(|decided| decided.rule.as_ref());
+    let logs = decided.map(|decided| &decided.logs[..]).unwrap_or_default();
+    let direction = rule.or(logs.first()).map(|rule| rule.direction.to_string()).or_else(|| match reason {
+        Some(Reason::PolicyIngress) => Some("ingress".to_owned()),
+        Some(Reason::PolicyEgress | Reason::ToHost) => Some("egress".to_owned()),
+        _ => None,
+    });
     let verdict = match (kind, reason) {
         (Kind::LoggedAllowed, _) => "allow",
         (_, Some(Reason::PolicyIngress | Reason::PolicyEgress)) => "deny",
@@ -175,8 +166,8 @@ fn describe(
         bytes: event.len,
         direction,
         verdict: verdict.to_owned(),
-        rule: decision.rule.map(|rule| names::rule(cluster, rule)),
-        logs: decision.logs.iter().map(|rule| names::rule(cluster, rule)).collect(),
+        rule: rule.map(|rule| names::rule(cluster, rule)),
+        logs: logs.iter().map(|rule| names::rule(cluster, rule)).collect(),
         lost: 0,
     }
 }
@@ -219,9 +210,11 @@ fn log(event: &Event) {
 mod tests {
     use serde_json::json;
 
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
-        compile::tests::World,
+        compile::{RuleId, tests::World},
         model::{
             resource::{Kind as Kinds, Resource},
             rule::Direction,
@@ -250,21 +243,21 @@ mod tests {
         }
     }
 
-    fn rule(index: u32, direction: Direction) -> RuleId {
+    fn rule(index: u32, direction: Direction) -> Arc<RuleId> {
         let policy = Resource::new(Kinds::NetworkPolicy, "shop", "default.p");
-        RuleId { tier: "default".to_owned(), policy, direction, index }
+        Arc::new(RuleId { tier: "default".to_owned(), policy, direction, index })
     }
 
-    fn described(kind: Kind, reason: u8, decision: &Decision<'_>) -> Event {
+    fn described(kind: Kind, reason: u8, decision: Option<&Final>) -> Event {
         let time = UNIX_EPOCH + Duration::from_millis(1234);
         describe(&world().cluster, kind, &raw(kind, reason), decision, time)
     }
 
     #[test]
     fn an_event_has_the_names_of_its_ends_and_of_the_rules_that_it_met() {
-        let (log, allow) = (Arc::new(rule(0, Direction::Egress)), rule(1, Direction::Egress));
-        let decision = Decision { rule: Some(&allow), logs: &[log] };
-        let event = described(Kind::LoggedAllowed, 0, &decision);
+        let [log, allow] = [0, 1].map(|index| rule(index, Direction::Egress));
+        let decision = Final { allow: true, rule: Some(allow), logs: vec![log] };
+        let event = described(Kind::LoggedAllowed, 0, Some(&decision));
         let ends = (event.src.endpoint.as_deref(), event.src.pod.as_deref(), event.dst.endpoint.as_deref());
         assert_eq!(ends, (Some("shop/n1-cni-web-eth0"), Some("shop/web"), None));
         assert_eq!((event.unix_ms, event.bytes, event.protocol, event.dst.port), (1234, 99, 17, 53));
@@ -276,23 +269,22 @@ mod tests {
 
     #[test]
     fn verdict_and_direction_are_those_of_policy_where_it_was_asked() {
-        let none = Decision { rule: None, logs: &[] };
-        let (ingress, egress) = (rule(0, Direction::Ingress), rule(0, Direction::Egress));
-        let by = |rule| Decision { rule: Some(rule), logs: &[] };
+        let by = |direction| Final { allow: false, rule: Some(rule(0, direction)), logs: Vec::new() };
+        let (ingress, egress) = (by(Direction::Ingress), by(Direction::Egress));
         for (kind, reason, decision, verdict, direction) in [
-            (Kind::Dropped, Reason::PolicyIngress, &none, "deny", Some("ingress")),
-            (Kind::Dropped, Reason::PolicyEgress, &none, "deny", Some("egress")),
-            (Kind::Dropped, Reason::PolicyIngress, &by(&ingress), "deny", Some("ingress")),
-            (Kind::LoggedDenied, Reason::PolicyEgress, &by(&egress), "deny", Some("egress")),
-            (Kind::LoggedDenied, Reason::ToHost, &by(&egress), "drop", Some("egress")),
-            (Kind::Dropped, Reason::Malformed, &none, "drop", None),
+            (Kind::Dropped, Reason::PolicyIngress, None, "deny", Some("ingress")),
+            (Kind::Dropped, Reason::PolicyEgress, None, "deny", Some("egress")),
+            (Kind::Dropped, Reason::PolicyIngress, Some(&ingress), "deny", Some("ingress")),
+            (Kind::LoggedDenied, Reason::PolicyEgress, Some(&egress), "deny", Some("egress")),
+            (Kind::LoggedDenied, Reason::ToHost, Some(&egress), "drop", Some("egress")),
+            (Kind::Dropped, Reason::Malformed, None, "drop", None),
         ] {
             let event = described(kind, reason as u8, decision);
             assert_eq!((event.verdict.as_str(), event.direction.as_deref()), (verdict, direction));
             assert_eq!(event.reason.as_deref(), Some(reason.slug()));
             assert!(event.is_drop());
         }
-        assert_eq!(described(Kind::Dropped, 255, &none).reason.as_deref(), Some("unknown"));
+        assert_eq!(described(Kind::Dropped, 255, None).reason.as_deref(), Some("unknown"));
     }
 
     /// Numbers of what an answer holds, and how many are forgotten.
@@ -305,8 +297,7 @@ mod tests {
     #[test]
     fn a_flood_of_drops_pushes_out_drops_and_nothing_else() {
         let mut log = EventLog::default();
-        let none = Decision { rule: None, logs: &[] };
-        let drop = described(Kind::Dropped, 23, &none);
+        let drop = described(Kind::Dropped, 23, None);
         log.remember(drop.clone(), true);
         for _ in 0..KEPT + 3 {
             log.remember(drop.clone(), false);
@@ -318,8 +309,7 @@ mod tests {
     #[test]
     fn a_follower_gets_what_is_new_and_waits_when_nothing_is() {
         let mut log = EventLog::default();
-        let none = Decision { rule: None, logs: &[] };
-        let drop = described(Kind::Dropped, 23, &none);
+        let drop = described(Kind::Dropped, 23, None);
         for _ in 0..3 {
             log.remember(drop.clone(), false);
         }

@@ -24,7 +24,7 @@ use crate::{
         explain::{Ask, Explanation},
         wire::{AddEndpoint, ApiError},
     },
-    compile::Compiled,
+    compile::Compiler,
     config::Config,
     dataplane::{
         counters::Counters,
@@ -35,7 +35,7 @@ use crate::{
         object::{Object, ObjectError, Sizes},
         overlay::{self, Overlay, OverlayError},
         pins::{PinError, Pins},
-        policy::PolicyTables,
+        policy::{Limits, PolicyTables},
         tables::KernelTables,
     },
     endpoint::{
@@ -107,8 +107,7 @@ pub struct Node {
     pub(super) netlink: Netlink,
 
     pub(super) cluster: Cluster,
-    /// `None` once the cluster has changed.
-    pub(super) compiled: Option<Compiled>,
+    pub(super) compiler: Compiler,
     pub(super) registry: Registry,
     pub(super) broken_records: BTreeMap<String, String>,
     pub(super) peers: Peers,
@@ -184,14 +183,14 @@ impl Node {
             object,
             settings,
             nodes,
-            policy: PolicyTables::new(tables, leftovers),
+            policy: PolicyTables::new(tables, leftovers, Limits::default()),
             events,
             event_log: EventLog::default(),
             counters,
             hits,
             netlink,
             cluster: Cluster::default(),
-            compiled: None,
+            compiler: Compiler::new(&config.node_name),
             registry,
             broken_records,
             peers,
@@ -325,7 +324,6 @@ impl Node {
                     }
                     Prefix::Resources => {
                         self.cluster.replace_all(entries);
-                        self.compiled = None;
                         // What etcd lost, it gets again.
                         self.publish();
                     }
@@ -358,7 +356,6 @@ impl Node {
     }
 
     fn resource_change(&mut self, change: Change) {
-        self.compiled = None;
         match change {
             Change::Put(entry) => {
                 self.cluster.apply(&entry.key, Some(&entry.value));
@@ -496,7 +493,6 @@ impl Node {
 
     pub(super) fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
         self.cluster.set_local_endpoint(key, endpoint);
-        self.compiled = None;
     }
 
     pub(super) fn own(&self) -> Own<'_> {

@@ -17,8 +17,8 @@ pub(super) struct Around<'a> {
     pub(super) cluster: &'a Cluster,
     /// Name of this node.
     pub(super) node: &'a str,
-    /// Addresses of this node's pods, and why nothing passes there, if so.
-    pub(super) locals: BTreeMap<Ipv4Addr, (EndpointKey, Option<String>)>,
+    /// By address.
+    pub(super) locals: BTreeMap<Ipv4Addr, Local>,
     /// This host's own addresses.
     pub(super) host: Vec<Ipv4Addr>,
     pub(super) peers: Vec<PeerStatus>,
@@ -32,15 +32,25 @@ pub(super) struct Found {
     pub(super) local: Option<Local>,
 }
 
-#[derive(Debug)]
+/// A pod of this node.
+#[derive(Debug, Clone)]
 pub(super) struct Local {
     pub(super) key: EndpointKey,
     /// Why nothing passes, whatever policy says.
     pub(super) closed: Option<String>,
+    /// Why an earlier policy is in force, if so.
+    pub(super) degraded: Option<String>,
+}
+
+impl Local {
+    fn closed(key: &EndpointKey, reason: String) -> Self {
+        Self { key: key.clone(), closed: Some(reason), degraded: None }
+    }
 }
 
 /// A container id is given by at least so much of it.
 const MIN_PREFIX: usize = 4;
+const NOT_PROGRAMMED: &str = "it is not programmed: it is leaving, or has just come";
 /// Of several that a name may mean, so many are named.
 const SHOWN: usize = 5;
 
@@ -109,19 +119,19 @@ impl Around<'_> {
         if endpoint.node != self.node {
             return Ok(Self::remote(*first, key, endpoint));
         }
-        let is_own = |address: &&Ipv4Addr| self.locals.get(*address).is_some_and(|(holder, _)| holder == key);
+        let is_own = |address: &&Ipv4Addr| self.locals.get(*address).is_some_and(|holder| holder.key == *key);
         let address = endpoint.addresses.iter().find(is_own).unwrap_or(first);
-        let closed = match self.locals.get(address) {
-            Some((holder, closed)) if holder == key => closed.clone(),
-            Some((holder, _)) => Some(format!("its address is that of {holder}")),
-            None => Some("it is not programmed: it is leaving, or has just come".to_owned()),
+        let local = match self.locals.get(address) {
+            Some(holder) if holder.key == *key => holder.clone(),
+            Some(holder) => Local::closed(key, format!("its address is that of {}", holder.key)),
+            None => Local::closed(key, NOT_PROGRAMMED.to_owned()),
         };
-        Ok(self.local(*address, key, closed))
+        Ok(self.local(*address, local))
     }
 
     fn at(&self, address: Ipv4Addr) -> Found {
-        if let Some((key, closed)) = self.locals.get(&address) {
-            return self.local(address, key, closed.clone());
+        if let Some(local) = self.locals.get(&address) {
+            return self.local(address, local.clone());
         }
         if self.host.contains(&address) {
             return self.other(
@@ -133,8 +143,7 @@ impl Around<'_> {
         }
         if let Some((key, endpoint)) = self.cluster.endpoints_at(address).next() {
             return if endpoint.node == self.node {
-                let closed = "it is not programmed: it is leaving, or has just come".to_owned();
-                self.local(address, key, Some(closed))
+                self.local(address, Local::closed(key, NOT_PROGRAMMED.to_owned()))
             } else {
                 Self::remote(address, key, endpoint)
             };
@@ -158,15 +167,15 @@ impl Around<'_> {
         self.other(address, Place::Elsewhere, node.as_deref(), what)
     }
 
-    fn local(&self, address: Ipv4Addr, key: &EndpointKey, closed: Option<String>) -> Found {
+    fn local(&self, address: Ipv4Addr, local: Local) -> Found {
         let end = End {
             address,
             place: Place::Pod,
-            endpoint: Some(key.to_string()),
+            endpoint: Some(local.key.to_string()),
             node: Some(self.node.to_owned()),
             description: "pod of this node".to_owned(),
         };
-        Found { end, local: Some(Local { key: key.clone(), closed }) }
+        Found { end, local: Some(local) }
     }
 
     fn remote(address: Ipv4Addr, key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Found {

@@ -7,7 +7,7 @@ mod packet;
 mod tests;
 mod walk;
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use canal_common::{
     host::is_for_many,
@@ -18,25 +18,32 @@ use canal_common::{
 };
 
 use self::{
-    end::{Around, Found},
+    end::{Around, Found, Local},
     packet::{assumptions, is_icmp_error, packet, row_key, shown},
     walk::{Walked, walk},
 };
-use super::{Node, names};
+use super::{
+    Node,
+    endpoints::{self, State},
+    names,
+};
 use crate::{
     api::{
         explain::{Answer, Ask, BeforePolicy, Explanation, Judgement, Place},
         wire::ApiError,
     },
-    compile::{RuleId, reference::Packet},
+    compile::{
+        Final, RuleId,
+        reference::{self, Packet},
+    },
     dataplane::judge,
     model::rule::Direction,
 };
 
-/// What the kernel answers, and the rule by its identity.
+/// What the kernel answers, and the decision behind it.
 struct Answered {
     answer: Answer,
-    rule: Option<RuleId>,
+    decided: Option<Arc<Final>>,
 }
 
 impl Node {
@@ -51,7 +58,7 @@ impl Node {
         let around = Around {
             cluster: &self.cluster,
             node: &self.config.node_name,
-            locals: self.locals.holders(),
+            locals: self.locals.holders().map(|(address, local)| (address, as_told(local))).collect(),
             host: host.into_iter().map(|address| address.net.addr()).collect(),
             peers: self.peers.status(self.own()),
             network: self.network.network,
@@ -70,7 +77,7 @@ impl Node {
                 let walked = walk(&self.cluster, &local.key, direction, &packet);
                 let answered = self.ask_kernel(found.end.address, direction, &packet);
                 asks_src_port |= walked.asks_src_port;
-                judgements.push(judgement(found, direction, local.closed.clone(), walked, answered));
+                judgements.push(judgement(found, local, direction, walked, answered));
             }
         }
         let mut notes: Vec<String> =
@@ -102,8 +109,8 @@ impl Node {
 
     fn ask_kernel(&self, local: Ipv4Addr, direction: Direction, packet: &Packet) -> Answered {
         let without_rule = |allow, reason: String| Answered {
-            answer: Answer { allow, rule: None, reason: Some(reason) },
-            rule: None,
+            answer: Answer { allow, rule: None, logs: Vec::new(), reason: Some(reason) },
+            decided: None,
         };
         let endpoint = match judge::endpoint(&self.pins, local) {
             Ok(Some(endpoint)) => endpoint.id,
@@ -126,19 +133,31 @@ impl Node {
     }
 
     fn meaning(&self, verdict: Verdict) -> Answered {
-        let rule = self.policy.rule(verdict.id());
-        let reason = match (rule, verdict.id()) {
-            (Some(_), _) => None,
-            (None, 0) => Some("no rule".to_owned()),
-            (None, id) => Some(format!("rule id {id}, which stands for nothing")),
+        let decided = self.policy.decided(verdict.id());
+        let rule = decided.and_then(|decided| decided.rule.as_ref());
+        let reason = match (decided, verdict.id()) {
+            _ if rule.is_some() => None,
+            (Some(_), _) | (None, 0) => Some("no rule".to_owned()),
+            (None, id) => Some(format!("decision {id}, which stands for nothing")),
         };
+        let name = |rule: &Arc<RuleId>| names::rule(&self.cluster, rule);
         let answer = Answer {
             allow: Some(verdict.allows()),
-            rule: rule.map(|rule| names::rule(&self.cluster, rule)),
+            rule: rule.map(name),
+            logs: decided.iter().flat_map(|decided| &decided.logs).map(name).collect(),
             reason,
         };
-        Answered { answer, rule: rule.map(|rule| (**rule).clone()) }
+        Answered { answer, decided: decided.cloned() }
     }
+}
+
+fn as_told(local: &endpoints::Local) -> Local {
+    let reason = local.state.reason().map(str::to_owned);
+    let (closed, degraded) = match local.state {
+        State::Degraded(_) => (None, reason),
+        _ => (reason, None),
+    };
+    Local { key: local.key.clone(), closed, degraded }
 }
 
 /// At least one end must be judged here, and there must be something to judge.
@@ -203,22 +222,29 @@ fn after_policy(from: &Found, to: &Found, flags: u32) -> Option<String> {
 
 fn judgement(
     found: &Found,
+    local: &Local,
     direction: Direction,
-    closed: Option<String>,
     walked: Walked,
     answered: Answered,
 ) -> Judgement {
-    let Answered { answer, rule } = answered;
+    let Answered { answer, decided } = answered;
+    let closed = local.closed.clone();
     let same_verdict = answer.allow == Some(walked.walk.allow && closed.is_none());
-    // A decision without a rule's name may be one for which there was no room.
-    let same_rule = closed.is_some() || rule.is_none() || rule == walked.rule;
+    // A decision without names may be one for which there was no room.
+    let same_rules =
+        closed.is_some() || decided.is_none_or(|decided| names_the_same(&decided, &walked.verdict));
     Judgement {
         endpoint: found.end.endpoint.clone().unwrap_or_default(),
         address: found.end.address,
         direction: direction.to_string(),
         closed,
+        degraded: local.degraded.clone(),
         policy: walked.walk,
         kernel: answer,
-        agrees: same_verdict && same_rule,
+        agrees: same_verdict && same_rules,
     }
+}
+
+fn names_the_same(decided: &Final, wanted: &reference::Verdict) -> bool {
+    decided.rule.as_deref() == wanted.rule.as_ref() && decided.logs.iter().map(|log| &**log).eq(&wanted.logs)
 }

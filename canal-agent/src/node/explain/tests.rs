@@ -244,9 +244,14 @@ fn surroundings() -> World {
 
 fn around(world: &World) -> Around<'_> {
     let key = |name: &str| EndpointKey::new("shop", &format!("{NODE}-cni-{name}-eth0"));
+    let local = |name, closed: Option<&str>| Local {
+        key: key(name),
+        closed: closed.map(str::to_owned),
+        degraded: None,
+    };
     let locals = [
-        ("10.0.1.1".parse().unwrap(), (key("abcdef01"), None)),
-        ("10.0.1.2".parse().unwrap(), (key("abcd9999"), Some("no MAC".to_owned()))),
+        ("10.0.1.1".parse().unwrap(), local("abcdef01", None)),
+        ("10.0.1.2".parse().unwrap(), local("abcd9999", Some("no MAC"))),
     ];
     Around {
         cluster: &world.cluster,
@@ -382,41 +387,39 @@ fn what_the_programs_do_without_policy_is_told_before_it() {
 }
 
 #[test]
-fn the_kernel_agrees_when_verdict_and_known_rule_are_those_of_policy() {
+fn the_kernel_agrees_when_verdict_and_known_rules_are_those_of_policy() {
     let mut world = World::default();
-    world.global(
-        "p",
-        &json!({ "ingress": [{ "action": "Allow", "protocol": "TCP" }, { "action": "Allow" }] }),
-    );
-    world.cluster.apply("x", None);
+    world.global("p", &json!({ "ingress": [{ "action": "Log" }, { "action": "Allow" }] }));
     let pod = world.pod("abcdef01", "10.0.1.1", "", &[]);
     let around = around(&world);
     let found = around.find("abcdef01").unwrap();
     let rule = |index| {
         let policy = Resource::new(Kind::GlobalNetworkPolicy, "", "p");
-        RuleId { tier: "default".to_owned(), policy, direction: Direction::Ingress, index }
+        Arc::new(RuleId { tier: "default".to_owned(), policy, direction: Direction::Ingress, index })
+    };
+    let by = |index, logs: &[u32]| {
+        let logs = logs.iter().map(|index| rule(*index)).collect();
+        Some(Arc::new(Final { allow: true, rule: Some(rule(index)), logs }))
     };
     let packet = packet(&tcp(80), "10.9.9.9".parse().unwrap(), found.end.address).unwrap();
-    for (allow, id, closed, agrees) in [
-        (Some(true), Some(rule(0)), None, true),
+    for (allow, decided, closed, agrees) in [
+        (Some(true), by(1, &[0]), None, true),
+        // There was no room for its name.
         (Some(true), None, None, true),
-        (Some(true), Some(rule(1)), None, false),
+        (Some(true), by(2, &[0]), None, false),
+        (Some(true), by(1, &[]), None, false),
         (Some(false), None, None, false),
-        (Some(false), Some(rule(0)), None, false),
+        (Some(false), by(1, &[0]), None, false),
         (None, None, None, false),
         (Some(false), None, Some("no MAC"), true),
-        (Some(true), Some(rule(0)), Some("no MAC"), false),
+        (Some(true), by(1, &[0]), Some("no MAC"), false),
     ] {
-        let answer = Answer { allow, rule: None, reason: None };
+        let local = Local { key: pod.clone(), closed: closed.map(str::to_owned), degraded: None };
+        let answer = Answer { allow, rule: None, logs: Vec::new(), reason: None };
         let walked = walk(&world.cluster, &pod, Direction::Ingress, &packet);
-        let told = judgement(
-            &found,
-            Direction::Ingress,
-            closed.map(str::to_owned),
-            walked,
-            Answered { answer, rule: id.clone() },
-        );
-        assert_eq!(told.agrees, agrees, "{allow:?} {id:?} {closed:?}");
+        let answered = Answered { answer, decided: decided.clone() };
+        let told = judgement(&found, &local, Direction::Ingress, walked, answered);
+        assert_eq!(told.agrees, agrees, "{allow:?} {decided:?} {closed:?}");
     }
 }
 
@@ -434,7 +437,7 @@ fn only_the_objects_of_the_two_addresses_are_needed_for_a_verdict() {
     {
         let packet = packet(&tcp(80), from.parse().unwrap(), world.address(&pod)).unwrap();
         let whole = Reference::new(&world.cluster).judge(&pod, Direction::Ingress, &packet);
-        assert_eq!(walk(&world.cluster, &pod, Direction::Ingress, &packet).rule, whole.rule, "{from}");
+        assert_eq!(walk(&world.cluster, &pod, Direction::Ingress, &packet).verdict, whole, "{from}");
         assert_eq!(whole.allow, allow, "{from}");
     }
 }

@@ -4,10 +4,7 @@ use std::net::Ipv4Addr;
 
 use crate::{
     api::explain::{DecidedBy, MatchedRule, PolicyWalk, ProfileWalk, TierWalk, Walk},
-    compile::{
-        RuleId,
-        reference::{Met, Packet, Reference},
-    },
+    compile::reference::{Met, Packet, Reference, Verdict},
     model::{
         Cluster, EndpointKey,
         policy::Policy,
@@ -22,7 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Walked {
     pub(super) walk: Walk,
-    pub(super) rule: Option<RuleId>,
+    pub(super) verdict: Verdict,
     /// Some rule on the way asks for source ports.
     pub(super) asks_src_port: bool,
 }
@@ -48,7 +45,7 @@ pub(super) fn walk(
     };
     let walk =
         Walk { tiers: steps.tiers, profiles: steps.profiles, allow: verdict.allow, decided_by, rule, reason };
-    Walked { walk, rule: verdict.rule, asks_src_port: steps.asks_src_port }
+    Walked { walk, verdict, asks_src_port: steps.asks_src_port }
 }
 
 struct Steps<'a> {
