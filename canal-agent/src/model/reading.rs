@@ -39,6 +39,7 @@ pub(super) struct Envelope {
 #[derive(Deserialize)]
 struct Metadata {
     labels: Option<Labels>,
+    annotations: Option<Value>,
 }
 
 impl Envelope {
@@ -52,6 +53,14 @@ impl Envelope {
 
     pub(super) fn labels(&self) -> Labels {
         self.metadata.as_ref().and_then(|metadata| metadata.labels.clone()).unwrap_or_default()
+    }
+
+    /// The name that the author typed, where a client stored the object under another: Calico 3.29.4 and later
+    /// remember it in an annotation.
+    pub(super) fn typed_name(&self) -> Option<String> {
+        let annotation = self.metadata.as_ref()?.annotations.as_ref()?.get("projectcalico.org/metadata")?;
+        let metadata: Value = serde_json::from_str(annotation.as_str()?).ok()?;
+        Some(metadata.get("name")?.as_str()?.to_owned()).filter(|name| !name.is_empty())
     }
 
     pub(super) fn spec<S: DeserializeOwned>(&self) -> Result<S, String> {

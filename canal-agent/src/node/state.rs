@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
     time::Instant,
 };
 
@@ -12,18 +13,23 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     endpoints::Locals,
+    events::EventLog,
     message::{Message, Published},
     peers::{Own, Peers},
     told::Told,
     uplink::{Uplink, UplinkError},
 };
 use crate::{
-    api::wire::{AddEndpoint, ApiError},
+    api::{
+        explain::{Ask, Explanation},
+        wire::{AddEndpoint, ApiError},
+    },
     compile::Compiler,
     config::Config,
     dataplane::{
         counters::Counters,
         events::Events,
+        hits::HitCounters,
         hooks::{HookError, Hooks},
         nodes::Nodes,
         object::{Object, ObjectError, Sizes},
@@ -95,7 +101,9 @@ pub struct Node {
     pub(super) nodes: Nodes,
     pub(super) policy: PolicyTables<KernelTables>,
     pub(super) events: Events,
+    pub(super) event_log: EventLog,
     pub(super) counters: Counters,
+    pub(super) hits: HitCounters,
     pub(super) netlink: Netlink,
 
     pub(super) cluster: Cluster,
@@ -119,6 +127,8 @@ pub struct Node {
     pub(super) wanted: watch::Sender<Wanted>,
     pub(super) ready: Option<oneshot::Sender<()>>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
+    /// To be answered once the kernel has followed what came before.
+    asked: Vec<(Ask, oneshot::Sender<Result<Explanation, ApiError>>)>,
 }
 
 /// What is known about etcd.
@@ -155,6 +165,7 @@ impl Node {
         }
         let events = Events::adopt(&mut object.ebpf)?;
         let counters = Counters::open(&config.bpffs)?;
+        let hits = HitCounters::open(&config.bpffs)?;
         let (registry, broken_records) = Registry::open(&config.state_dir, &config.node_name)?;
         for (file, reason) in &broken_records {
             error!(file, reason, "cannot read the record of an endpoint; it is closed");
@@ -174,7 +185,9 @@ impl Node {
             nodes,
             policy: PolicyTables::new(tables, leftovers, Limits::default()),
             events,
+            event_log: EventLog::default(),
             counters,
+            hits,
             netlink,
             cluster: Cluster::default(),
             compiler: Compiler::new(&config.node_name),
@@ -192,11 +205,17 @@ impl Node {
             wanted,
             ready: Some(ready),
             waiting: Vec::new(),
+            asked: Vec::new(),
             config,
         };
         node.forget_vanished()?;
         node.overlay_registry();
         Ok(node)
+    }
+
+    /// What [`crate::dataplane::events::watch`] waits on.
+    pub fn ring(&self) -> std::io::Result<OwnedFd> {
+        self.events.ring()
     }
 
     /// Runs until told to stop, or until nobody can send messages any more. The data path stays as it is.
@@ -215,6 +234,9 @@ impl Node {
             }
             if reconcile {
                 self.reconcile();
+            }
+            for (ask, reply) in std::mem::take(&mut self.asked) {
+                let _ = reply.send(self.explain(&ask));
             }
             if let Some(reason) = &self.restart {
                 error!("{reason}; restarting to take it up, the data path stays as it is");
@@ -248,12 +270,23 @@ impl Node {
                 false
             }
             Message::Status { reply } => {
-                self.events.drain();
                 let _ = reply.send(self.status());
                 false
             }
+            Message::Explain { ask, reply } => {
+                self.asked.push((ask, reply));
+                false
+            }
+            Message::Events { after, reply } => {
+                self.give_events(after, reply);
+                false
+            }
+            Message::Ring => {
+                self.drain_events();
+                false
+            }
             Message::Tick => {
-                self.events.drain();
+                self.drain_events();
                 self.masquerade_due |= self.config.ip_masq;
                 // Fed from here: a node that is stuck gets restarted.
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
