@@ -16,6 +16,7 @@ pub mod config;
 pub mod ctl;
 pub mod dataplane;
 pub mod endpoint;
+mod file;
 mod lock;
 pub mod model;
 pub mod netlink;

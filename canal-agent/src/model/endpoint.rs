@@ -13,6 +13,7 @@ use super::{
     resource::{Kind, Resource},
     rule::parse_net,
 };
+use crate::store::json::escape_as_go;
 
 /// Identity of a workload endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -278,9 +279,9 @@ struct OutSpec<'a> {
     mac: Option<Mac>,
 }
 
-/// JSON as Go writes it: compact, and with three characters escaped that only ever stand inside strings.
+/// Compact JSON as Go writes it.
 pub(super) fn go_json(value: &impl Serialize) -> String {
-    let text =
-        serde_json::to_string(value).expect("a struct of strings and maps with string keys serialises");
-    text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+    escape_as_go(
+        &serde_json::to_string(value).expect("a struct of strings and maps with string keys serialises"),
+    )
 }
