@@ -96,25 +96,61 @@ pub struct FragPorts {
     pub seen: u32,
 }
 
-/// How long a flow may be idle, in ticks of 2^30 ns (about 1.07 s), by state and protocol.
-/// Calico's values, but for denied flows: TCP established 1 h, SYN sent 20 s, FIN 30 s, UDP 60 s, ICMP 5 s, others 10 min.
-pub const fn idle_limit(state: u8, proto: u8) -> u32 {
-    match (state, proto) {
-        // Longer than any client goes on trying: an hour of idling and TCP's two of keep-alive.
-        (Flow::DENIED, _) => 10_059,
-        (Flow::ESTABLISHED, crate::wire::PROTO_TCP) => 3353,
-        (Flow::NEW, crate::wire::PROTO_TCP) => 19,
-        (Flow::CLOSING, _) => 28,
-        (_, crate::wire::PROTO_UDP) => 56,
-        (_, crate::wire::PROTO_ICMP) => 5,
-        _ => 559,
-    }
+/// How long a flow may be idle, in ticks of 2^30 ns. The same kinds as Calico's conntrack timeouts, and SCTP's.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct FlowLimits {
+    pub tcp_established: u32,
+    /// Unanswered.
+    pub tcp_new: u32,
+    /// After a reset, or a FIN from either side.
+    pub closing: u32,
+    pub udp: u32,
+    pub icmp: u32,
+    pub sctp_established: u32,
+    /// Unanswered.
+    pub sctp_new: u32,
+    /// Every other protocol.
+    pub other: u32,
+}
+
+impl FlowLimits {
+    /// Calico's values. It has none for SCTP: its value for other protocols is twenty heartbeats of an association that
+    /// has nothing to say (RFC 9260 §8.3), and an INIT is repeated like a SYN.
+    pub const DEFAULT: Self = Self {
+        tcp_established: ticks(3600),
+        tcp_new: ticks(20),
+        closing: ticks(30),
+        udp: ticks(60),
+        icmp: ticks(5),
+        sctp_established: ticks(600),
+        sctp_new: ticks(20),
+        other: ticks(600),
+    };
+
+    /// For a denied flow, longer than any client goes on trying: an hour of idling and TCP's two of keep-alive.
+    pub const DENIED: u32 = ticks(3 * 3600);
+}
+
+/// The ticks of 2^30 ns that so many seconds take at least.
+pub const fn ticks(seconds: u32) -> u32 {
+    // 2^32 seconds are fewer ticks than seconds.
+    #[expect(clippy::cast_possible_truncation, reason = "a tick is longer than a second")]
+    let ticks = (seconds as u64 * 1_000_000_000).div_ceil(1 << 30) as u32;
+    ticks
 }
 
 /// How long the ports of a fragmented datagram are kept (the kernel's reassembly limit is 30 s).
-pub const FRAG_LIMIT: u32 = 28;
+pub const FRAG_LIMIT: u32 = ticks(30);
 
-abi!(FlowKey = 16 align 4, Leg = 20 align 4, Flow = 48 align 4, FragKey = 12 align 4, FragPorts = 8 align 4);
+abi!(
+    FlowKey = 16 align 4,
+    Leg = 20 align 4,
+    Flow = 48 align 4,
+    FlowLimits = 32 align 4,
+    FragKey = 12 align 4,
+    FragPorts = 8 align 4,
+);
 
 /// The direction-neutral key of a packet, and whether its sender is the side called `hi`.
 #[inline(always)]
@@ -133,6 +169,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_limit_in_ticks_is_the_first_one_not_below_the_seconds() {
+        for (seconds, expected) in [(0, 0), (1, 1), (5, 5), (60, 56), (3600, 3353), (u32::MAX, 4_000_000_000)]
+        {
+            assert_eq!(ticks(seconds), expected, "{seconds} s");
+        }
+    }
 
     proptest! {
         #[test]

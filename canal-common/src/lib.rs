@@ -20,6 +20,8 @@ pub mod addr;
 pub mod endpoint;
 pub mod event;
 pub mod flow;
+pub mod host;
+mod list;
 pub mod names;
 pub mod node;
 pub mod policy;
@@ -30,7 +32,7 @@ pub mod wire;
 pub use addr::{Ip4, Mac};
 
 /// Version of every layout in this crate; part of the pin path (`<bpffs>/canal/v<LAYOUT>/`).
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Asserts size and alignment at compile time and, in user space, implements `aya::Pod`.
 macro_rules! abi {

@@ -31,6 +31,8 @@ names! {
     ENDPOINTS = "ENDPOINTS",
     /// Endpoint id → policy sets.
     POLICY = "POLICY",
+    /// Addresses of this node.
+    LOCAL_IPS = "LOCAL_IPS",
     /// Exact address → peer class.
     PEERS = "PEERS",
     /// CIDR → peer class.
@@ -47,9 +49,9 @@ names! {
     NODES = "NODES",
     /// Packets and bytes by hook and reason.
     COUNTERS = "COUNTERS",
-    /// New flows by deciding rule.
+    /// New flows by decision, and what user space was told of each.
     RULE_HITS = "RULE_HITS",
-    /// Sampled drops.
+    /// Sampled drops, and new flows that met a Log rule.
     EVENTS = "EVENTS",
     /// How many events each CPU has sent in this tick.
     EVENT_BUDGET = "EVENT_BUDGET",

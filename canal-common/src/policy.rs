@@ -68,7 +68,10 @@ pub const fn icmp_port(icmp_type: u8, code: u8) -> u16 {
     (icmp_type as u16) << 8 | code as u16
 }
 
-/// Three bits of kind, 28 bits of rule id or row index.
+/// From the top: one bit of log, two bits of kind, one that is zero in the tables, 28 bits of decision id or row index.
+///
+/// A decision is how an evaluation ended and what it met on the way: whether it allows, the rule that decided, the Log
+/// rules before it. User space gives the ids out; 0 is "no rule, no log".
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Verdict {
@@ -83,6 +86,10 @@ impl Verdict {
     /// Go on in another page by protocol and *source* port.
     pub const BY_SRC_PORT: u32 = 3;
 
+    const LOG: u32 = 1 << 31;
+    const TO_HOST: u32 = 1 << 28;
+    const KIND_SHIFT: u32 = 29;
+    const KIND_MASK: u32 = 3;
     const ID_MASK: u32 = (1 << 28) - 1;
 
     pub const fn from_bits(bits: u32) -> Self {
@@ -90,29 +97,65 @@ impl Verdict {
     }
 
     pub const fn new(kind: u32, id: u32) -> Self {
-        Self { bits: kind << 29 | (id & Self::ID_MASK) }
+        Self { bits: (kind & Self::KIND_MASK) << Self::KIND_SHIFT | (id & Self::ID_MASK) }
+    }
+
+    /// A final verdict that user space is told of: the evaluation met a Log rule.
+    #[must_use]
+    pub const fn with_log(self) -> Self {
+        Self { bits: self.bits | Self::LOG }
     }
 
     #[inline(always)]
     pub const fn kind(self) -> u32 {
-        self.bits >> 29
+        self.bits >> Self::KIND_SHIFT & Self::KIND_MASK
     }
 
-    /// Rule id of a final verdict, row index otherwise.
+    /// A final verdict on something that leads to the node itself, which does not take it; set by the kernel programs.
+    #[must_use]
+    #[inline(always)]
+    pub const fn to_host(self) -> Self {
+        Self { bits: self.bits | Self::TO_HOST }
+    }
+
+    /// Policy allows, and the node itself does not take it.
+    #[inline(always)]
+    pub const fn is_to_host(self) -> bool {
+        self.kind() == Self::ALLOW && self.bits & Self::TO_HOST != 0
+    }
+
+    #[inline(always)]
+    pub const fn allows(self) -> bool {
+        self.kind() == Self::ALLOW && self.bits & Self::TO_HOST == 0
+    }
+
+    #[inline(always)]
+    pub const fn logs(self) -> bool {
+        self.bits & Self::LOG != 0
+    }
+
+    /// Decision id of a final verdict, row index otherwise.
     #[inline(always)]
     pub const fn id(self) -> u32 {
         self.bits & Self::ID_MASK
     }
 }
 
-/// `RULE_HITS`: rule id → new flows that this rule decided on one CPU.
+/// `RULE_HITS`: decision id → what became of it on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Hits {
+    /// New flows that were judged so; a flow that is judged again counts again.
     pub flows: u64,
+    /// Events about it that were not sent: over its limit, over the CPU's, or the ring was full. Stays 0 for
+    /// decision 0, see [`crate::event::EventBudget::lost`].
+    pub lost: u64,
+    /// Tick of 2^30 ns that `sent` belongs to.
+    pub tick: u32,
+    pub sent: u32,
 }
 
-/// Size of `RULE_HITS`. Rule 0 is "no rule": a default, a missing set.
+/// Size of `RULE_HITS`. Decision 0 is "no rule": a default, a missing set.
 pub const MAX_RULES: u32 = 65536;
 /// Size of `SETS`; set 0 denies.
 pub const MAX_SETS: u32 = 4096;
@@ -124,7 +167,7 @@ abi!(
     RowRef = 4 align 4,
     Verdict = 4 align 4,
     Row = 128 align 4,
-    Hits = 8 align 8,
+    Hits = 24 align 8,
 );
 
 #[cfg(test)]
@@ -143,6 +186,22 @@ mod tests {
             row.bounds[..bounds.len()].copy_from_slice(&bounds);
             let expected = bounds.iter().rposition(|b| *b <= key);
             prop_assert_eq!(Some(row.slot(key)), expected);
+        }
+    }
+
+    #[test]
+    fn a_verdict_gives_back_what_it_was_made_of() {
+        for kind in [Verdict::DENY, Verdict::ALLOW, Verdict::PAGE, Verdict::BY_SRC_PORT] {
+            for id in [0, 1, MAX_RULES - 1, (1 << 28) - 1] {
+                let verdict = Verdict::new(kind, id);
+                assert_eq!((verdict.kind(), verdict.id(), verdict.logs()), (kind, id, false));
+                let logged = verdict.with_log();
+                assert_eq!((logged.kind(), logged.id(), logged.logs()), (kind, id, true));
+                assert_eq!(logged.allows(), kind == Verdict::ALLOW);
+                let to_host = logged.to_host();
+                assert_eq!((to_host.kind(), to_host.id(), to_host.logs()), (kind, id, true));
+                assert_eq!((to_host.allows(), to_host.is_to_host()), (false, kind == Verdict::ALLOW));
+            }
         }
     }
 

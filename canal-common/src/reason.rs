@@ -1,34 +1,7 @@
 //! THE list of hooks and of what can happen to a packet there. Counters, events, the command line and the
 //! documents are made from it.
 
-use crate::abi;
-
-macro_rules! list {
-    ($(#[$doc:meta])* $name:ident: $($(#[$variant_doc:meta])* $variant:ident = $value:literal $slug:literal $sentence:literal),+ $(,)?) => {
-        $(#[$doc])*
-        #[repr(u8)]
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-        pub enum $name { $($(#[$variant_doc])* $variant = $value),+ }
-
-        impl $name {
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
-
-            /// Short, stable, for scripts.
-            pub const fn slug(self) -> &'static str {
-                match self { $(Self::$variant => $slug),+ }
-            }
-
-            /// For people.
-            pub const fn sentence(self) -> &'static str {
-                match self { $(Self::$variant => $sentence),+ }
-            }
-
-            pub const fn from_index(index: u8) -> Option<Self> {
-                match index { $($value => Some(Self::$variant),)+ _ => None }
-            }
-        }
-    };
-}
+use crate::{abi, list::list};
 
 list! {
     /// Where a program sits.
@@ -54,7 +27,7 @@ list! {
     FlowDenied = 18 "flow-denied" "belongs to a connection that policy has cut",
     SpoofedIp = 19 "spoofed-ip" "the pod used an address that is not its own",
     SpoofedMac = 20 "spoofed-mac" "the pod used a MAC address that is not its own",
-    PodTunnel = 21 "pod-tunnel" "a pod may not send VXLAN",
+    PodTunnel = 21 "pod-tunnel" "a pod may not send VXLAN or IP in IP",
     NotIpv4 = 22 "not-ipv4" "neither IPv4 nor ARP",
     Malformed = 23 "malformed" "the headers contradict themselves",
     UnknownEndpoint = 24 "unknown-endpoint" "no pod of this node is programmed for this address and interface",
@@ -65,6 +38,7 @@ list! {
     EncapFailed = 29 "encap-failed" "the kernel refused to make or remove the VXLAN header",
     IcmpUnrelated = 30 "icmp-unrelated" "an ICMP error that belongs to no known connection",
     WrongVtep = 31 "wrong-vtep" "VXLAN addressed to another device's MAC",
+    ToHost = 32 "to-host" "pods may not begin anything with this node itself",
 }
 
 impl Reason {
@@ -74,7 +48,7 @@ impl Reason {
 }
 
 /// Reasons per hook in `COUNTERS`: the index is `hook * REASONS + reason`.
-pub const REASONS: u32 = 32;
+pub const REASONS: u32 = 64;
 /// Size of `COUNTERS`.
 pub const COUNTERS: u32 = REASONS * 8;
 

@@ -1,6 +1,6 @@
 //! `SETTINGS`: constants of this node, read-only in the kernel; a change means loading the programs again.
 
-use crate::{Ip4, Mac, abi};
+use crate::{Ip4, Mac, abi, flow::FlowLimits};
 
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -19,6 +19,32 @@ pub struct Settings {
     /// The whole pod network, and its mask.
     pub network: Ip4,
     pub netmask: Ip4,
+    pub limits: FlowLimits,
+    /// What one CPU tells about one decision in a tick of 2^30 ns, see [`crate::event::Event`].
+    pub events_per_tick: u32,
+    /// [`Settings::KEEP_ESTABLISHED`], [`Settings::ALLOW_POD_VXLAN`], [`Settings::ALLOW_POD_IPIP`],
+    /// [`Settings::DROP_TO_HOST`].
+    pub flags: u32,
+    /// Felix's `VXLANPort`: what pods send there is VXLAN as well.
+    pub calico_vxlan_port: u16,
+    pub _pad: [u8; 2],
 }
 
-abi!(Settings = 32 align 4);
+impl Settings {
+    /// A change of policy alone does not end a live, answered flow (Calico's behaviour).
+    pub const KEEP_ESTABLISHED: u32 = 1;
+    /// Pods may send VXLAN; but on our own port to other pods only. What leaves the pod network may get this node's
+    /// address on the way, and other nodes would take it for ours.
+    pub const ALLOW_POD_VXLAN: u32 = 1 << 1;
+    /// Pods may send IP in IP.
+    pub const ALLOW_POD_IPIP: u32 = 1 << 2;
+    /// What pods begin with an address of this node is dropped after their egress policy has allowed it
+    /// (`DefaultEndpointToHostAction: Drop`). Judged by the address that the pod uses: unlike in Calico, a port of the node
+    /// that the host translates to another pod is among them.
+    pub const DROP_TO_HOST: u32 = 1 << 3;
+
+    /// The default of `calico_vxlan_port`.
+    pub const CALICO_VXLAN_PORT: u16 = 4789;
+}
+
+abi!(Settings = 76 align 4);

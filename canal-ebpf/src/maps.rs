@@ -9,7 +9,8 @@ use canal_common::{
     Ip4,
     endpoint::{Endpoint, EndpointPolicy, Generation, MAX_ENDPOINTS},
     event::{EVENTS_BYTES, Event, EventBudget},
-    flow::{Flow, FlowKey, FragKey, FragPorts},
+    flow::{Flow, FlowKey, FlowLimits, FragKey, FragPorts},
+    host::{LocalIp, MAX_LOCAL_IPS},
     node::{MAX_NODES, Node, NodeRef},
     policy::{Class, Hits, MAX_ROWS, MAX_RULES, MAX_SETS, Row, RowRef},
     reason::{COUNTERS as COUNTER_SLOTS, Counter},
@@ -24,13 +25,15 @@ pub static FLOWS_NEW: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
 #[btf_map]
 pub static FRAGS: LruHashMap<FragKey, FragPorts, 8192> = LruHashMap::new();
 
-// Local endpoints; written by the agent.
+// Local endpoints and the node itself; written by the agent.
 #[btf_map]
 pub static GENERATIONS: Array<Generation, { MAX_ENDPOINTS as usize }> = Array::new();
 #[btf_map]
 pub static ENDPOINTS: HashMap<Ip4, Endpoint, { MAX_ENDPOINTS as usize }> = HashMap::new();
 #[btf_map]
 pub static POLICY: HashMap<u32, EndpointPolicy, { MAX_ENDPOINTS as usize }> = HashMap::new();
+#[btf_map]
+pub static LOCAL_IPS: HashMap<Ip4, LocalIp, { MAX_LOCAL_IPS as usize }> = HashMap::new();
 
 // Compiled policy; written by the agent.
 #[btf_map]
@@ -76,13 +79,27 @@ pub static SETTINGS: Settings = Settings {
     overlay_ifindex: 0,
     network: Ip4::UNSPECIFIED,
     netmask: Ip4::UNSPECIFIED,
+    limits: FlowLimits {
+        tcp_established: 0,
+        tcp_new: 0,
+        closing: 0,
+        udp: 0,
+        icmp: 0,
+        sctp_established: 0,
+        sctp_new: 0,
+        other: 0,
+    },
+    events_per_tick: 0,
+    flags: 0,
+    calico_vxlan_port: 0,
+    _pad: [0; 2],
 };
 
 /// One field of [`SETTINGS`]. Volatile: the compiler must not use the zeros above.
 macro_rules! setting {
-    ($field:ident) => {
+    ($($field:ident).+) => {
         // SAFETY: a field of a static is valid to read.
-        unsafe { core::ptr::read_volatile(&raw const $crate::maps::SETTINGS.$field) }
+        unsafe { core::ptr::read_volatile(&raw const $crate::maps::SETTINGS.$($field).+) }
     };
 }
 pub(crate) use setting;

@@ -6,12 +6,13 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use canal_common::{
-    event::{EVENTS_PER_TICK, Event},
+    event::{EVENTS_PER_CPU, Event, Kind},
+    policy::Verdict,
     reason::{Hook, REASONS, Reason},
 };
 
 use crate::{
-    maps::{COUNTERS, EVENT_BUDGET, EVENTS},
+    maps::{COUNTERS, EVENT_BUDGET, EVENTS, RULE_HITS, setting},
     packet::{self, Flow4},
     step::flow::now,
 };
@@ -42,14 +43,14 @@ impl Go {
 /// The packet is dropped.
 pub struct Stop {
     pub reason: Reason,
-    /// Deciding rule, or 0.
-    pub rule: u32,
+    /// Of the policy that refused it; zeros when none did.
+    pub verdict: Verdict,
 }
 
 impl From<Reason> for Stop {
     #[inline(always)]
     fn from(reason: Reason) -> Self {
-        Self { reason, rule: 0 }
+        Self { reason, verdict: Verdict::from_bits(0) }
     }
 }
 
@@ -65,7 +66,8 @@ pub fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
         }
         Err(stop) => {
             count(hook, stop.reason, ctx.len());
-            report(ctx, hook as u8, stop.reason as u8, stop.rule);
+            let kind = if stop.verdict.logs() { Kind::LoggedDenied } else { Kind::Dropped };
+            report(ctx, hook as u8, kind, stop.reason as u8, stop.verdict.id());
             TCX_DROP
         }
     }
@@ -82,30 +84,45 @@ fn count(hook: Hook, reason: Reason, bytes: u32) {
     }
 }
 
-/// Tells user space about a drop, within this CPU's budget.
+/// Tells user space about a packet, within the limits of its decision and of this CPU.
 #[inline(never)]
-fn report(ctx: &TcContext, hook: u8, reason: u8, rule: u32) {
+pub fn report(ctx: &TcContext, hook: u8, kind: Kind, reason: u8, decision: u32) {
     let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) else { return };
-    let tick = now();
     // SAFETY: a per-CPU element, as above.
     let budget = unsafe { &mut *budget };
+    let tick = now();
     if budget.tick != tick {
-        budget.tick = tick;
-        budget.sent = 0;
+        (budget.tick, budget.sent) = (tick, 0);
     }
-    if budget.sent >= EVENTS_PER_TICK {
-        budget.lost += 1;
-        return;
+    let mut within = budget.sent < EVENTS_PER_CPU;
+    let mut lost = &raw mut budget.lost;
+    if decision != 0
+        && let Some(hits) = RULE_HITS.get_ptr_mut(decision)
+    {
+        // SAFETY: as above.
+        let hits = unsafe { &mut *hits };
+        if hits.tick != tick {
+            (hits.tick, hits.sent) = (tick, 0);
+        }
+        within &= hits.sent < setting!(events_per_tick);
+        hits.sent += u32::from(within);
+        lost = &raw mut hits.lost;
     }
-    budget.sent += 1;
+    if within && send(ctx, hook, kind, reason, decision) {
+        budget.sent += 1;
+    } else {
+        // SAFETY: a field of either element.
+        unsafe { *lost += 1 };
+    }
+}
 
+/// `false`: the ring is full.
+#[inline(always)]
+fn send(ctx: &TcContext, hook: u8, kind: Kind, reason: u8, decision: u32) -> bool {
     let inner = if hook == Hook::FromWire as u8 { packet::INNER } else { packet::OUTER };
     let about = if reason == Reason::NotIpv4 as u8 { Flow4::default() } else { packet::peek(ctx, inner) };
     let Flow4 { src, dst, src_port, dst_port, proto } = about;
-    let Some(mut entry) = EVENTS.reserve(0) else {
-        budget.lost += 1;
-        return;
-    };
+    let Some(mut entry) = EVENTS.reserve(0) else { return false };
     entry.write(Event {
         // SAFETY: a helper without arguments.
         time_ns: unsafe { bpf_ktime_get_ns() },
@@ -116,11 +133,12 @@ fn report(ctx: &TcContext, hook: u8, reason: u8, rule: u32) {
         proto,
         hook,
         reason,
-        _pad: 0,
+        kind: kind as u8,
         ifindex: packet::ifindex(ctx),
-        rule,
+        decision,
         len: ctx.len(),
         _reserved: 0,
     });
     entry.submit(0);
+    true
 }

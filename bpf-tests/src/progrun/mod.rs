@@ -24,6 +24,8 @@ use aya::{
 use canal_agent::dataplane::{object::Object, pins::Pins};
 use canal_common::{
     Mac,
+    event::EVENTS_PER_DECISION,
+    flow::FlowLimits,
     policy::RowRef,
     reason::{Hook, Reason},
     settings::Settings,
@@ -74,31 +76,45 @@ pub struct Ran {
     pub frame: Vec<u8>,
 }
 
-static SHARED: Mutex<Option<Lab>> = Mutex::new(None);
+/// One for each set of flags in [`Settings`].
+static SHARED: Mutex<BTreeMap<u32, Lab>> = Mutex::new(BTreeMap::new());
 
 impl Lab {
     /// Runs `story` with the lab that all tests of this process share, after those that came before it.
     pub fn run<T: Send>(story: impl FnOnce(&mut Self) -> T + Send) -> T {
+        Self::run_with(0, story)
+    }
+
+    /// As [`Lab::run`], with these flags of [`Settings`].
+    pub fn run_with<T: Send>(flags: u32, story: impl FnOnce(&mut Self) -> T + Send) -> T {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if shared.is_none() {
-            *shared = Some(Self::open().expect("the kernel programs load (this needs root)"));
-        }
-        let lab = shared.as_mut().expect("it was just opened");
+        let lab = shared
+            .entry(flags)
+            .or_insert_with(|| Self::open_with(flags).expect("the kernel programs load (this needs root)"));
         lab.reset();
         lab.visit(story)
     }
 
     /// A lab of one's own, in a network namespace of its own.
     pub fn open() -> Result<Self> {
-        let made = thread::spawn(|| -> Result<Self> {
+        Self::open_with(0)
+    }
+
+    /// As [`Lab::open`], with these flags of [`Settings`].
+    pub fn open_with(flags: u32) -> Result<Self> {
+        let made = thread::spawn(move || -> Result<Self> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-            Self::load(Links::make()?, None)
+            Self::load_with(flags, Links::make()?, None)
         });
         made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Loads the object, or adopts the tables that are pinned, for the namespace of this thread.
     pub fn load(links: Links, pins: Option<&Pins>) -> Result<Self> {
+        Self::load_with(0, links, pins)
+    }
+
+    fn load_with(flags: u32, links: Links, pins: Option<&Pins>) -> Result<Self> {
         let settings = Settings {
             node_ip: NODE_IP.into(),
             vtep_mac: VTEP_MAC,
@@ -108,6 +124,11 @@ impl Lab {
             overlay_ifindex: links.overlay,
             network: NETWORK.network().into(),
             netmask: NETWORK.netmask().into(),
+            limits: FlowLimits::DEFAULT,
+            events_per_tick: EVENTS_PER_DECISION,
+            flags,
+            calico_vxlan_port: Settings::CALICO_VXLAN_PORT,
+            _pad: [0; 2],
         };
         let netns = File::open("/proc/thread-self/ns/net").context("cannot open the network namespace")?;
         let object = Object::load(&settings, pins, &HashMap::new())?;

@@ -8,15 +8,16 @@ use aya::{
     Pod,
     maps::{
         Array, ArrayOfMaps, HashMap as Hash, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues,
-        lpm_trie::Key,
+        RingBuf, lpm_trie::Key,
     },
     util::nr_cpus,
 };
 use canal_common::{
     Ip4,
     endpoint::{Endpoint, EndpointPolicy, Generation},
-    event::EventBudget,
+    event::{Event, EventBudget},
     flow::{Flow, FlowKey, FragKey, FragPorts},
+    host::LocalIp,
     names,
     node::{Node, NodeRef},
     policy::{Class, Hits, Row, RowRef},
@@ -44,6 +45,13 @@ impl Lab {
 
     pub fn delete_endpoint(&mut self, addr: Ipv4Addr) {
         self.map::<Hash<_, Ip4, Endpoint>>(names::ENDPOINTS).remove(&addr.into()).unwrap();
+    }
+
+    /// Gives this node an address.
+    pub fn put_local_ip(&mut self, addr: Ipv4Addr) {
+        self.map::<Hash<_, Ip4, LocalIp>>(names::LOCAL_IPS)
+            .insert(Ip4::from(addr), LocalIp::default(), 0)
+            .unwrap();
     }
 
     pub fn put_policy(&mut self, endpoint: u32, policy: EndpointPolicy) {
@@ -152,12 +160,31 @@ impl Lab {
         clear::<_, FragKey, FragPorts>(&mut self.map(names::FRAGS));
     }
 
-    /// How many new flows this rule has decided.
-    pub fn hits(&mut self, rule: u32) -> u64 {
+    /// How many new flows were judged so.
+    pub fn hits(&mut self, decision: u32) -> u64 {
         let hits: PerCpuArray<_, Hits> = self.map(names::RULE_HITS);
-        hits.get(&rule, 0).unwrap().iter().map(|cpu| cpu.flows).sum()
+        hits.get(&decision, 0).unwrap().iter().map(|cpu| cpu.flows).sum()
     }
 
+    /// What has been told since the last look.
+    pub fn events(&mut self) -> Vec<Event> {
+        let mut ring: RingBuf<_> = self.map(names::EVENTS);
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            assert_eq!(item.len(), size_of::<Event>());
+            // SAFETY: the length was checked, and the record is plain data.
+            events.push(unsafe { item.as_ptr().cast::<Event>().read_unaligned() });
+        }
+        events
+    }
+
+    /// Events about this decision that were not sent.
+    pub fn events_lost_of(&mut self, decision: u32) -> u64 {
+        let hits: PerCpuArray<_, Hits> = self.map(names::RULE_HITS);
+        hits.get(&decision, 0).unwrap().iter().map(|cpu| cpu.lost).sum()
+    }
+
+    /// Events without a decision that were not sent.
     pub fn events_lost(&mut self) -> u64 {
         let budget: PerCpuArray<_, EventBudget> = self.map(names::EVENT_BUDGET);
         budget.get(&0, 0).unwrap().iter().map(|cpu| cpu.lost).sum()
@@ -183,6 +210,7 @@ impl Lab {
         self.forget_flows();
         clear::<_, Ip4, Endpoint>(&mut self.map(names::ENDPOINTS));
         clear::<_, u32, EndpointPolicy>(&mut self.map(names::POLICY));
+        clear::<_, Ip4, LocalIp>(&mut self.map(names::LOCAL_IPS));
         clear::<_, Ip4, Class>(&mut self.map(names::PEERS));
         clear::<_, Ip4, NodeRef>(&mut self.map(names::NODE_IPS));
         clear_trie::<_, Class>(&mut self.map(names::NETS));
@@ -198,11 +226,12 @@ impl Lab {
         }
         let cpus = nr_cpus().expect("the number of CPUs is known");
         let mut hits: PerCpuArray<_, Hits> = self.map(names::RULE_HITS);
-        for rule in 0..64 {
-            hits.set(rule, PerCpuValues::try_from(vec![Hits::default(); cpus]).unwrap(), 0).unwrap();
+        for decision in 0..64 {
+            hits.set(decision, PerCpuValues::try_from(vec![Hits::default(); cpus]).unwrap(), 0).unwrap();
         }
         let mut budget: PerCpuArray<_, EventBudget> = self.map(names::EVENT_BUDGET);
         budget.set(0, PerCpuValues::try_from(vec![EventBudget::default(); cpus]).unwrap(), 0).unwrap();
+        self.events();
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a pod sends.
 
+use canal_common::wire::PROTO_IPIP;
+
 use super::*;
 
 #[test]
@@ -79,24 +81,71 @@ fn another_mac_is_spoofed_for_new_and_known_flows_alike() {
     });
 }
 
+const EVERYWHERE: [Ipv4Addr; 5] = [B.ip, REMOTE, WORLD, NODE_IP, REMOTE_NODE];
+
+fn vxlan(dst: Ipv4Addr, port: u16) -> Packet {
+    Packet::udp(A.at(40000), (dst, port)).payload(&[0; 64])
+}
+
+/// With another packet inside, whose bytes nobody reads.
+fn ipip(dst: Ipv4Addr) -> Packet {
+    Packet::ip(A.ip, dst, PROTO_IPIP, vec![0; 64])
+}
+
 #[test]
-fn vxlan_from_a_pod_is_dropped_wherever_it_goes_and_in_fragments_too() {
+fn tunnels_from_a_pod_are_dropped_wherever_they_go_and_in_fragments_too() {
     story(|lab| {
-        for dst in [B.ip, REMOTE, WORLD, NODE_IP, REMOTE_NODE] {
-            let packet = Packet::udp(A.at(40000), (dst, VXLAN_PORT)).payload(&[0; 64]);
-            dropped(&leave(lab, A, &packet), Reason::PodTunnel);
-            let [first, later] = packet.split(16);
-            dropped(&leave(lab, A, &first), Reason::PodTunnel);
-            // Without its first part it leads nowhere: the next hook, if there is one, drops it.
-            if [B.ip, REMOTE].contains(&dst) {
-                to_stack(&leave(lab, A, &later));
-            } else {
-                dropped(&leave(lab, A, &later), Reason::FragUnknown);
+        for dst in EVERYWHERE {
+            for packet in [vxlan(dst, VXLAN_PORT), vxlan(dst, Settings::CALICO_VXLAN_PORT), ipip(dst)] {
+                dropped(&leave(lab, A, &packet), Reason::PodTunnel);
+                let [first, later] = packet.split(16);
+                dropped(&leave(lab, A, &first), Reason::PodTunnel);
+                // Without its first part it leads nowhere: the next hook, if there is one, drops it.
+                if [B.ip, REMOTE].contains(&dst) {
+                    to_stack(&leave(lab, A, &later));
+                } else {
+                    dropped(&leave(lab, A, &later), Reason::FragUnknown);
+                }
+                dropped(&leave(lab, A, &packet.options(8)), Reason::PodTunnel);
             }
-            dropped(&leave(lab, A, &packet.options(8)), Reason::PodTunnel);
         }
         // The port alone does not make a tunnel.
         delivered(&leave(lab, A, &Packet::tcp(A.at(1), B.at(VXLAN_PORT), SYN)));
+        delivered(&leave(lab, A, &Packet::udp(A.at(VXLAN_PORT), B.at(53))));
+    });
+}
+
+#[test]
+fn vxlan_that_is_allowed_is_judged_like_any_datagram_and_never_enters_our_overlay() {
+    story_with(Settings::ALLOW_POD_VXLAN, |lab| {
+        for port in [VXLAN_PORT, Settings::CALICO_VXLAN_PORT] {
+            delivered(&leave(lab, A, &vxlan(B.ip, port)));
+            encapsulated(&leave(lab, A, &vxlan(REMOTE, port)));
+        }
+        for dst in [WORLD, NODE_IP, REMOTE_NODE] {
+            to_stack(&leave(lab, A, &vxlan(dst, Settings::CALICO_VXLAN_PORT)));
+            // The masquerade would make it this node's.
+            dropped(&leave(lab, A, &vxlan(dst, VXLAN_PORT)), Reason::PodTunnel);
+        }
+        dropped(&leave(lab, A, &ipip(B.ip)), Reason::PodTunnel);
+        dropped(&leave(lab, B, &vxlan(REMOTE, VXLAN_PORT)), Reason::SpoofedIp);
+        lab.forget_flows();
+        lab.put_set(A.egress_set(), &[DENY]);
+        dropped(&leave(lab, A, &vxlan(REMOTE, VXLAN_PORT)), Reason::PolicyEgress);
+    });
+}
+
+#[test]
+fn ip_in_ip_that_is_allowed_is_judged_like_any_packet() {
+    story_with(Settings::ALLOW_POD_IPIP, |lab| {
+        delivered(&leave(lab, A, &ipip(B.ip)));
+        encapsulated(&leave(lab, A, &ipip(REMOTE)));
+        to_stack(&leave(lab, A, &ipip(WORLD)));
+        dropped(&leave(lab, A, &vxlan(B.ip, VXLAN_PORT)), Reason::PodTunnel);
+        dropped(&leave(lab, B, &ipip(REMOTE)), Reason::SpoofedIp);
+        lab.forget_flows();
+        lab.put_set(A.egress_set(), &[DENY]);
+        dropped(&leave(lab, A, &ipip(WORLD)), Reason::PolicyEgress);
     });
 }
 

@@ -10,11 +10,14 @@
 mod arp;
 mod differential;
 mod envelope;
+mod event;
 mod flow;
 mod fragment;
 mod from_pod;
 mod from_wire;
+mod host;
 mod icmp;
+mod keep;
 mod nodes;
 mod overlay;
 mod reason;
@@ -33,6 +36,7 @@ use canal_common::{
     node::Node,
     policy::{FANOUT, Row, Verdict, icmp_port, key},
     reason::{Hook, Reason},
+    settings::Settings,
 };
 
 /// A pod of this node, on the interface of the same number.
@@ -96,7 +100,12 @@ impl Pod {
 
 /// The lab with pods A and B and a node behind which REMOTE is; everybody may talk.
 fn story(tell: impl FnOnce(&mut Lab) + Send) {
-    Lab::run(|lab| {
+    story_with(0, tell);
+}
+
+/// As [`story`], with these flags of [`Settings`].
+fn story_with(flags: u32, tell: impl FnOnce(&mut Lab) + Send) {
+    Lab::run_with(flags, |lab| {
         lab.put_node(REMOTE_INDEX, REMOTE_NET, remote_node());
         add_pods(lab);
         tell(lab);

@@ -1,4 +1,4 @@
-//! The `EVENTS` ring: sampled drops, kept for whoever asks why a packet did not arrive.
+//! The `EVENTS` ring: sampled drops and new flows that met a Log rule, kept for whoever asks.
 
 use std::collections::VecDeque;
 
@@ -6,21 +6,25 @@ use aya::{
     Ebpf,
     maps::{MapData, MapError, RingBuf},
 };
-use canal_common::{event::Event, names};
+use canal_common::{
+    event::{Event, Kind},
+    names,
+};
 
 use super::tables::take;
 
-/// How many of the latest drops are remembered.
+/// How many of the latest are remembered of either sort.
 const KEPT: usize = 256;
 
 pub struct Events {
     ring: RingBuf<MapData>,
-    latest: VecDeque<Event>,
+    drops: VecDeque<Event>,
+    logged: VecDeque<Event>,
 }
 
 impl Events {
     pub fn adopt(ebpf: &mut Ebpf) -> Result<Self, MapError> {
-        Ok(Self { ring: take(ebpf, names::EVENTS)?, latest: VecDeque::new() })
+        Ok(Self { ring: take(ebpf, names::EVENTS)?, drops: VecDeque::new(), logged: VecDeque::new() })
     }
 
     /// Takes what the kernel has written since.
@@ -30,15 +34,31 @@ impl Events {
                 // SAFETY: the length was checked, the record is plain data; the ring aligns to 8 bytes but
                 // nothing here depends on it.
                 let event = unsafe { item.as_ptr().cast::<Event>().read_unaligned() };
-                if self.latest.len() == KEPT {
-                    self.latest.pop_front();
+                let kind = Kind::from_index(event.kind);
+                if kind.is_some_and(Kind::is_drop) {
+                    keep(&mut self.drops, event);
                 }
-                self.latest.push_back(event);
+                if kind.is_some_and(Kind::is_logged) {
+                    keep(&mut self.logged, event);
+                }
             }
         }
     }
 
-    pub fn latest(&self) -> impl Iterator<Item = &Event> {
-        self.latest.iter()
+    /// The latest dropped packets, the oldest first.
+    pub fn drops(&self) -> impl Iterator<Item = &Event> {
+        self.drops.iter()
     }
+
+    /// The latest flows that met a Log rule, the oldest first; the denied ones are among the drops as well.
+    pub fn logged(&self) -> impl Iterator<Item = &Event> {
+        self.logged.iter()
+    }
+}
+
+fn keep(latest: &mut VecDeque<Event>, event: Event) {
+    if latest.len() == KEPT {
+        latest.pop_front();
+    }
+    latest.push_back(event);
 }

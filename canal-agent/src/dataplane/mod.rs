@@ -8,6 +8,7 @@
 pub mod counters;
 pub mod events;
 pub mod hooks;
+pub mod host;
 pub mod inspect;
 pub mod masquerade;
 pub mod nodes;

@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use canal_common::{Mac, settings::Settings};
+use canal_common::{Mac, event::EVENTS_PER_DECISION, flow::FlowLimits, settings::Settings};
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
@@ -507,6 +507,11 @@ pub(super) fn settings(
         overlay_ifindex,
         network: network.network.network().into(),
         netmask: network.network.netmask().into(),
+        limits: FlowLimits::DEFAULT,
+        events_per_tick: EVENTS_PER_DECISION,
+        flags: 0,
+        calico_vxlan_port: Settings::CALICO_VXLAN_PORT,
+        _pad: [0; 2],
     }
 }
 

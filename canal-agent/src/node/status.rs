@@ -101,7 +101,7 @@ impl Node {
     fn drops(&self) -> Vec<DropStatus> {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
         let slug = |known: Option<&'static str>| known.unwrap_or("unknown").to_owned();
-        let described = self.events.latest().map(|event| {
+        let described = self.events.drops().map(|event| {
             let reason = Reason::from_index(event.reason);
             DropStatus {
                 seconds_ago: now.saturating_sub(Duration::from_nanos(event.time_ns)).as_secs_f64(),
@@ -114,7 +114,7 @@ impl Node {
                 dst: event.dst.into(),
                 dst_port: event.dst_port,
                 interface: if_indextoname(event.ifindex).ok().map(|name| name.to_string_lossy().into_owned()),
-                rule: self.policy.rule(event.rule).map(ToString::to_string),
+                rule: self.policy.rule(event.decision).map(ToString::to_string),
             }
         });
         let mut drops: Vec<_> = described.collect();

@@ -5,7 +5,7 @@ use aya_ebpf::{bindings::bpf_tunnel_key, helpers::generated::bpf_skb_get_tunnel_
 use canal_common::{
     Ip4,
     flow::Leg,
-    reason::Reason,
+    reason::{Hook, Reason},
     wire::{ETHERTYPE_IPV4, IPV4_LEN},
 };
 
@@ -13,7 +13,7 @@ use crate::{
     hook::from_wire::{approve, sender, speaks_for},
     maps::setting,
     packet::{self, EthHeader, OUTER},
-    step::{deliver, flow, leg},
+    step::{deliver, fragment, leg, related},
     verdict::{Go, Outcome, Stop},
 };
 
@@ -31,7 +31,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         return Err(Reason::WrongVtep.into());
     }
     let mut packet = packet::parse(ctx, OUTER)?;
-    if !flow::settle_fragment(&mut packet) {
+    if !fragment::settle(&mut packet) {
         sender(outer_src, packet.src)?;
         // For the host: its own reassembly. For a pod: forwarded and judged in `to_pod`, whole or not at all.
         return Ok(Go::next(Reason::ToStack));
@@ -41,11 +41,11 @@ pub fn run(ctx: &TcContext) -> Outcome {
         if leg::pod(packet.dst).is_none() {
             return Ok(Go::next(Reason::ToStack));
         }
-        let related = flow::related(ctx, OUTER, &packet)?;
+        let related = related::related(ctx, OUTER, &packet)?;
         speaks_for(outer_src, related.peer)?;
         if related.via_stack || related.to.kind != Leg::POD { None } else { Some(*related.to) }
     } else {
-        approve(&packet, outer_src)?
+        approve(ctx, Hook::FromOverlay, &packet, outer_src)?
     };
     match to {
         Some(to) if packet.ttl > 1 => deliver::to_pod(ctx, &to),

@@ -3,17 +3,18 @@
 use aya_ebpf::programs::TcContext;
 use canal_common::{
     flow::Leg,
-    reason::Reason,
-    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTO_UDP},
+    reason::{Hook, Reason},
+    settings::Settings,
+    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTO_IPIP, PROTO_UDP},
 };
 
 use crate::{
     maps::setting,
     packet::{self, EthHeader, OUTER, Packet},
     step::{
-        arp, deliver,
+        admit, arp, deliver,
         flow::{self, Known},
-        leg,
+        fragment, leg, related,
     },
     verdict::{Go, Outcome, Stop},
 };
@@ -35,7 +36,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         _ => return Err(Reason::NotIpv4.into()),
     }
     let mut packet = packet::parse(ctx, OUTER)?;
-    if !flow::settle_fragment(&mut packet) {
+    if !fragment::settle(&mut packet) {
         owner(ctx, &packet, &eth)?;
         // The stack may know how to put it together, and what it forwards to a pod is judged at the next hook;
         // on other ways there is none.
@@ -44,13 +45,12 @@ pub fn run(ctx: &TcContext) -> Outcome {
             _ => Err(Reason::FragUnknown.into()),
         };
     }
-    // As Felix does, whatever the destination: a pod has no business in the overlay.
-    if packet.proto == PROTO_UDP && packet.dst_port == setting!(vxlan_port) {
+    if is_forbidden_tunnel(&packet) {
         return Err(Reason::PodTunnel.into());
     }
     if packet.is_icmp_error() {
         owner(ctx, &packet, &eth)?;
-        let related = flow::related(ctx, OUTER, &packet)?;
+        let related = related::related(ctx, OUTER, &packet)?;
         // A pod is no router: it speaks about packets that were sent to it.
         if related.about != packet.src {
             return Err(Reason::IcmpUnrelated.into());
@@ -65,9 +65,24 @@ pub fn run(ctx: &TcContext) -> Outcome {
         Known::Judge => {
             let from = owner(ctx, &packet, &eth)?;
             let to = leg::anyone(packet.dst);
-            flow::admit(&packet, &from, &to, false)?;
+            admit::admit(ctx, Hook::FromPod, &packet, &from, &to, false)?;
             forward(ctx, &packet, &to, false)
         }
+    }
+}
+
+/// As Felix does, whatever the destination: a pod has no business in the overlay.
+#[inline(always)]
+fn is_forbidden_tunnel(packet: &Packet) -> bool {
+    match packet.proto {
+        PROTO_UDP if packet.dst_port == setting!(vxlan_port) => {
+            setting!(flags) & Settings::ALLOW_POD_VXLAN == 0 || leg::anyone(packet.dst).kind == Leg::STACK
+        }
+        PROTO_UDP if packet.dst_port == setting!(calico_vxlan_port) => {
+            setting!(flags) & Settings::ALLOW_POD_VXLAN == 0
+        }
+        PROTO_IPIP => setting!(flags) & Settings::ALLOW_POD_IPIP == 0,
+        _ => false,
     }
 }
 

@@ -5,7 +5,7 @@ use aya_ebpf::programs::TcContext;
 use canal_common::{
     Ip4, Mac,
     flow::Leg,
-    reason::Reason,
+    reason::{Hook, Reason},
     wire::{ETHERTYPE_IPV4, IPV4_LEN, PROTO_UDP, VXLAN_FLAGS},
 };
 
@@ -13,9 +13,9 @@ use crate::{
     maps::{NODE_IPS, setting},
     packet::{self, EthHeader, INNER, Ipv4Header, OUTER, Packet},
     step::{
-        deliver,
+        admit, deliver,
         flow::{self, Known},
-        leg,
+        fragment, leg, related,
     },
     verdict::{Go, Outcome, Stop},
 };
@@ -51,20 +51,20 @@ pub fn run(ctx: &TcContext) -> Outcome {
         return Err(Reason::WrongVtep.into());
     }
     let mut packet = packet::parse(ctx, INNER)?;
-    if !flow::settle_fragment(&mut packet) {
+    if !fragment::settle(&mut packet) {
         // Later fragments reach the same decision in `from_overlay`, once more with the stack's help.
         return Ok(Go::next(Reason::Fallback));
     }
     let to = if packet.is_icmp_error() {
         sender(outer_src, packet.src)?;
-        let related = flow::related(ctx, INNER, &packet)?;
+        let related = related::related(ctx, INNER, &packet)?;
         speaks_for(outer_src, related.peer)?;
         if related.via_stack || related.to.kind != Leg::POD {
             return Ok(Go::next(Reason::Fallback));
         }
         *related.to
     } else {
-        match approve(&packet, outer_src)? {
+        match approve(ctx, Hook::FromWire, &packet, outer_src)? {
             Some(to) => to,
             None => return Ok(Go::next(Reason::Fallback)),
         }
@@ -78,7 +78,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
 
 /// The pod that may have this packet; `None` when it is not for a pod, or belongs to the stack.
 #[inline(always)]
-pub fn approve(packet: &Packet, outer_src: Ip4) -> Result<Option<Leg>, Stop> {
+pub fn approve(ctx: &TcContext, hook: Hook, packet: &Packet, outer_src: Ip4) -> Result<Option<Leg>, Stop> {
     let sent =
         |from: &Leg| from.kind == Leg::NODE && leg::node(from.target).is_some_and(|n| n.ip == outer_src);
     match flow::known(packet, sent)? {
@@ -91,7 +91,7 @@ pub fn approve(packet: &Packet, outer_src: Ip4) -> Result<Option<Leg>, Stop> {
         Known::Judge => {
             let from = sender(outer_src, packet.src)?;
             let Some(to) = leg::pod(packet.dst) else { return Ok(None) };
-            flow::admit(packet, &from, &to, false)?;
+            admit::admit(ctx, hook, packet, &from, &to, false)?;
             Ok(Some(to))
         }
     }

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use canal_common::{
     flow::Leg,
     node::Node,
-    reason::Reason,
+    reason::{Hook, Reason},
     wire::{ETHERTYPE_IPV4, IPV4_LEN},
 };
 
@@ -16,9 +16,9 @@ use crate::{
     maps::setting,
     packet::{self, EthHeader, FROM_HOST, OUTER, Packet},
     step::{
-        deliver,
+        admit, deliver,
         flow::{self, Known},
-        leg,
+        fragment, leg, related,
     },
     verdict::{Go, Outcome},
 };
@@ -42,13 +42,13 @@ pub fn run(ctx: &TcContext) -> Outcome {
         return Err(Reason::SpoofedIp.into());
     }
     if came_by != FROM_HOST && from.kind == Leg::POD {
-        if !flow::settle_fragment(&mut packet) {
+        if !fragment::settle(&mut packet) {
             return Err(Reason::FragUnknown.into());
         }
         if packet.is_icmp_error() {
-            flow::related(ctx, OUTER, &packet)?;
+            related::related(ctx, OUTER, &packet)?;
         } else if let Known::Judge = flow::known(&packet, |_| true)? {
-            flow::admit(&packet, &from, &to, true)?;
+            admit::admit(ctx, Hook::ToOverlay, &packet, &from, &to, true)?;
         }
     }
     match deliver::to_node(ctx, &packet, node) {

@@ -4,15 +4,16 @@
 use aya_ebpf::programs::TcContext;
 use canal_common::{
     flow::Leg,
-    reason::Reason,
+    reason::{Hook, Reason},
     wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN},
 };
 
 use crate::{
     packet::{self, EthHeader, FROM_HOST, OUTER, Packet},
     step::{
+        admit,
         flow::{self, Known},
-        leg,
+        fragment, leg, related,
     },
     verdict::{Go, Outcome, Stop},
 };
@@ -36,13 +37,13 @@ pub fn run(ctx: &TcContext) -> Outcome {
     }
     let came_by = packet::ingress_ifindex(ctx);
     let from_host = came_by == FROM_HOST;
-    if !flow::settle_fragment(&mut packet) {
+    if !fragment::settle(&mut packet) {
         return if from_host { Ok(Go::next(Reason::Delivered)) } else { Err(Reason::FragUnknown.into()) };
     }
     if packet.is_icmp_error() {
         // The host's own errors need no flow: it may have made one for a packet that never got as far.
         if !from_host {
-            flow::related(ctx, OUTER, &packet)?;
+            related::related(ctx, OUTER, &packet)?;
         }
         return Ok(Go::next(Reason::Delivered));
     }
@@ -50,7 +51,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
     let known = flow::known(&packet, |from| leg::may_come_by(from, packet.src, came_by))?;
     if !matches!(known, Known::Live { to: receiver, .. } if receiver.endpoint == to.endpoint) {
         let from = if from_host { leg::other(Leg::HOST) } else { forwarded(&packet, came_by)? };
-        flow::admit(&packet, &from, &to, true)?;
+        admit::admit(ctx, Hook::ToPod, &packet, &from, &to, true)?;
     }
     Ok(Go::next(Reason::Delivered))
 }

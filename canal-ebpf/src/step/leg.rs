@@ -1,10 +1,10 @@
 //! Who an address is: a pod of this node, something behind another node, or the rest of the world.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use canal_common::{Ip4, Mac, flow::Leg, node::Node};
+use canal_common::{Ip4, Mac, flow::Leg, host::is_for_many, node::Node};
 
 use crate::{
-    maps::{ENDPOINTS, GENERATIONS, NODES, ROUTES, setting},
+    maps::{ENDPOINTS, GENERATIONS, LOCAL_IPS, NODES, ROUTES, setting},
     packet::FROM_HOST,
 };
 
@@ -45,6 +45,13 @@ pub fn remote(addr: Ip4) -> Option<Leg> {
 #[inline(always)]
 pub fn anyone(addr: Ip4) -> Leg {
     pod(addr).or_else(|| remote(addr)).unwrap_or(other(Leg::STACK))
+}
+
+/// Whether what a pod sends to `addr` ends at this node.
+#[inline(always)]
+pub fn is_this_node(addr: Ip4) -> bool {
+    // SAFETY: only its presence counts.
+    is_for_many(addr) || unsafe { LOCAL_IPS.get(addr) }.is_some()
 }
 
 /// Whether what the leg remembers still holds.

@@ -4,9 +4,13 @@ use canal_common::{
     Ip4,
     endpoint::EndpointPolicy,
     policy::{MAX_DEPTH, Verdict},
+    settings::Settings,
 };
 
-use crate::maps::{NETS, PEERS, POLICY, ROWS, RULE_HITS, SETS};
+use crate::{
+    maps::{NETS, PEERS, POLICY, ROWS, RULE_HITS, SETS, setting},
+    step::leg,
+};
 
 /// Seen from the endpoint.
 #[repr(u8)]
@@ -28,7 +32,8 @@ pub struct Question {
     pub endpoint: u32,
 }
 
-/// Anything missing on the way denies.
+/// Anything missing on the way denies. A pod's own policy may allow what the node itself does not take: that is
+/// [`Verdict::to_host`].
 #[inline(always)]
 pub fn judge(endpoint: u32, direction: Direction, peer: Ip4, key: u32, src_port: u16) -> Verdict {
     let question = Question { peer, key, src_port, direction, _pad: 0, endpoint };
@@ -46,6 +51,12 @@ extern "C" fn answer(question: *const Question) -> u32 {
     if let Some(hits) = RULE_HITS.get_ptr_mut(verdict.id()) {
         // SAFETY: a per-CPU element.
         unsafe { (*hits).flows += 1 };
+    }
+    if question.direction == Direction::Egress
+        && setting!(flags) & Settings::DROP_TO_HOST != 0
+        && leg::is_this_node(question.peer)
+    {
+        return verdict.to_host().bits;
     }
     verdict.bits
 }

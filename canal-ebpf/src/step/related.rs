@@ -1,0 +1,50 @@
+//! ICMP errors: they belong to the flow that they are about.
+
+use aya_ebpf::programs::TcContext;
+use canal_common::{
+    Ip4,
+    flow::{Flow, Leg, flow_key},
+    reason::Reason,
+};
+
+use crate::{
+    maps::{FLOWS, FLOWS_NEW},
+    packet::{self, Packet},
+    step::{
+        flow::{ends, idle_limit, now},
+        leg,
+    },
+    verdict::Stop,
+};
+
+/// Where an ICMP error goes.
+pub struct Related {
+    /// Who the packet that it is about was sent to.
+    pub about: Ip4,
+    /// The leg of that one.
+    pub peer: &'static Leg,
+    pub to: &'static Leg,
+    pub via_stack: bool,
+}
+
+/// An ICMP error may pass when the packet that it is about belongs to a live flow: it goes to that packet's sender.
+#[inline(always)]
+pub fn related(ctx: &TcContext, offset: usize, packet: &Packet) -> Result<Related, Stop> {
+    let about = packet::embedded(ctx, offset).ok_or(Reason::Malformed)?;
+    if about.src != packet.dst {
+        return Err(Reason::IcmpUnrelated.into());
+    }
+    let (key, from_hi) = flow_key(about.src, about.dst, about.src_port, about.dst_port, about.proto);
+    // SAFETY: as in `known`.
+    let flow =
+        unsafe { FLOWS.get(&key) }.or_else(|| unsafe { FLOWS_NEW.get(&key) }).ok_or(Reason::IcmpUnrelated)?;
+    let (to, peer) = ends(flow, from_hi);
+    if flow.state == Flow::DENIED
+        || now().wrapping_sub(flow.last_seen) > idle_limit(flow.state, about.proto)
+        || !leg::is_current(to)
+        || !leg::is_current(peer)
+    {
+        return Err(Reason::IcmpUnrelated.into());
+    }
+    Ok(Related { about: about.dst, peer, to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
+}
