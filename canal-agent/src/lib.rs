@@ -18,6 +18,7 @@ pub mod dataplane;
 pub mod endpoint;
 mod file;
 mod lock;
+pub mod logging;
 pub mod model;
 pub mod netlink;
 pub mod node;

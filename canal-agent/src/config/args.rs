@@ -58,7 +58,8 @@ pub struct RunArgs {
     /// What a change of policy does to live connections: judge them anew, or keep them as Calico does [default: judge]
     #[arg(long, value_name = "judge|keep")]
     pub established: Option<String>,
-    /// How long connections may be idle [default: tcp-new=20s,tcp-established=1h,tcp-closing=30s,udp=1m,icmp=5s,sctp=10m,other=10m]
+    /// How long connections may be idle [default: tcp-new=20s,tcp-established=1h,closing=30s,udp=1m,icmp=5s,
+    /// sctp-new=20s,sctp-established=10m,other=10m]
     #[arg(long, value_name = "NAME=DURATION,…")]
     pub flow_timeouts: Option<String>,
     /// Connections that the kernel remembers [default: by memory; 262144 with 4 GB]

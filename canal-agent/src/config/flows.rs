@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use canal_common::flow::{self, FlowLimits};
 use serde::Serialize;
 
 use super::{ConfigError, duration, environment::Value};
@@ -25,17 +26,20 @@ pub(super) fn established(value: &Value) -> Result<Established, ConfigError> {
     }
 }
 
-/// How long a connection without packets is remembered. The defaults are Calico's.
+/// How long a connection without packets is remembered. The defaults are the kernel programs' own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct FlowTimeouts {
     /// TCP that was not answered yet.
     pub tcp_new: Duration,
     pub tcp_established: Duration,
-    /// TCP after a FIN or a reset.
-    pub tcp_closing: Duration,
+    /// After a reset, or a FIN from either side.
+    pub closing: Duration,
     pub udp: Duration,
     pub icmp: Duration,
-    pub sctp: Duration,
+    /// SCTP that was not answered yet.
+    pub sctp_new: Duration,
+    pub sctp_established: Duration,
+    /// Every other protocol.
     pub other: Duration,
 }
 
@@ -45,18 +49,35 @@ impl Default for FlowTimeouts {
         Self {
             tcp_new: seconds(20),
             tcp_established: seconds(3600),
-            tcp_closing: seconds(30),
+            closing: seconds(30),
             udp: seconds(60),
             icmp: seconds(5),
-            sctp: seconds(600),
+            sctp_new: seconds(20),
+            sctp_established: seconds(600),
             other: seconds(600),
+        }
+    }
+}
+
+impl From<FlowTimeouts> for FlowLimits {
+    fn from(timeouts: FlowTimeouts) -> Self {
+        let ticks = |duration: Duration| flow::ticks(duration.as_secs().try_into().unwrap_or(u32::MAX));
+        Self {
+            tcp_established: ticks(timeouts.tcp_established),
+            tcp_new: ticks(timeouts.tcp_new),
+            closing: ticks(timeouts.closing),
+            udp: ticks(timeouts.udp),
+            icmp: ticks(timeouts.icmp),
+            sctp_established: ticks(timeouts.sctp_established),
+            sctp_new: ticks(timeouts.sctp_new),
+            other: ticks(timeouts.other),
         }
     }
 }
 
 /// The kernel's clock for this has ticks of about a second.
 const SHORTEST: Duration = Duration::from_secs(2);
-const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+const LONGEST: Duration = Duration::from_hours(720);
 
 /// `tcp-established=1h,udp=60s`: what is not named keeps its default.
 pub(super) fn timeouts(value: &Value) -> Result<FlowTimeouts, ConfigError> {
@@ -68,14 +89,15 @@ pub(super) fn timeouts(value: &Value) -> Result<FlowTimeouts, ConfigError> {
         let field = match name.trim() {
             "tcp-new" => &mut timeouts.tcp_new,
             "tcp-established" => &mut timeouts.tcp_established,
-            "tcp-closing" => &mut timeouts.tcp_closing,
+            "closing" => &mut timeouts.closing,
             "udp" => &mut timeouts.udp,
             "icmp" => &mut timeouts.icmp,
-            "sctp" => &mut timeouts.sctp,
+            "sctp-new" => &mut timeouts.sctp_new,
+            "sctp-established" => &mut timeouts.sctp_established,
             "other" => &mut timeouts.other,
             _ => {
                 return Err(wrong(
-                    "has an unknown name; known are tcp-new, tcp-established, tcp-closing, udp, icmp, sctp and other",
+                    "has an unknown name; known are tcp-new, tcp-established, closing, udp, icmp, sctp-new, sctp-established and other",
                 ));
             }
         };
@@ -87,4 +109,14 @@ pub(super) fn timeouts(value: &Value) -> Result<FlowTimeouts, ConfigError> {
             })?;
     }
     Ok(timeouts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_kernel_programs() {
+        assert_eq!(FlowLimits::from(FlowTimeouts::default()), FlowLimits::DEFAULT);
+    }
 }

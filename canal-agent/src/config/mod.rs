@@ -22,7 +22,10 @@ use std::{
 
 use serde::Serialize;
 
-use self::environment::{Environment, Value};
+use self::{
+    environment::{Environment, Value},
+    node_name::NodeName,
+};
 use crate::{model::felix::Source, store::EtcdOptions};
 
 pub use args::{RunArgs, go_flags};
@@ -43,6 +46,8 @@ pub struct Config {
     pub node_name: String,
     /// Tells Calico's CNI plugin the node's name.
     pub nodename_file: PathBuf,
+    /// Nothing but that file says the node's name.
+    pub name_is_stored: bool,
     /// This node's name in Kubernetes, if it was told one.
     pub kubernetes_node: Option<String>,
     /// Members of the cluster's type beside our own.
@@ -95,7 +100,8 @@ impl Config {
             find(flag, given).map_or_else(|| PathBuf::from(default), |value| PathBuf::from(value.text))
         };
         let nodename_file = path("nodename-file", args.nodename_file.clone(), "/var/lib/calico/nodename");
-        let (node_name, other) = node_name::resolve(args.node_name.clone(), environment, &nodename_file)?;
+        let NodeName { name: node_name, other, is_stored: name_is_stored } =
+            node_name::resolve(args.node_name.clone(), environment, &nodename_file)?;
         let mut notices: Vec<String> = calico_node::notice(environment).into_iter().collect();
         notices.extend(other.map(|other| {
             format!(
@@ -112,6 +118,7 @@ impl Config {
             subnet_file: path("subnet-file", args.subnet_file, "/run/flannel/subnet.env"),
             node_name,
             nodename_file,
+            name_is_stored,
             kubernetes_node: environment.variable("CALICO_K8S_NODE_REF").map(|value| value.text),
             cluster_type: calico_node::cluster_type(environment),
             state_dir: path("state-dir", args.state_dir, "/var/lib/canal"),

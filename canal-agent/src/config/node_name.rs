@@ -8,20 +8,28 @@ use super::{
 };
 use crate::store::initial::read_nodename;
 
-/// Flag and environment beat the stored name, which beats the host's, lower-cased. The second part is the stored name
-/// if it is another.
+pub(super) struct NodeName {
+    pub(super) name: String,
+    /// The stored name, if it is another.
+    pub(super) other: Option<String>,
+    /// Without the stored name the node would be called something else.
+    pub(super) is_stored: bool,
+}
+
+/// Flag and environment beat the stored name, which beats the host's, lower-cased.
 pub(super) fn resolve(
     given: Option<String>,
     environment: &Environment,
     file: &Path,
-) -> Result<(String, Option<String>), ConfigError> {
+) -> Result<NodeName, ConfigError> {
     let stored = read_nodename(file);
     let lower = |value: Value| Value { text: value.text.trim().to_lowercase(), ..value };
-    let value = environment
-        .find("node-name", given)
+    let told = environment.find("node-name", given);
+    let hosts = environment.variable("HOSTNAME").or_else(|| environment.hostname()).map(lower);
+    let is_stored = told.is_none() && hosts.as_ref().map(|host| &host.text) != stored.as_ref();
+    let value = told
         .or_else(|| stored.clone().map(|text| Value { text, origin: file.display().to_string() }))
-        .or_else(|| environment.variable("HOSTNAME").map(lower))
-        .or_else(|| environment.hostname().map(lower))
+        .or(hosts)
         .ok_or_else(|| ConfigError::new("--node-name", "this host has no name; give one"))?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let edges = |c: char| !c.is_ascii_alphanumeric();
@@ -31,6 +39,7 @@ pub(super) fn resolve(
     if value.text.starts_with(edges) || value.text.ends_with(edges) {
         return Err(value.wrong("must begin and end with a letter or digit (--node-name)"));
     }
+    let is_stored = is_stored && stored.is_some();
     let other = stored.filter(|stored| *stored != value.text);
-    Ok((value.text, other))
+    Ok(NodeName { name: value.text, other, is_stored })
 }

@@ -73,16 +73,15 @@ macro_rules! parameters {
 }
 
 parameters! {
-    "DefaultEndpointToHostAction" to_host: ToHost = ToHost::Drop, to_host, Later;
+    "DefaultEndpointToHostAction" to_host: ToHost = ToHost::Drop, to_host, Now;
     /// Pods' packets to this UDP port are VXLAN, as are those to the overlay's own.
-    "VXLANPort" vxlan_port: u16 = 4789, port, Later;
-    "AllowVXLANPacketsFromWorkloads" pods_may_vxlan: bool = false, boolean, Later;
-    "AllowIPIPPacketsFromWorkloads" pods_may_ipip: bool = false, boolean, Later;
+    "VXLANPort" vxlan_port: u16 = 4789, port, Now;
+    "AllowVXLANPacketsFromWorkloads" pods_may_vxlan: bool = false, boolean, Now;
+    "AllowIPIPPacketsFromWorkloads" pods_may_ipip: bool = false, boolean, Now;
     /// `Any`: an endpoint's `allowSpoofedSourcePrefixes` count.
     "WorkloadSourceSpoofing" may_spoof: bool = false, spoofing, Now;
-    /// Events of each rule with action Log; `None`: no limit.
-    "LogActionRateLimit" log_rate: Option<Rate> = None, rate, Later;
-    "LogActionRateLimitBurst" log_burst: u32 = 5, number, Later;
+    /// Events of each rule with action Log; `None`: ours, since there is no such thing as no limit.
+    "LogActionRateLimit" log_rate: Option<Rate> = None, rate, Now;
     "LogPrefix" log_prefix: String = "calico-packet".to_owned(), text, Later;
     /// Endpoint status files are in the folder `endpoint-status` below this one; `None`: there are none.
     "EndpointStatusPathPrefix" status_files: Option<PathBuf> = Some("/var/run/calico".into()), folder, Now;
@@ -96,6 +95,13 @@ parameters! {
     "HealthEnabled" health: bool = false, boolean, Later;
     "HealthHost" health_host: String = "localhost".to_owned(), text, Later;
     "HealthPort" health_port: u16 = 9099, port, Later;
+}
+
+impl Rate {
+    /// Rounded up.
+    pub fn per_second(self) -> u32 {
+        u64::from(self.events).div_ceil(self.per.as_secs().max(1)).try_into().unwrap_or(u32::MAX)
+    }
 }
 
 /// Parameters that are read before there is a datastore, and so count in the environment and in the file only.
@@ -127,8 +133,8 @@ const ALREADY_SO: [(&str, &[&str]); 8] = [
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Merged {
     pub parameters: Parameters,
-    /// Texts that make no sense, one line each.
-    pub problems: Vec<String>,
+    /// Texts that make no sense: place and name, and what to write.
+    pub invalid: Vec<(String, String)>,
     /// What was set and has no effect, one line for each place.
     pub notices: Vec<String>,
 }
@@ -146,12 +152,16 @@ pub fn merge(sources: &[Source], before: &Parameters) -> Merged {
         let Some((source, (name, text))) = found else { continue };
         if let Err(problem) = (parameter.set)(&mut merged.parameters, text.trim()) {
             (parameter.keep)(&mut merged.parameters, before);
-            merged
-                .problems
-                .push(format!("{}: {name} is {text:?}: {problem}; it stays what it was", source.origin));
+            let place = format!("{} {name}", source.origin);
+            merged.invalid.push((place, format!("{text:?} makes no sense: {problem}; it stays what it was")));
         }
     }
     merged.notices.extend(sources.iter().filter_map(without_effect));
+    if merged.parameters.log_rate.is_some_and(|rate| rate.per > Duration::from_secs(rate.events.into())) {
+        merged
+            .notices
+            .push("LogActionRateLimit: less than one event a second acts as one a second".to_owned());
+    }
     if merged.parameters.to_host == ToHost::Accept {
         merged.notices.push(
             "DefaultEndpointToHostAction Accept acts as Return: the host's own firewall decides as well"
@@ -190,6 +200,7 @@ fn is_none(text: &str) -> bool {
     text.eq_ignore_ascii_case("none")
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "the others of the table may fail")]
 fn text(text: &str) -> Result<String, String> {
     Ok(if is_none(text) { String::new() } else { text.to_owned() })
 }
@@ -200,10 +211,6 @@ fn boolean(text: &str) -> Result<bool, String> {
         "false" | "f" | "no" | "n" | "0" | "none" => Ok(false),
         _ => Err("write true or false".to_owned()),
     }
-}
-
-fn number(text: &str) -> Result<u32, String> {
-    if is_none(text) { Ok(0) } else { text.parse().map_err(|_| "write a number".to_owned()) }
 }
 
 fn port(text: &str) -> Result<u16, String> {
@@ -301,7 +308,7 @@ mod tests {
         assert_eq!(nothing, Merged::default());
         let p = nothing.parameters;
         assert_eq!((p.to_host, p.vxlan_port, p.may_spoof), (ToHost::Drop, 4789, false));
-        assert_eq!((p.metrics_port, p.health_port, p.log_burst), (9091, 9099, 5));
+        assert_eq!((p.metrics_port, p.health_port), (9091, 9099));
     }
 
     #[test]
@@ -314,7 +321,7 @@ mod tests {
                 &[("vxlanPort", "1"), ("allowIPIPPacketsFromWorkloads", "true")],
             ),
         ]);
-        assert_eq!(merged.problems, Vec::<String>::new());
+        assert_eq!(merged.invalid, []);
         let p = merged.parameters;
         assert_eq!((p.vxlan_port, p.log_prefix.as_str(), p.pods_may_ipip), (8472, "env", true));
     }
@@ -328,7 +335,6 @@ mod tests {
                 ("AllowVXLANPacketsFromWorkloads", "1"),
                 ("WorkloadSourceSpoofing", "any"),
                 ("LogActionRateLimit", "100/minute"),
-                ("LogActionRateLimitBurst", "7"),
                 ("EndpointStatusPathPrefix", "/run/x"),
                 ("InterfacePrefix", "cali, tap"),
                 ("LogSeverityScreen", "WARNING"),
@@ -344,8 +350,7 @@ mod tests {
             to_host: ToHost::Return,
             pods_may_vxlan: true,
             may_spoof: true,
-            log_rate: Some(Rate { events: 100, per: Duration::from_secs(60) }),
-            log_burst: 7,
+            log_rate: Some(Rate { events: 100, per: Duration::from_mins(1) }),
             status_files: Some("/run/x".into()),
             interface_prefixes: vec!["cali".to_owned(), "tap".to_owned()],
             log_severity: Severity::Warning,
@@ -377,7 +382,6 @@ mod tests {
             ("LogActionRateLimit", "0/second", "10/second"),
             ("LogActionRateLimit", "10000/second", "10/second"),
             ("LogActionRateLimit", "1/week", "10/second"),
-            ("LogActionRateLimitBurst", "-1", "a number"),
             ("EndpointStatusPathPrefix", "relative/path", "absolute"),
             ("InterfacePrefix", "cali,,tap", "beginnings"),
             ("InterfacePrefix", "a/b", "beginnings"),
@@ -385,8 +389,8 @@ mod tests {
         ] {
             let lower = source("FelixConfiguration default", &[(name, "none"), ("healthPort", "7")]);
             let merged = merge(&[source("FelixConfiguration node.a", &[(name, bad)]), lower], &before);
-            assert_eq!(merged.problems.len(), 1, "{name}={bad}: {:?}", merged.problems);
-            let said = &merged.problems[0];
+            assert_eq!(merged.invalid.len(), 1, "{name}={bad}: {:?}", merged.invalid);
+            let said = format!("{}: {}", merged.invalid[0].0, merged.invalid[0].1);
             for part in ["FelixConfiguration node.a", name, bad, remedy, "stays what it was"] {
                 assert!(said.contains(part), "{part}: {said}");
             }
@@ -423,6 +427,9 @@ mod tests {
                 "FelixConfiguration default: no effect here: bpfEnabled, etcdAddr, usageReportingEnabled; no effect yet: healthEnabled"
             ]
         );
+        let slow = super::merge(&[source("x", &[("LogActionRateLimit", "1/hour")])], &Parameters::default());
+        assert_eq!(slow.notices.len(), 1);
+        assert_eq!(slow.parameters.log_rate.unwrap().per_second(), 1);
         let accept = super::merge(
             &[source("x", &[("DefaultEndpointToHostAction", "ACCEPT")])],
             &Parameters::default(),
@@ -440,6 +447,6 @@ mod tests {
             ),
         ];
         let merged = merged(&ours);
-        assert_eq!(merged.problems, Vec::<String>::new());
+        assert_eq!((merged.invalid, merged.notices), (vec![], vec![]));
     }
 }

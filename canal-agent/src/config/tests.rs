@@ -131,6 +131,10 @@ fn the_node_is_named_as_calico_names_it() {
     assert_eq!(name(&[stored], &all[2..]), "felix");
     assert_eq!(name(&[stored], &all[3..]), "Stored-Name");
     assert_eq!(name(&[], &all[3..]), "shell-host");
+    let is_stored =
+        |flags: &[Given<'_>], variables: &[Given<'_>]| resolve(flags, variables).unwrap().name_is_stored;
+    assert!(is_stored(&[stored], &[]) && !is_stored(&[stored], &all) && !is_stored(&[], &[]));
+    assert!(!is_stored(&[stored], &[("HOSTNAME", "Stored-Name"), ("NODENAME", "Stored-Name")]));
     assert_eq!(name(&[], &[("CALICO_NODENAME_FILE", "/no/such")]), "host-1");
     assert_eq!(name(&[], &[("NODENAME", "192.0.2.11")]), "192.0.2.11");
     let renamed = resolve(&[stored], &all).unwrap();

@@ -107,6 +107,8 @@ pub struct WorkloadEndpoint {
     pub labels: Labels,
     pub profiles: Vec<String>,
     pub ports: Vec<NamedPort>,
+    /// Source addresses beside its own that it asks to be let use.
+    pub spoofed: Vec<IpNet>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,6 +155,7 @@ impl WorkloadEndpoint {
             interface_name: Option<String>,
             mac: Option<String>,
             ports: Option<Vec<RawPort>>,
+            allow_spoofed_source_prefixes: Option<Vec<String>>,
         }
         let Some(name) = EndpointName::parse(&key.name) else {
             return Reading::bad("the name is not <node>-<orchestrator>-<workload>-<endpoint>");
@@ -174,6 +177,13 @@ impl WorkloadEndpoint {
                 _ => faults.push(format!("ipNetworks: {text:?} is not one address; it is left out")),
             }
         }
+        let mut spoofed = Vec::new();
+        for text in raw.allow_spoofed_source_prefixes.unwrap_or_default() {
+            match parse_net(&text) {
+                Ok(net) => spoofed.push(net),
+                Err(problem) => faults.push(format!("allowSpoofedSourcePrefixes: {problem}; it is left out")),
+            }
+        }
         let mac = raw.mac.filter(|text| !text.is_empty()).and_then(|text| {
             text.parse().map_err(|e| faults.push(format!("mac: {e}; the endpoint has none"))).ok()
         });
@@ -193,6 +203,7 @@ impl WorkloadEndpoint {
             labels: own,
             profiles: raw.profiles.unwrap_or_default(),
             ports: named_ports(raw.ports, &mut faults),
+            spoofed,
         };
         Reading::with_faults(endpoint.normalised(key), &faults)
     }

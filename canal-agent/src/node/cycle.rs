@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
+use canal_common::settings::Settings;
 use tracing::{info, warn};
 
 use super::{
     Node,
-    endpoints::{Local, Locals},
+    endpoints::{Local, Locals, Terms},
     state::{NodeError, settings},
     uplink::{self, Host},
 };
@@ -15,10 +16,12 @@ use crate::{
     compile::{self, Compiled},
     dataplane::{
         hooks::Place,
+        host,
         masquerade::{self, MasqueradeError},
-        object::{Object, Sizes},
+        object::Object,
         overlay,
     },
+    endpoint::status_files::{self, StatusFileError},
     store::{SubnetEnv, subnet_file::SubnetFileError},
 };
 
@@ -80,6 +83,11 @@ impl Node {
         let overlay = self.overlay();
         let device = overlay::ensure(&mut self.netlink, &overlay)?;
         let uplink = self.follow_uplink();
+        // Before the programs that may read them.
+        let addresses = self.netlink.addresses(None)?;
+        if let Err(error) = self.host_addresses.apply(&host::addresses_of(addresses.iter().map(|a| a.net))) {
+            self.problems.push(error.to_string());
+        }
         self.reload_if_changed(device.index)?;
         let routes = self.netlink.routes()?;
         let on_link = |ip| uplink::leads_straight(&routes, self.uplink.index, ip);
@@ -115,8 +123,14 @@ impl Node {
     /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
     fn apply_policy(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
         let overlay = self.overlay().name();
-        self.locals =
-            Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
+        let parameters = self.steering.parameters();
+        let terms = Terms {
+            node: &self.config.node_name,
+            prefixes: &parameters.interface_prefixes,
+            uplink: self.uplink.index,
+            may_spoof: parameters.may_spoof,
+        };
+        self.locals = Locals::find(&self.cluster, &self.registry, &terms, compiled, &mut self.netlink)?;
         let mut wanted: BTreeSet<(Place, String)> =
             [(Place::Overlay, overlay), (Place::Uplink, self.uplink.name.clone())].into();
         let mut unhooked: Vec<(String, String)> = Vec::new();
@@ -137,6 +151,9 @@ impl Node {
             self.locals.close(addr, reason);
         }
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
+        if let Err(error) = self.write_status_files() {
+            self.problems.push(error.to_string());
+        }
         self.hooks.sweep(&wanted)?;
         for other in self.pins.remove_other_layouts()? {
             info!(layout = other, "removed the tables of another layout");
@@ -144,11 +161,15 @@ impl Node {
         Ok(())
     }
 
-    /// The programs know some interfaces by index: when one was made anew, so must they be. The tables stay.
+    /// What the programs know of this node is constant in them: when an interface was made anew, or a parameter changed,
+    /// so must they be. The tables stay.
     fn reload_if_changed(&mut self, overlay_ifindex: u32) -> Result<(), NodeError> {
-        let settings = settings(&self.network, &self.uplink, self.vtep_mac, overlay_ifindex);
+        let settings = Settings {
+            overlay_ifindex,
+            ..settings(&self.config, self.steering.parameters(), &self.network, &self.uplink, self.vtep_mac)
+        };
         if settings != self.settings {
-            self.object = Object::load(&settings, Some(&self.pins), &Sizes::new())?;
+            self.object = Object::load(&settings, Some(&self.pins), &self.config.sizes.by_name())?;
             self.settings = settings;
             self.hooks.renew();
         }
@@ -214,6 +235,15 @@ impl Node {
             warn!(%error, "cannot remove the record of a refused endpoint");
         }
         self.set_local(key, None);
+    }
+
+    fn write_status_files(&mut self) -> Result<(), StatusFileError> {
+        let wanted = self.locals.enforced().into_iter().filter_map(|key| {
+            let endpoint = self.cluster.endpoint(key)?;
+            Some((status_files::name(key, endpoint), status_files::content(endpoint)))
+        });
+        let wanted = wanted.collect();
+        self.status_files.apply(self.steering.parameters().status_files.as_deref(), &wanted)
     }
 
     fn write_subnet_file(&self) -> Result<(), SubnetFileError> {

@@ -28,7 +28,7 @@ impl Backoff {
 
     /// For what an operator has to put right first.
     pub fn patient() -> Self {
-        Self { next: FIRST, longest: Duration::from_secs(60) }
+        Self { next: FIRST, longest: Duration::from_mins(1) }
     }
 
     /// How long to wait before the next attempt.

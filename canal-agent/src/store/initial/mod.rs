@@ -32,7 +32,7 @@ pub use nodename::read as read_nodename;
 /// Every node's agent sees the same deletion; whoever comes first makes the object for all.
 const SPREAD: Duration = Duration::from_secs(2);
 /// How often the nodename file is looked at.
-const FILE: Duration = Duration::from_secs(60);
+const FILE: Duration = Duration::from_mins(1);
 
 /// What is particular to this node.
 #[derive(Debug, Clone)]
@@ -99,7 +99,8 @@ pub async fn run(
         tokio::select! {
             () = sleep(pause) => {}
             () = request.0.notified() => {
-                sleep(SPREAD.mul_f64(rand::rng().random_range(0.0..1.0))).await;
+                let when = SPREAD.mul_f64(rand::rng().random_range(0.0..1.0));
+                sleep(when).await;
                 objects_due = true;
             }
         }
