@@ -50,6 +50,9 @@ pub struct Status {
     pub tables: Vec<TableStatus>,
     /// Policies and other objects that cannot be used, by key, with the reason.
     pub invalid: BTreeMap<String, String>,
+    /// What has no effect here, or another than one might think. Nothing is wrong with these.
+    #[serde(default)]
+    pub notices: Vec<String>,
     pub counters: Vec<CounterStatus>,
     /// The latest dropped packets, newest first: a sample, not all.
     #[serde(default)]
