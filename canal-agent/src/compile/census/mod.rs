@@ -41,6 +41,8 @@ pub enum Place {
 /// What [`Census::take_delta`] tells.
 #[derive(Debug, Default)]
 pub struct Delta {
+    /// It is the first one of this census: nothing is known of what was before.
+    pub is_first: bool,
     /// Places that may be of another class now, or none.
     pub moved: BTreeSet<Place>,
     /// All other places that had the first class have the second one now.
@@ -73,6 +75,8 @@ pub struct Census {
     prefixes: usize,
     due: Due,
     moved: BTreeSet<Place>,
+    /// Nobody has taken a delta yet.
+    is_new: bool,
     touched: Touched,
 }
 
@@ -145,6 +149,7 @@ impl Default for Census {
             prefixes: 0,
             due: Due::default(),
             moved: BTreeSet::new(),
+            is_new: true,
             touched: Touched::default(),
         }
     }
@@ -312,7 +317,11 @@ impl Census {
 
     /// What has changed since the last call.
     pub fn take_delta(&mut self) -> Delta {
-        Delta { moved: std::mem::take(&mut self.moved), renamed: self.groups.take_renamed() }
+        Delta {
+            is_first: std::mem::replace(&mut self.is_new, false),
+            moved: std::mem::take(&mut self.moved),
+            renamed: self.groups.take_renamed(),
+        }
     }
 
     /// Takes objects that changed into account; [`Census::want`] does it too.

@@ -58,7 +58,7 @@ fn when_the_same_becomes_true_of_a_whole_class_nobody_moves() {
     let mut fresh = Vec::new();
     census.acquire(&[selector("has(n)")], &mut fresh);
     census.change_asks(&fresh, &[]);
-    let Delta { moved, renamed } = census.take_delta();
+    let Delta { moved, renamed, .. } = census.take_delta();
     let after = census.class_of(Place::Peer(address("10.0.0.1")));
     assert_eq!((moved.len(), renamed.len()), (0, 1));
     assert_eq!(renamed[0].1, after);
@@ -66,7 +66,7 @@ fn when_the_same_becomes_true_of_a_whole_class_nobody_moves() {
     let mut fresh = Vec::new();
     census.acquire(&[selector("n == '3'")], &mut fresh);
     census.change_asks(&fresh, &[]);
-    let Delta { moved, renamed } = census.take_delta();
+    let Delta { moved, renamed, .. } = census.take_delta();
     assert_eq!((moved, renamed.len()), (BTreeSet::from([Place::Peer(address("10.0.0.3"))]), 0));
 }
 

@@ -23,7 +23,7 @@ pub(super) struct Update {
     moves: Vec<Move>,
     /// Old meaning → new one, of those that are not in `moves`.
     renamed: HashMap<Class, Class>,
-    /// The last update came to its end: what the classes mean is so, and their columns stand.
+    /// The last update came to its end, by the same census: what the classes mean is so, and their columns stand.
     settled: bool,
 }
 
@@ -33,6 +33,7 @@ type Assigned = BTreeMap<(u32, Class), u32>;
 impl Update {
     pub(super) fn new<T: Tables>(policy: &PolicyTables<T>, census: &mut Census, settled: bool) -> Self {
         let delta = census.take_delta();
+        let settled = settled && !delta.is_first;
         if settled {
             let moves = policy.addresses.moves(delta.moved, census);
             return Self { moves, renamed: delta.renamed.into_iter().collect(), settled };
@@ -45,8 +46,8 @@ impl Update {
     /// Each class that gets another meaning can be rewritten where it stands: nobody has to leave it first, and no other
     /// has that meaning.
     pub(super) fn is_simple<T>(&self, policy: &PolicyTables<T>) -> bool {
-        if self.renamed.is_empty() {
-            return true;
+        if self.renamed.is_empty() || !self.settled {
+            return self.settled;
         }
         let classes = &policy.classes;
         let ids: Option<BTreeSet<u32>> = self.renamed.keys().map(|old| classes.get(old)).collect();

@@ -146,7 +146,7 @@ fn an_endpoint_is_closed_until_its_policy_stands_and_again_when_it_goes() {
     node.remove("web");
     let (_, log) = node.update();
     assert!(
-        matches!(log[..3], [Write::DeleteEndpoint(_), Write::DeletePolicy(_), Write::Bump(_)]),
+        matches!(log[..3], [Write::DeleteEndpoint(_), Write::Bump(_), Write::DeletePolicy(_)]),
         "{log:?}"
     );
 }
