@@ -8,9 +8,11 @@
 mod batch;
 pub mod counters;
 pub mod events;
+pub mod hits;
 pub mod hooks;
 pub mod host;
 pub mod inspect;
+pub mod judge;
 pub mod masquerade;
 pub mod nodes;
 pub mod object;

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt,
+    net::Ipv4Addr,
     sync::Arc,
 };
 
@@ -38,6 +39,8 @@ pub struct Cluster {
     sets: Store<NetworkSet>,
     hosts: Store<HostEndpoint>,
     endpoints: BTreeMap<EndpointKey, Slot>,
+    /// Who has which address, of the endpoints in force.
+    holders: BTreeSet<(Ipv4Addr, EndpointKey)>,
     /// Keys that the store holds, of the kinds that count.
     keys: BTreeSet<Resource>,
     invalid: BTreeMap<String, String>,
@@ -77,6 +80,7 @@ impl Default for Cluster {
             sets: BTreeMap::new(),
             hosts: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            holders: BTreeSet::new(),
             keys: BTreeSet::new(),
             invalid: BTreeMap::new(),
             changed: Vec::new(),
@@ -222,6 +226,13 @@ impl Cluster {
         self.endpoints.get(key)?.in_force().map(|endpoint| &**endpoint)
     }
 
+    /// The endpoints that have this address.
+    pub fn endpoints_at(&self, address: Ipv4Addr) -> impl Iterator<Item = (&EndpointKey, &WorkloadEndpoint)> {
+        let first = (address, EndpointKey { namespace: String::new(), name: String::new() });
+        let held = self.holders.range(first..).take_while(move |(held, _)| *held == address);
+        held.filter_map(|(_, key)| Some((key, self.endpoint(key)?)))
+    }
+
     pub fn endpoints_of(&self, node: &str) -> impl Iterator<Item = (&EndpointKey, &WorkloadEndpoint)> {
         self.endpoints().filter(move |(_, endpoint)| endpoint.node == node)
     }
@@ -253,10 +264,20 @@ impl Cluster {
         let before = slot.get().in_force().cloned();
         update(slot.get_mut());
         let after = slot.get().in_force().cloned();
+        let key = slot.key().clone();
         if after.is_none() {
             slot.remove();
         }
-        if before == after { Change::None } else { Change::Object(Kind::WorkloadEndpoint) }
+        if before == after {
+            return Change::None;
+        }
+        for address in before.iter().flat_map(|endpoint| &endpoint.addresses) {
+            self.holders.remove(&(*address, key.clone()));
+        }
+        for address in after.iter().flat_map(|endpoint| &endpoint.addresses) {
+            self.holders.insert((*address, key.clone()));
+        }
+        Change::Object(Kind::WorkloadEndpoint)
     }
 }
 

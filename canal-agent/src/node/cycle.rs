@@ -112,6 +112,7 @@ impl Node {
         let problems = self.nodes.apply(&self.peers.desired(self.own(), on_link));
         self.problems.extend(problems);
         self.problems.extend(self.peers.conflicts(self.own()));
+        self.hooks.pin_judge(&mut self.object)?;
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
         uplink?;
         self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;

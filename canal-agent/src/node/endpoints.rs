@@ -199,6 +199,11 @@ impl Locals {
         self.by_address.get(&addr)
     }
 
+    /// Those that hold their addresses.
+    pub(super) fn holders(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
+        self.by_address.iter().map(|(addr, local)| (*addr, local))
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
         self.by_address
             .iter()

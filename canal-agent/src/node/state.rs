@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
     time::Instant,
 };
 
@@ -12,6 +13,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     endpoints::{Links, Locals},
+    events::EventLog,
     message::{Message, Published},
     peers::{Own, Peers},
     steering::Steering,
@@ -19,7 +21,10 @@ use super::{
     uplink::{Uplink, UplinkError},
 };
 use crate::{
-    api::wire::{AddEndpoint, ApiError},
+    api::{
+        explain::{Ask, Explanation},
+        wire::{AddEndpoint, ApiError},
+    },
     compile::Compiler,
     config::{
         Config, Established, Parameters,
@@ -28,6 +33,7 @@ use crate::{
     dataplane::{
         counters::Counters,
         events::Events,
+        hits::HitCounters,
         hooks::{HookError, Hooks},
         host::HostAddresses,
         nodes::Nodes,
@@ -111,7 +117,9 @@ pub struct Node {
     pub(super) host_addresses: HostAddresses,
     pub(super) policy: PolicyTables<KernelTables>,
     pub(super) events: Events,
+    pub(super) event_log: EventLog,
     pub(super) counters: Counters,
+    pub(super) hits: HitCounters,
     pub(super) netlink: Netlink,
 
     pub(super) steering: Steering,
@@ -144,6 +152,8 @@ pub struct Node {
     pub(super) initial: Initial,
     pub(super) ready: Option<oneshot::Sender<()>>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
+    /// To be answered once the kernel has followed what came before.
+    asked: Vec<(Ask, oneshot::Sender<Result<Explanation, ApiError>>)>,
 }
 
 /// What is known about etcd.
@@ -188,6 +198,7 @@ impl Node {
         }
         let events = Events::adopt(&mut object.ebpf)?;
         let counters = Counters::open(&config.bpffs)?;
+        let hits = HitCounters::open(&config.bpffs)?;
         let (registry, broken_records) = Registry::open(&config.state_dir, &config.node_name)?;
         for (file, reason) in &broken_records {
             error!(file, reason, "cannot read the record of an endpoint; it is closed");
@@ -208,7 +219,9 @@ impl Node {
             host_addresses,
             policy: PolicyTables::new(tables, leftovers, limits(&config)),
             events,
+            event_log: EventLog::default(),
             counters,
+            hits,
             netlink,
             steering,
             cluster: Cluster::default(),
@@ -232,11 +245,17 @@ impl Node {
             initial,
             ready: Some(ready),
             waiting: Vec::new(),
+            asked: Vec::new(),
             config,
         };
         node.forget_vanished()?;
         node.overlay_registry();
         Ok(node)
+    }
+
+    /// What [`crate::dataplane::events::watch`] waits on.
+    pub fn ring(&self) -> std::io::Result<OwnedFd> {
+        self.events.ring()
     }
 
     /// Runs until told to stop, or until nobody can send messages any more. The data path stays as it is.
@@ -255,6 +274,9 @@ impl Node {
             }
             if reconcile {
                 self.reconcile();
+            }
+            for (ask, reply) in std::mem::take(&mut self.asked) {
+                let _ = reply.send(self.explain(&ask));
             }
             if let Some(reason) = &self.restart {
                 error!("{reason}; restarting to take it up, the data path stays as it is");
@@ -289,12 +311,23 @@ impl Node {
                 false
             }
             Message::Status { reply } => {
-                self.events.drain();
                 let _ = reply.send(self.status());
                 false
             }
+            Message::Explain { ask, reply } => {
+                self.asked.push((ask, reply));
+                false
+            }
+            Message::Events { after, reply } => {
+                self.give_events(after, reply);
+                false
+            }
+            Message::Ring => {
+                self.drain_events();
+                false
+            }
             Message::Tick => {
-                self.events.drain();
+                self.drain_events();
                 self.masquerade_due |= self.config.ip_masq;
                 self.all_is_due = true;
                 // Fed from here: a node that is stuck gets restarted.

@@ -1,21 +1,14 @@
 //! What `canalctl status` is told.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use canal_common::{
-    names,
-    reason::{Hook, Reason},
-};
-use nix::{
-    net::if_::if_indextoname,
-    time::{ClockId, clock_gettime},
-};
+use canal_common::names;
 use tracing::debug;
 
 use super::{Node, state::vxlan};
 use crate::{
-    api::wire::{DropStatus, EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus},
+    api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus},
     compile::PolicySet,
 };
 
@@ -51,7 +44,6 @@ impl Node {
             invalid: self.invalid(),
             notices: self.notices(),
             counters: self.counters.read().unwrap_or_default(),
-            drops: self.drops(),
         }
     }
 
@@ -125,33 +117,6 @@ impl Node {
                 egress: policies(local.judgement.as_ref().map(|judgement| &judgement.egress)),
             })
             .collect()
-    }
-
-    fn drops(&self) -> Vec<DropStatus> {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-        let slug = |known: Option<&'static str>| known.unwrap_or("unknown").to_owned();
-        let described = self.events.drops().map(|event| {
-            let reason = Reason::from_index(event.reason);
-            DropStatus {
-                seconds_ago: now.saturating_sub(Duration::from_nanos(event.time_ns)).as_secs_f64(),
-                hook: slug(Hook::from_index(event.hook).map(Hook::slug)),
-                reason: slug(reason.map(Reason::slug)),
-                sentence: slug(reason.map(Reason::sentence)),
-                protocol: event.proto,
-                src: event.src.into(),
-                src_port: event.src_port,
-                dst: event.dst.into(),
-                dst_port: event.dst_port,
-                interface: if_indextoname(event.ifindex).ok().map(|name| name.to_string_lossy().into_owned()),
-                rule: self
-                    .policy
-                    .decided(event.decision)
-                    .and_then(|decided| Some(decided.rule.as_ref()?.to_string())),
-            }
-        });
-        let mut drops: Vec<_> = described.collect();
-        drops.reverse();
-        drops
     }
 
     /// As the kernel says, not as we remember. `bpftool net` of most distributions does not know tcx.
