@@ -23,6 +23,7 @@ mod overlay;
 mod reason;
 mod table;
 mod to_pod;
+mod transport;
 
 use std::net::Ipv4Addr;
 
