@@ -11,6 +11,7 @@ mod arp;
 mod differential;
 mod envelope;
 mod event;
+mod flood;
 mod flow;
 mod fragment;
 mod from_pod;
