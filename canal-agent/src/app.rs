@@ -37,7 +37,6 @@ use crate::{
         uplink::{self, Host, Uplink},
         waiting::{self, Progress},
     },
-    preflight,
     store::{
         Attributes, Backend, Lease, LeaseManager, Mirror, NetworkConfig, Prefix, RESOURCES, Store, initial,
         own_entry, retry::Backoff, subnet_file::read_previous_subnet,
@@ -50,7 +49,6 @@ const TICK: Duration = Duration::from_secs(10);
 pub fn run(config: Config) -> anyhow::Result<()> {
     let shown = serde_json::to_string(&config).unwrap_or_default();
     info!(version = env!("CANAL_VERSION"), config = shown, "canal-agent starts");
-    preflight::check()?;
     let _lock = AgentLock::take()?;
     Pins::open(&config.bpffs)?;
     tokio::runtime::Builder::new_multi_thread()
