@@ -8,6 +8,7 @@
 //! | publisher | endpoints → etcd |
 //! | initialiser | objects that Calico's tools expect → etcd; the nodename file |
 //! | API server | local socket ↔ messages |
+//! | event watch | event ring → [`Message::Ring`] |
 //! | kernel monitor (thread) | netlink → [`Message::Kernel`] |
 //! | node (thread) | all state, all kernel writes |
 
@@ -28,7 +29,7 @@ use tracing::{info, warn};
 use crate::{
     api::server,
     config::Config,
-    dataplane::{overlay, pins::Pins},
+    dataplane::{events, overlay, pins::Pins},
     endpoint::publish::{self, Wanted},
     lock::AgentLock,
     netlink::{Monitor, Netlink},
@@ -151,6 +152,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         let messages = messages.clone();
         Monitor::start(move |change| drop(messages.send(Message::Kernel(change))))?
     };
+    let ring = node.ring().context("cannot wait for events of the kernel")?;
     stop_waiting.cancel();
     let inbox = waiting.await?;
     let node = std::thread::Builder::new()
@@ -177,6 +179,12 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         &messages,
         stream::poll_fn(move |cx| left.poll_recv(cx)).map(|key| Message::Published(Published(key))),
     );
+    let hint = messages.clone();
+    tasks.spawn(async move {
+        if let Err(error) = events::watch(ring, || hint.send(Message::Ring).is_ok()).await {
+            warn!(%error, "cannot wait for events of the kernel");
+        }
+    });
     let mut tick = tokio::time::interval(TICK);
     forward(
         &mut tasks,

@@ -1,18 +1,32 @@
-//! `canalctl status`, for people and for scripts.
+//! `canalctl`, for people and for scripts.
 
-use bpf_tests::{Host, Node, World, agent::binary, cmd::Output};
-use serde_json::Value;
+use std::{fs, time::Duration};
+
+use bpf_tests::{
+    Cmd, Connect, Host, Node, World, agent::binary, cmd::Output, pod::container_id, policy, until,
+};
+use serde_json::{Value, json};
 
 use crate::soon;
 
-fn canalctl(node: &Node, line: &str) -> Output {
+/// Without a hint from the kernel it would be the agent's next tick, ten seconds later.
+const PROMPT: Duration = Duration::from_secs(4);
+
+fn command(node: &Node, line: &str) -> Cmd {
     let program = binary("canalctl").unwrap().display().to_string();
     node.netns()
         .cmd(&format!("{program} {line}"))
         .args(["--socket", &node.agent().socket().display().to_string()])
         .args(["--bpffs", &node.bpffs().display().to_string()])
-        .output()
-        .unwrap()
+}
+
+pub(crate) fn canalctl(node: &Node, line: &str) -> Output {
+    command(node, line).output().unwrap()
+}
+
+fn json(node: &Node, line: &str) -> Value {
+    let said = canalctl(node, &format!("{line} -o json"));
+    serde_json::from_str(&said.stdout).unwrap_or_else(|_| panic!("{said:?}"))
 }
 
 /// Packets that the status counts at a hook for a reason.
@@ -143,6 +157,68 @@ fn the_exit_status_tells_how_it_is_and_counters_are_shown_without_an_agent() {
     world.etcd().restart().unwrap();
     node.agent().start().unwrap();
     assert!(soon(|| canalctl(node, "status").status.code() == Some(0)));
+}
+
+#[test]
+fn a_denied_packet_is_told_at_once_with_its_rule_and_who_was_concerned() {
+    let world = crate::one_node();
+    world.start_agents().unwrap();
+    let node = world.node(1);
+    let nothing = canalctl(node, "drops");
+    assert!(nothing.ok() && nothing.stdout.is_empty() && nothing.stderr.contains("nothing"), "{nothing:?}");
+    let a = node.add_pod("a", &[]).unwrap();
+    let b = node.add_pod("b", &[("app", "b")]).unwrap();
+    let _server = b.serve_tcp(80).unwrap();
+    world
+        .etcd()
+        .put_global_policy("default.shut", policy::ingress(1, "app == 'b'", json!([{"action": "Deny"}])))
+        .unwrap();
+    assert!(soon(|| a.connect(b.ip(), 80) == Connect::TimedOut));
+
+    let told = || {
+        let drops = json(node, "drops");
+        let found = drops["events"].as_array().unwrap().iter().find(|e| e["dst"]["port"] == 80).cloned();
+        found
+    };
+    assert!(until(PROMPT, || told().is_some()), "{}", json(node, "events"));
+    let event = told().unwrap();
+    assert_eq!((&event["kind"], &event["verdict"]), (&json!("dropped"), &json!("deny")), "{event:#}");
+    assert_eq!(event["src"]["address"], a.ip().to_string().as_str());
+    assert_eq!(event["src"]["pod"], format!("default/{}", container_id("a")).as_str());
+    assert_eq!(event["dst"]["endpoint"], format!("default/node1-cni-{}-eth0", container_id("b")).as_str());
+    assert_eq!((&event["rule"]["name"], &event["rule"]["index"]), (&json!("shut"), &json!(0)), "{event:#}");
+    let age = event["unix_ms"].as_u64().unwrap().abs_diff(now_ms());
+    assert!(age < 60_000, "{age} ms ago");
+    let line = canalctl(node, "events").stdout;
+    let wanted = format!("→ {}:80 (default/{})", b.ip(), &container_id("b")[..12]);
+    assert!(line.contains(&wanted) && line.contains("decided by GlobalNetworkPolicy shut"), "{line}");
+
+    let file = world.folder().join("followed");
+    let mut follower = command(node, "events --follow -o json").start(&file).unwrap();
+    let lines = || fs::read_to_string(&file).unwrap_or_default();
+    let known = || json(node, "events")["last"].as_u64().unwrap();
+    assert!(soon(|| lines().lines().count() > 0), "what is known comes first");
+    let last = known();
+    a.send_udp(b.ip(), 4711, b"x").unwrap();
+    let is_new = |line: &str| {
+        let event: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("one object a line: {line}"));
+        event["number"].as_u64().unwrap() > last && event["dst"]["port"] == 4711 && event["protocol"] == 17
+    };
+    assert!(until(PROMPT, || lines().lines().any(is_new)), "{}", lines());
+    follower.kill();
+
+    // The agent ends: so does the follower, with a reason.
+    let file = world.folder().join("followed-to-the-end");
+    let mut follower = command(node, "drops -f").start(&file).unwrap();
+    assert!(soon(|| fs::read_to_string(&file).is_ok_and(|text| text.contains("shut"))));
+    node.agent().terminate().unwrap();
+    assert!(soon(|| !follower.is_running()));
+    assert!(fs::read_to_string(&file).unwrap().contains("canalctl: "));
+}
+
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap()
 }
 
 #[test]

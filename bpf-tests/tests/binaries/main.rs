@@ -12,6 +12,7 @@ mod authority;
 mod cni;
 mod configuration;
 mod ctl;
+mod explain;
 mod objects;
 mod privileges;
 mod store;

@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, env, fs, path::Path, thread};
 
 use bpf_tests::progrun::Links;
 use canal_agent::{
-    compile::{compile, reference, reference::Reference},
+    compile::{Compiler, reference, reference::Reference},
     dataplane::{
         pins::Pins,
-        policy::{Desired, PolicyTables},
+        policy::{Desired, Limits, PolicyTables},
         tables::KernelTables,
     },
     model::{
@@ -244,16 +244,16 @@ impl Process {
     fn start(links: Links, pins: &Pins) -> Self {
         let mut lab = Lab::load(links, Some(pins)).unwrap();
         let (tables, leftovers) = KernelTables::adopt(&mut lab.object.ebpf).unwrap();
-        Self { lab, policy: PolicyTables::new(tables, leftovers) }
+        Self { lab, policy: PolicyTables::new(tables, leftovers, Limits::default()) }
     }
 
     fn update(&mut self, cluster: &Cluster) -> BTreeMap<Ipv4Addr, EndpointKey> {
-        let compiled = compile(cluster, HERE);
+        let mut compiler = Compiler::of(cluster, HERE);
         let keys: BTreeMap<Ipv4Addr, EndpointKey> =
-            compiled.endpoints.keys().map(|(key, addr)| (*addr, key.clone())).collect();
+            compiler.endpoints().keys().map(|(key, addr)| (*addr, key.clone())).collect();
         let desired = keys.iter().map(|(addr, key)| {
             let pod = (0..3).map(pod).find(|pod| pod.ip == *addr).expect("a pod of this node");
-            let judgement = &compiled.endpoints[&(key.clone(), *addr)];
+            let judgement = &compiler.endpoints()[&(key.clone(), *addr)];
             let desired = Desired {
                 ifindex: self.lab.links.pods[pod.number],
                 pod_mac: pod.mac,
@@ -263,7 +263,8 @@ impl Process {
             };
             (*addr, desired)
         });
-        let problems = self.policy.apply(&compiled, &desired.collect()).unwrap();
+        let desired = desired.collect();
+        let problems = self.policy.apply(compiler.census(), &desired).unwrap();
         assert!(problems.is_empty(), "{problems:?}");
         keys
     }

@@ -11,18 +11,21 @@ mod arp;
 mod differential;
 mod envelope;
 mod event;
+mod flood;
 mod flow;
 mod fragment;
 mod from_pod;
 mod from_wire;
 mod host;
 mod icmp;
+mod judge;
 mod keep;
 mod nodes;
 mod overlay;
 mod reason;
 mod table;
 mod to_pod;
+mod transport;
 
 use std::net::Ipv4Addr;
 

@@ -1,6 +1,6 @@
 //! The agent's end of the local socket. Root only: whoever can connect can open pods.
 
-use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use axum::{
     Json, Router,
@@ -14,11 +14,18 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::wire::{AddEndpoint, ApiError, Status};
+use super::{
+    events::Events,
+    explain::{Ask, Explanation},
+    wire::{AddEndpoint, ApiError, Status},
+};
 use crate::node::Message;
 
 type Sender = mpsc::UnboundedSender<Message>;
 type Answer<T> = Result<Json<T>, (StatusCode, Json<ApiError>)>;
+
+/// How long a question for further events stays open; clients then ask anew.
+pub const FOLLOW: Duration = Duration::from_secs(20);
 
 /// Takes the socket over from an agent that is gone (the node's lock says that it is).
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -39,6 +46,9 @@ pub async fn serve(listener: UnixListener, messages: Sender) {
         .route("/v1/endpoints", post(add))
         .route("/v1/endpoints/{container}/{interface}", delete(remove))
         .route("/v1/status", get(status))
+        .route("/v1/explain", post(explain))
+        .route("/v1/events", get(events))
+        .route("/v1/events/after/{number}", get(events_after))
         .with_state(messages);
     if let Err(error) = axum::serve(listener, router).await {
         warn!(%error, "the local socket is gone");
@@ -62,6 +72,25 @@ async fn remove(
 
 async fn status(State(messages): State<Sender>) -> Answer<Status> {
     Ok(Json(ask(&messages, |reply| Message::Status { reply }).await?))
+}
+
+async fn explain(State(messages): State<Sender>, Json(asked): Json<Ask>) -> Answer<Explanation> {
+    let explanation =
+        ask(&messages, |reply| Message::Explain { ask: asked, reply }).await?.map_err(refused)?;
+    Ok(Json(explanation))
+}
+
+async fn events(State(messages): State<Sender>) -> Answer<Events> {
+    Ok(Json(ask(&messages, |reply| Message::Events { after: None, reply }).await?))
+}
+
+/// Waits until there is something, for a while.
+async fn events_after(State(messages): State<Sender>, UrlPath(number): UrlPath<u64>) -> Answer<Events> {
+    let answer = ask(&messages, |reply| Message::Events { after: Some(number), reply });
+    match tokio::time::timeout(FOLLOW, answer).await {
+        Ok(events) => Ok(Json(events?)),
+        Err(_) => Ok(Json(Events { last: number, ..Events::default() })),
+    }
 }
 
 async fn ask<T>(

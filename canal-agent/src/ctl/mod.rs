@@ -1,12 +1,16 @@
 //! `canalctl`: what the agent of this node does, for people and for scripts.
 
-mod drops;
+mod events;
+mod explain;
+mod protocol;
 mod status;
 mod table;
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
+
+use self::events::Filter;
 
 #[derive(Debug, Parser)]
 #[command(name = "canalctl", version = env!("CANAL_VERSION"), about = "Shows what Canal does on this node")]
@@ -35,11 +39,13 @@ enum Verb {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
-    /// The latest dropped packets and why, newest first: a sample, not all
-    Drops {
-        #[arg(short, long, value_enum, default_value_t = Output::Table)]
-        output: Output,
-    },
+    /// Dropped packets, and new connections that met a Log rule, with the rules and who was concerned: a sample, not all
+    Events(events::Arguments),
+    /// The dropped packets among the events, and why
+    Drops(events::Arguments),
+    /// Why a connection is allowed or denied: policies and rules in the order in which they are asked, and what the loaded
+    /// program answers. Exit status: 0 explained, 2 it cannot be, 3 the kernel does not do what policy says
+    Explain(explain::Arguments),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -55,6 +61,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.verb {
         Verb::Status { output } => status::run(cli, *output),
-        Verb::Drops { output } => drops::run(cli, *output),
+        Verb::Events(arguments) => events::run(cli, arguments, Filter::All),
+        Verb::Drops(arguments) => events::run(cli, arguments, Filter::Drops),
+        Verb::Explain(arguments) => explain::run(cli, arguments),
     }
 }

@@ -27,9 +27,13 @@ impl EndpointKey {
         Self { namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
+    pub fn resource(&self) -> Resource {
+        Resource::new(Kind::WorkloadEndpoint, &self.namespace, &self.name)
+    }
+
     /// Where etcd has it.
     pub fn store_key(&self) -> String {
-        Resource::new(Kind::WorkloadEndpoint, &self.namespace, &self.name).key()
+        self.resource().key()
     }
 }
 

@@ -16,6 +16,8 @@ pub const DEFAULT_TIER: &str = "default";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
+    /// The name that its author typed, if the object says so.
+    typed_name: Option<String>,
     pub tier: String,
     pub order: Order,
     pub selector: Option<Selector>,
@@ -89,7 +91,7 @@ impl Policy {
             Err(reason) => return Reading::bad(reason),
         };
         let mut faults = Vec::new();
-        match envelope.spec::<RawPolicy>().and_then(|raw| Self::admit(resource, raw, &mut faults)) {
+        match Self::admit(resource, &envelope, &mut faults) {
             Ok(policy) => Reading::with_faults(policy, &faults),
             Err(reason) => Reading::Bad { reason, stand_in: Self::stand_in(resource, &envelope) },
         }
@@ -107,13 +109,24 @@ impl Policy {
         format!("{}/{}/{}", resource.name, resource.namespace, resource.kind.name())
     }
 
-    fn admit(resource: &Resource, raw: RawPolicy, faults: &mut Vec<String>) -> Result<Self, String> {
+    /// The name that people know it by. Up to Calico 3.31 the key has the tier in front.
+    pub fn display_name<'a>(&'a self, resource: &'a Resource) -> &'a str {
+        match &self.typed_name {
+            Some(name) => name,
+            None if self.tier == DEFAULT_TIER => untiered(&resource.name),
+            None => &resource.name,
+        }
+    }
+
+    fn admit(resource: &Resource, envelope: &Envelope, faults: &mut Vec<String>) -> Result<Self, String> {
+        let raw: RawPolicy = envelope.spec()?;
         let (ingress, egress) = directions(raw.types)?;
         let mut rules = |raw: Option<Vec<RawRule>>, direction, governs: bool| -> Option<Arc<[Rule]>> {
             governs.then(|| rule::admit(raw.unwrap_or_default(), direction, faults).into())
         };
         let namespace_selector = if resource.kind.namespaced() { None } else { raw.namespace_selector };
         Ok(Self {
+            typed_name: envelope.typed_name(),
             tier: tier_name(raw.tier),
             order: Order::new(raw.order),
             selector: selector("selector", raw.selector)?,
@@ -141,6 +154,7 @@ impl Policy {
             selector(name, envelope.field::<Option<String>>(name).flatten()).ok().flatten()
         };
         Some(Self {
+            typed_name: envelope.typed_name(),
             tier: tier_name(envelope.field("tier")),
             order: Order::new(envelope.field("order")),
             selector: selector("selector", text).ok()?,
@@ -153,6 +167,10 @@ impl Policy {
             apply_on_forward: envelope.field("applyOnForward").unwrap_or_default(),
         })
     }
+}
+
+fn untiered(name: &str) -> &str {
+    name.strip_prefix(DEFAULT_TIER).and_then(|rest| rest.strip_prefix('.')).unwrap_or(name)
 }
 
 /// The rule of a stand-in.

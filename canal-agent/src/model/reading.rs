@@ -73,6 +73,14 @@ impl Envelope {
         created.unwrap_or_default().to_owned()
     }
 
+    /// The name that the author typed, where a client stored the object under another: Calico 3.29.4 and later
+    /// remember it in an annotation.
+    pub(super) fn typed_name(&self) -> Option<String> {
+        let annotation = self.metadata.as_ref()?.annotations.as_ref()?.get("projectcalico.org/metadata")?;
+        let metadata: Value = serde_json::from_str(annotation.as_str()?).ok()?;
+        Some(metadata.get("name")?.as_str()?.to_owned()).filter(|name| !name.is_empty())
+    }
+
     pub(super) fn spec<S: DeserializeOwned>(&self) -> Result<S, String> {
         let spec = self.spec.clone().unwrap_or_default();
         serde_json::from_value(spec).map_err(|e| format!("spec: {e}"))

@@ -389,6 +389,39 @@ mod cluster {
     }
 
     #[test]
+    fn the_holders_of_an_address_follow_the_endpoints_in_force() {
+        let mut cluster = Cluster::default();
+        let key = |name: &str| EndpointKey::new("shop", &format!("n-cni-{name}-eth0"));
+        let put = |cluster: &mut Cluster, name: &str, nets: &str| {
+            cluster.apply(
+                &key(name).store_key(),
+                Some(format!(r#"{{"spec":{{"ipNetworks":[{nets}]}}}}"#).as_bytes()),
+            );
+        };
+        let holders = |cluster: &Cluster, address: [u8; 4]| -> Vec<String> {
+            cluster.endpoints_at(address.into()).map(|(_, endpoint)| endpoint.workload.clone()).collect()
+        };
+        put(&mut cluster, "b", r#""10.0.0.1/32","10.0.0.2/32""#);
+        put(&mut cluster, "a", r#""10.0.0.1/32""#);
+        assert_eq!(holders(&cluster, [10, 0, 0, 1]), ["a", "b"]);
+        assert_eq!(holders(&cluster, [10, 0, 0, 2]), ["b"]);
+        put(&mut cluster, "b", r#""10.0.0.2/32","10.0.0.3/32""#);
+        let all = |cluster: &Cluster| [1, 2, 3].map(|n| holders(cluster, [10, 0, 0, n]).concat());
+        assert_eq!(all(&cluster), ["a", "b", "b"]);
+        let local = WorkloadEndpoint {
+            workload: "local".to_owned(),
+            addresses: vec![[10, 0, 0, 3].into()],
+            ..WorkloadEndpoint::default()
+        };
+        cluster.set_local_endpoint(key("b"), Some(local));
+        assert_eq!(all(&cluster), ["a", "", "local"]);
+        cluster.set_local_endpoint(key("b"), None);
+        assert_eq!(all(&cluster), ["a", "b", "b"]);
+        cluster.apply(&key("b").store_key(), None);
+        assert_eq!(all(&cluster), ["a", "", ""]);
+    }
+
+    #[test]
     fn keys_that_mean_nothing_change_nothing() {
         let mut cluster = Cluster::default();
         for key in [

@@ -13,13 +13,13 @@ use super::{
 };
 use crate::{
     api::wire::{AddEndpoint, ApiError},
-    compile::{self, Compiled},
     dataplane::{
         hooks::Place,
         host,
         masquerade::{self, MasqueradeError},
         object::Object,
         overlay,
+        policy::Problem,
     },
     endpoint::status_files::{self, StatusFileError},
     store::{SubnetEnv, subnet_file::SubnetFileError},
@@ -47,13 +47,31 @@ impl Node {
     }
 
     fn bring_up_to_date(&mut self) {
+        let changed = self.cluster.take_changes();
+        self.compiler.update(&self.cluster, &changed);
+        // The next one looks at everything, unless this one comes to its end.
+        let everything = std::mem::replace(&mut self.all_is_due, true) || self.failure.is_some();
+        if everything || !self.follow_policy() {
+            self.apply_all();
+        }
+        self.all_is_due = self.failure.is_some();
+    }
+
+    /// After a change that only policy has to follow, only policy is touched; false if it was not such a change, or failed.
+    fn follow_policy(&mut self) -> bool {
+        let locals = self.find_locals();
+        if locals.wires() != self.locals.wires() {
+            return false;
+        }
+        self.locals = locals;
+        self.judge().is_ok()
+    }
+
+    fn apply_all(&mut self) {
         self.problems.clear();
         // Policy does not wait for a broken underlay, nor the other way round.
         let overlay = self.apply_overlay();
-        let compiled =
-            self.compiled.take().unwrap_or_else(|| compile::compile(&self.cluster, &self.config.node_name));
-        let policy = self.apply_policy(&compiled);
-        self.compiled = Some(compiled);
+        let policy = self.apply_policy();
         let failures: Vec<String> =
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         self.failure = (!failures.is_empty()).then(|| failures.join("; "));
@@ -94,6 +112,7 @@ impl Node {
         let problems = self.nodes.apply(&self.peers.desired(self.own(), on_link));
         self.problems.extend(problems);
         self.problems.extend(self.peers.conflicts(self.own()));
+        self.hooks.pin_judge(&mut self.object)?;
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
         uplink?;
         self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
@@ -121,16 +140,10 @@ impl Node {
     }
 
     /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
-    fn apply_policy(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
+    fn apply_policy(&mut self) -> Result<(), NodeError> {
         let overlay = self.overlay().name();
-        let parameters = self.steering.parameters();
-        let terms = Terms {
-            node: &self.config.node_name,
-            prefixes: &parameters.interface_prefixes,
-            uplink: self.uplink.index,
-            may_spoof: parameters.may_spoof,
-        };
-        self.locals = Locals::find(&self.cluster, &self.registry, &terms, compiled, &mut self.netlink)?;
+        self.links = self.netlink.links()?.into_iter().map(|link| (link.name.clone(), link)).collect();
+        self.locals = self.find_locals();
         let mut wanted: BTreeSet<(Place, String)> =
             [(Place::Overlay, overlay), (Place::Uplink, self.uplink.name.clone())].into();
         let mut unhooked: Vec<(String, String)> = Vec::new();
@@ -146,10 +159,7 @@ impl Node {
         for (interface, reason) in unhooked {
             self.locals.close_interface(&interface, &reason);
         }
-        let problems = self.policy.apply(compiled, &self.locals.desired())?;
-        for (addr, reason) in problems {
-            self.locals.close(addr, reason);
-        }
+        self.judge()?;
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
         if let Err(error) = self.write_status_files() {
             self.problems.push(error.to_string());
@@ -157,6 +167,28 @@ impl Node {
         self.hooks.sweep(&wanted)?;
         for other in self.pins.remove_other_layouts()? {
             info!(layout = other, "removed the tables of another layout");
+        }
+        Ok(())
+    }
+
+    fn find_locals(&self) -> Locals {
+        let parameters = self.steering.parameters();
+        let terms = Terms {
+            prefixes: &parameters.interface_prefixes,
+            uplink: self.uplink.index,
+            may_spoof: parameters.may_spoof,
+        };
+        Locals::find(&self.cluster, &self.registry, &terms, &self.compiler, &self.links)
+    }
+
+    /// Has the kernel judge as policy says.
+    fn judge(&mut self) -> Result<(), NodeError> {
+        let problems = self.policy.apply(self.compiler.census(), &self.locals.desired())?;
+        self.no_room.clear();
+        for (addr, Problem { reason, keeps_last }) in problems {
+            let effect = if keeps_last { "keeps its last policy" } else { "is closed" };
+            self.no_room.push(format!("endpoint {addr} {effect}: {reason}"));
+            if keeps_last { self.locals.degrade(addr, reason) } else { self.locals.close(addr, reason) }
         }
         Ok(())
     }

@@ -5,12 +5,13 @@ use std::{
     net::Ipv4Addr,
 };
 
+use canal_common::Mac;
 use ipnet::Ipv4Net;
 use tracing::warn;
 
 use crate::{
     cni::HOST_PREFIX as OWN_PREFIX,
-    compile::Compiled,
+    compile::{Compiler, Judgement},
     dataplane::{overlay::ROUTE_PROTOCOL, policy::Desired},
     endpoint::Registry,
     model::{Cluster, EndpointKey, Labels, WorkloadEndpoint},
@@ -22,6 +23,8 @@ pub(super) enum State {
     Ready,
     /// The interface is not there (yet).
     Waiting,
+    /// It goes on with the policy that it had, for this reason.
+    Degraded(String),
     /// Nothing passes, for this reason.
     Closed(String),
 }
@@ -31,6 +34,7 @@ impl State {
         match self {
             Self::Ready => "ready",
             Self::Waiting => "waiting",
+            Self::Degraded(_) => "degraded",
             Self::Closed(_) => "closed",
         }
     }
@@ -39,7 +43,7 @@ impl State {
         match self {
             Self::Ready => None,
             Self::Waiting => Some("its interface does not exist"),
-            Self::Closed(reason) => Some(reason),
+            Self::Degraded(reason) | Self::Closed(reason) => Some(reason),
         }
     }
 }
@@ -54,9 +58,11 @@ pub(super) struct Local {
     ours: bool,
     up: bool,
     desired: Option<Desired>,
-    pub(super) ingress: Vec<String>,
-    pub(super) egress: Vec<String>,
+    pub(super) judgement: Option<Judgement>,
 }
+
+/// The host's interfaces by name.
+pub(super) type Links = BTreeMap<String, netlink::Link>;
 
 /// By address: two endpoints that claim one address are told apart by their keys, and the lower one has it.
 #[derive(Debug, Default)]
@@ -74,7 +80,6 @@ pub(super) struct Locals {
 /// What is asked of an endpoint before it is served.
 #[derive(Debug)]
 pub(super) struct Terms<'a> {
-    pub(super) node: &'a str,
     /// Felix's `InterfacePrefix`, beside our own plugin's.
     pub(super) prefixes: &'a [String],
     /// Whatever it is called, it is no pod's.
@@ -88,14 +93,15 @@ impl Locals {
         cluster: &Cluster,
         registry: &Registry,
         terms: &Terms<'_>,
-        compiled: &Compiled,
-        netlink: &mut Netlink,
-    ) -> Result<Self, netlink::Error> {
-        let links: BTreeMap<String, netlink::Link> =
-            netlink.links()?.into_iter().map(|l| (l.name.clone(), l)).collect();
+        compiler: &Compiler,
+        links: &Links,
+    ) -> Self {
         let leaving: BTreeSet<&EndpointKey> =
             registry.records().iter().filter(|(_, record)| record.leaving).map(|(key, _)| key).collect();
-        let present = || cluster.endpoints_of(terms.node).filter(|(key, _)| !leaving.contains(key));
+        let present = || {
+            let keys = compiler.local_endpoints().filter(|key| !leaving.contains(key));
+            keys.filter_map(|key| Some((key, cluster.endpoint(key)?)))
+        };
         let is_ours = |key: &EndpointKey| registry.records().contains_key(key);
         let owners = interface_owners(present().map(|(key, workload)| (key, workload, is_ours(key))));
         let mut locals = Self::default();
@@ -109,7 +115,7 @@ impl Locals {
                 ));
             }
             for addr in &workload.addresses {
-                let judgement = compiled.endpoints.get(&(key.clone(), *addr));
+                let judgement = compiler.endpoints().get(&(key.clone(), *addr));
                 let link = links.get(&workload.interface_name);
                 // Whatever the object in the store says: programs and policy go on nothing that is the host's own.
                 let is_hosts = link.is_some_and(|l| !terms.is_pods(l));
@@ -162,13 +168,12 @@ impl Locals {
                     ours: is_ours(key),
                     up: link.is_some_and(|l| l.up),
                     desired,
-                    ingress: judgement.map(|j| j.ingress.policies()).unwrap_or_default(),
-                    egress: judgement.map(|j| j.egress.policies()).unwrap_or_default(),
+                    judgement: judgement.cloned(),
                 };
                 locals.insert(*addr, local);
             }
         }
-        Ok(locals)
+        locals
     }
 
     /// An endpoint that can be served has the address before one that cannot, one whose interface exists before one that
@@ -192,6 +197,11 @@ impl Locals {
 
     pub(super) fn get(&self, addr: Ipv4Addr) -> Option<&Local> {
         self.by_address.get(&addr)
+    }
+
+    /// Those that hold their addresses.
+    pub(super) fn holders(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
+        self.by_address.iter().map(|(addr, local)| (*addr, local))
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (Ipv4Addr, &Local)> {
@@ -229,12 +239,25 @@ impl Locals {
         }
     }
 
+    /// There is no room for its new policy.
+    pub(super) fn degrade(&mut self, addr: Ipv4Addr, reason: String) {
+        if let Some(local) = self.by_address.get_mut(&addr) {
+            warn!(endpoint = %local.key, reason, "endpoint keeps its last policy");
+            local.state = State::Degraded(reason);
+        }
+    }
+
     pub(super) fn close(&mut self, addr: Ipv4Addr, reason: String) {
         if let Some(local) = self.by_address.get_mut(&addr) {
             warn!(endpoint = %local.key, reason, "endpoint is closed");
             local.state = State::Closed(reason);
             local.desired = None;
         }
+    }
+
+    /// Which addresses are reached by which interfaces: as long as this stays, only their policy may be another.
+    pub(super) fn wires(&self) -> Vec<(Ipv4Addr, u32, Mac)> {
+        self.present().map(|(addr, _, desired)| (addr, desired.ifindex, desired.pod_mac)).collect()
     }
 
     pub(super) fn desired(&self) -> BTreeMap<Ipv4Addr, Desired> {

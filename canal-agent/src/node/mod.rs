@@ -7,7 +7,10 @@
 
 mod cycle;
 mod endpoints;
+mod events;
+mod explain;
 mod message;
+mod names;
 pub mod peers;
 pub mod state;
 mod status;

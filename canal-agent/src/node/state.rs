@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
     time::Instant,
 };
 
@@ -11,7 +12,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    endpoints::Locals,
+    endpoints::{Links, Locals},
+    events::EventLog,
     message::{Message, Published},
     peers::{Own, Peers},
     steering::Steering,
@@ -19,8 +21,11 @@ use super::{
     uplink::{Uplink, UplinkError},
 };
 use crate::{
-    api::wire::{AddEndpoint, ApiError},
-    compile::Compiled,
+    api::{
+        explain::{Ask, Explanation},
+        wire::{AddEndpoint, ApiError},
+    },
+    compile::Compiler,
     config::{
         Config, Established, Parameters,
         parameters::{Rate, ToHost},
@@ -28,13 +33,14 @@ use crate::{
     dataplane::{
         counters::Counters,
         events::Events,
+        hits::HitCounters,
         hooks::{HookError, Hooks},
         host::HostAddresses,
         nodes::Nodes,
         object::{Object, ObjectError},
         overlay::{self, Overlay, OverlayError},
         pins::{PinError, Pins},
-        policy::PolicyTables,
+        policy::{Limits, PolicyTables},
         tables::KernelTables,
     },
     endpoint::{
@@ -111,22 +117,29 @@ pub struct Node {
     pub(super) host_addresses: HostAddresses,
     pub(super) policy: PolicyTables<KernelTables>,
     pub(super) events: Events,
+    pub(super) event_log: EventLog,
     pub(super) counters: Counters,
+    pub(super) hits: HitCounters,
     pub(super) netlink: Netlink,
 
     pub(super) steering: Steering,
     pub(super) cluster: Cluster,
-    /// `None` once the cluster has changed.
-    pub(super) compiled: Option<Compiled>,
+    pub(super) compiler: Compiler,
     pub(super) registry: Registry,
     pub(super) status_files: StatusFiles,
     pub(super) broken_records: BTreeMap<String, String>,
     pub(super) peers: Peers,
     pub(super) locals: Locals,
+    /// The host's interfaces when they were last listed.
+    pub(super) links: Links,
     pub(super) store: StoreState,
+    /// Not only policy is to be looked at.
+    pub(super) all_is_due: bool,
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
     pub(super) problems: Vec<String>,
+    /// Endpoints whose policy found no room.
+    pub(super) no_room: Vec<String>,
     /// Something changed that only a new process takes up.
     pub(super) restart: Option<String>,
     /// What the log has been told of.
@@ -139,6 +152,8 @@ pub struct Node {
     pub(super) initial: Initial,
     pub(super) ready: Option<oneshot::Sender<()>>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
+    /// To be answered once the kernel has followed what came before.
+    asked: Vec<(Ask, oneshot::Sender<Result<Explanation, ApiError>>)>,
 }
 
 /// What is known about etcd.
@@ -183,6 +198,7 @@ impl Node {
         }
         let events = Events::adopt(&mut object.ebpf)?;
         let counters = Counters::open(&config.bpffs)?;
+        let hits = HitCounters::open(&config.bpffs)?;
         let (registry, broken_records) = Registry::open(&config.state_dir, &config.node_name)?;
         for (file, reason) in &broken_records {
             error!(file, reason, "cannot read the record of an endpoint; it is closed");
@@ -201,21 +217,26 @@ impl Node {
             settings,
             nodes,
             host_addresses,
-            policy: PolicyTables::new(tables, leftovers),
+            policy: PolicyTables::new(tables, leftovers, limits(&config)),
             events,
+            event_log: EventLog::default(),
             counters,
+            hits,
             netlink,
             steering,
             cluster: Cluster::default(),
-            compiled: None,
+            compiler: Compiler::new(&config.node_name),
             registry,
             status_files: StatusFiles::default(),
             broken_records,
             peers,
             locals: Locals::default(),
+            links: Links::default(),
             store: StoreState::default(),
+            all_is_due: true,
             masquerade_due: true,
             problems: Vec::new(),
+            no_room: Vec::new(),
             restart: None,
             told: Told::default(),
             failure: None,
@@ -224,11 +245,17 @@ impl Node {
             initial,
             ready: Some(ready),
             waiting: Vec::new(),
+            asked: Vec::new(),
             config,
         };
         node.forget_vanished()?;
         node.overlay_registry();
         Ok(node)
+    }
+
+    /// What [`crate::dataplane::events::watch`] waits on.
+    pub fn ring(&self) -> std::io::Result<OwnedFd> {
+        self.events.ring()
     }
 
     /// Runs until told to stop, or until nobody can send messages any more. The data path stays as it is.
@@ -248,6 +275,9 @@ impl Node {
             if reconcile {
                 self.reconcile();
             }
+            for (ask, reply) in std::mem::take(&mut self.asked) {
+                let _ = reply.send(self.explain(&ask));
+            }
             if let Some(reason) = &self.restart {
                 error!("{reason}; restarting to take it up, the data path stays as it is");
                 return;
@@ -262,6 +292,7 @@ impl Node {
             Message::Lease(event) => self.lease_event(event),
             Message::Kernel(change) => {
                 debug!(?change, "the host's network changed");
+                self.all_is_due = true;
                 true
             }
             Message::AddEndpoint { endpoint, reply } => self.add_endpoint(endpoint, reply),
@@ -280,13 +311,25 @@ impl Node {
                 false
             }
             Message::Status { reply } => {
-                self.events.drain();
                 let _ = reply.send(self.status());
                 false
             }
+            Message::Explain { ask, reply } => {
+                self.asked.push((ask, reply));
+                false
+            }
+            Message::Events { after, reply } => {
+                self.give_events(after, reply);
+                false
+            }
+            Message::Ring => {
+                self.drain_events();
+                false
+            }
             Message::Tick => {
-                self.events.drain();
+                self.drain_events();
                 self.masquerade_due |= self.config.ip_masq;
+                self.all_is_due = true;
                 // Fed from here: a node that is stuck gets restarted.
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 true
@@ -310,6 +353,7 @@ impl Node {
             }
             StoreEvent::Snapshot { prefix, entries, revision } => {
                 self.store.revision = revision;
+                self.all_is_due = true;
                 match prefix {
                     Prefix::Network => {
                         let entries: Vec<_> = entries.into_iter().map(|e| (e.key, e.value)).collect();
@@ -331,7 +375,6 @@ impl Node {
                         if !taken {
                             return true;
                         }
-                        self.compiled = None;
                     }
                 }
                 self.has_listed(prefix);
@@ -351,6 +394,7 @@ impl Node {
     }
 
     fn network_change(&mut self, change: Change) {
+        self.all_is_due = true;
         match change {
             Change::Put(entry) if entry.key == self.prefix().config() => self.check_drift(&entry.value),
             Change::Put(entry) => self.peers.put(&entry.key, &entry.value),
@@ -366,11 +410,9 @@ impl Node {
     }
 
     fn resource_change(&mut self, change: &Change) {
-        let (taken, complete) = self.steering.take_change(change, &mut self.cluster);
+        let complete = self.steering.take_change(change, &mut self.cluster);
         logging::follow(self.steering.parameters().log_severity);
-        if taken {
-            self.compiled = None;
-        }
+        self.all_is_due |= self.steering.take_turn();
         if complete {
             self.has_listed(Prefix::Resources);
         }
@@ -416,6 +458,7 @@ impl Node {
     }
 
     fn lease_event(&mut self, event: LeaseEvent) -> bool {
+        self.all_is_due = true;
         match event {
             LeaseEvent::Held(lease) => {
                 self.lease = lease;
@@ -512,7 +555,7 @@ impl Node {
 
     pub(super) fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
         self.cluster.set_local_endpoint(key, endpoint);
-        self.compiled = None;
+        self.all_is_due = true;
     }
 
     pub(super) fn own(&self) -> Own<'_> {
@@ -577,6 +620,11 @@ fn inner_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
     let outer = vxlan(network).mtu.map_or(uplink.mtu, u32::from);
     let envelope = u32::try_from(canal_common::wire::ENVELOPE_LEN).unwrap_or(50);
     u16::try_from(outer.saturating_sub(envelope)).unwrap_or(u16::MAX)
+}
+
+/// How much the tables hold, as they are made.
+fn limits(config: &Config) -> Limits {
+    Limits { peers: config.sizes.peers, nets: config.sizes.nets, ..Limits::default() }
 }
 
 pub(super) fn vxlan(network: &NetworkConfig) -> &VxlanOptions {

@@ -1,21 +1,15 @@
 //! What `canalctl status` is told.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use canal_common::{
-    names,
-    reason::{Hook, Reason},
-};
-use nix::{
-    net::if_::if_indextoname,
-    time::{ClockId, clock_gettime},
-};
+use canal_common::names;
 use tracing::debug;
 
 use super::{Node, state::vxlan};
-use crate::api::wire::{
-    DropStatus, EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus,
+use crate::{
+    api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus},
+    compile::PolicySet,
 };
 
 impl Node {
@@ -50,13 +44,13 @@ impl Node {
             invalid: self.invalid(),
             notices: self.notices(),
             counters: self.counters.read().unwrap_or_default(),
-            drops: self.drops(),
         }
     }
 
     pub(super) fn all_problems(&self) -> Vec<String> {
         let mut problems = self.problems.clone();
         problems.extend(self.failure.clone());
+        problems.extend(self.no_room.clone());
         problems.extend(self.lease_problem.clone());
         problems.extend(self.drift.clone());
         problems.extend(self.not_ready());
@@ -119,34 +113,10 @@ impl Node {
                 labels: local.labels.clone().into_iter().collect(),
                 state: local.state.slug().to_owned(),
                 reason: local.state.reason().map(str::to_owned),
-                ingress: local.ingress.clone(),
-                egress: local.egress.clone(),
+                ingress: policies(local.judgement.as_ref().map(|judgement| &judgement.ingress)),
+                egress: policies(local.judgement.as_ref().map(|judgement| &judgement.egress)),
             })
             .collect()
-    }
-
-    fn drops(&self) -> Vec<DropStatus> {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-        let slug = |known: Option<&'static str>| known.unwrap_or("unknown").to_owned();
-        let described = self.events.drops().map(|event| {
-            let reason = Reason::from_index(event.reason);
-            DropStatus {
-                seconds_ago: now.saturating_sub(Duration::from_nanos(event.time_ns)).as_secs_f64(),
-                hook: slug(Hook::from_index(event.hook).map(Hook::slug)),
-                reason: slug(reason.map(Reason::slug)),
-                sentence: slug(reason.map(Reason::sentence)),
-                protocol: event.proto,
-                src: event.src.into(),
-                src_port: event.src_port,
-                dst: event.dst.into(),
-                dst_port: event.dst_port,
-                interface: if_indextoname(event.ifindex).ok().map(|name| name.to_string_lossy().into_owned()),
-                rule: self.policy.rule(event.decision).map(ToString::to_string),
-            }
-        });
-        let mut drops: Vec<_> = described.collect();
-        drops.reverse();
-        drops
     }
 
     /// As the kernel says, not as we remember. `bpftool net` of most distributions does not know tcx.
@@ -192,4 +162,9 @@ impl Node {
             })
             .collect()
     }
+}
+
+/// In order of evaluation.
+fn policies(set: Option<&Arc<PolicySet>>) -> Vec<String> {
+    set.map(|set| set.policies()).unwrap_or_default()
 }

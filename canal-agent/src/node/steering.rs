@@ -23,12 +23,14 @@ pub(super) struct Steering {
     local: Vec<Source>,
     merged: Merged,
     held: Option<HeldBack>,
+    /// Parameters have changed since [`Steering::take_turn`].
+    turned: bool,
 }
 
 impl Steering {
     pub(super) fn new(node: &str, local: Vec<Source>) -> Self {
         let merged = parameters::merge(&local, &Parameters::default());
-        Self { controls: Controls::new(node), local, merged, held: None }
+        Self { controls: Controls::new(node), local, merged, held: None, turned: false }
     }
 
     pub(super) fn parameters(&self) -> &Parameters {
@@ -37,6 +39,11 @@ impl Steering {
 
     pub(super) fn merged(&self) -> &Merged {
         &self.merged
+    }
+
+    /// Whether parameters have changed since the last call.
+    pub(super) fn take_turn(&mut self) -> bool {
+        std::mem::take(&mut self.turned)
     }
 
     /// Objects about how to run that cannot be used.
@@ -67,9 +74,8 @@ impl Steering {
         }
     }
 
-    /// A change goes to the cluster, or is held back. The first part tells whether anything went there; the second
-    /// whether a complete list was among it.
-    pub(super) fn take_change(&mut self, change: &Change, cluster: &mut Cluster) -> (bool, bool) {
+    /// A change goes to the cluster, or is held back; tells whether a complete list went there with it.
+    pub(super) fn take_change(&mut self, change: &Change, cluster: &mut Cluster) -> bool {
         let (key, value) = match change {
             Change::Put(entry) => (&entry.key, Some(entry.value.as_slice())),
             Change::Delete { key, .. } => (key, None),
@@ -79,11 +85,11 @@ impl Steering {
         }
         if !self.controls.ready() {
             self.held.get_or_insert_default().change(key, value);
-            return (false, false);
+            return false;
         }
         let released = self.held.take().map(|held| held.release(cluster));
         cluster.apply(key, value);
-        (true, released == Some(true))
+        released == Some(true)
     }
 
     fn merge(&mut self) {
@@ -91,6 +97,7 @@ impl Steering {
         let merged = parameters::merge(&sources, &self.merged.parameters);
         if merged.parameters != self.merged.parameters {
             info!(parameters = ?merged.parameters, "Felix's parameters have changed");
+            self.turned = true;
         }
         self.merged = merged;
     }

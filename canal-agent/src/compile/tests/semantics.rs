@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::{NODE, World, address, packet};
+use super::{NODE, World, address, census_of, class_of, packet};
 use crate::{
-    compile::compile,
+    compile::Compiler,
     model::{Cluster, EndpointKey, rule::Direction},
 };
 
@@ -353,7 +353,10 @@ fn the_local_side_of_a_rule_is_decided_for_the_endpoint() {
     assert!(!world.ingress(&db, "8.8.8.8", "tcp 80"));
     assert!(world.ingress(&db, "8.8.8.8", "udp 80"));
     assert!(!world.ingress(&web, "8.8.8.8", "udp 80"));
-    assert!(compile(&world.cluster, NODE).predicates().is_empty(), "nothing is asked about peers");
+    assert!(
+        Compiler::of(&world.cluster, NODE).sets().iter().all(|set| set.predicates().is_empty()),
+        "nothing is asked about peers"
+    );
 }
 
 #[test]
@@ -550,15 +553,13 @@ fn what_a_real_cluster_wrote_is_enforced() {
     }
     assert_eq!(cluster.invalid().len(), 0, "{:?}", cluster.invalid());
     let world = World { cluster };
-    let mut compiled = compile(&world.cluster, "node1").endpoints.into_iter();
-    let ((pod, at), judgement) = compiled.next().expect("one endpoint");
+    let mut compiled = Compiler::of(&world.cluster, "node1");
+    assert_eq!(compiled.endpoints().len(), 1);
+    let ((pod, at), judgement) = compiled.endpoints().clone().pop_first().expect("one endpoint");
     assert_eq!((pod.to_string().as_str(), at), ("default/node1-cni-ca-eth0", address("10.100.30.2")));
-    assert!(compiled.next().is_none());
     assert_eq!(judgement.ingress.policies(), ["GlobalNetworkPolicy p0", "GlobalNetworkPolicy zz"]);
-    let row = |set: &crate::compile::PolicySet, peer: &str| {
-        let classes = crate::compile::classify(&world.cluster, set.predicates());
-        set.row(&classes.class_of(address(peer)))
-    };
+    let census = census_of(&mut compiled);
+    let row = |set: &crate::compile::PolicySet, peer: &str| set.row(&class_of(census, address(peer)));
     let ingress = |peer, proto, port| row(&judgement.ingress, peer).lookup(proto, 40000, port).allow;
     assert!(!ingress("198.18.0.0", 6, 10000));
     assert!(ingress("198.18.0.0", 6, 10001), "no endpoint is labelled bad");
