@@ -76,7 +76,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
     };
     let signals = tokio::spawn(stopped);
-    let result = match cancel.run_until_cancelled(start(config)).await {
+    let result = match cancel.run_until_cancelled(Box::pin(start(config))).await {
         None => Ok(()), // Asked to stop before everything was up.
         Some(Err(error)) => Err(error),
         Some(Ok(running)) => running.until(cancel).await,
