@@ -4,14 +4,15 @@ use std::fs;
 
 #[derive(Debug, thiserror::Error)]
 #[error("missing {}; run as root, or grant it (systemd: AmbientCapabilities=)", .0.join(", "))]
-pub(crate) struct MissingCapabilities(Vec<&'static str>);
+pub struct MissingCapabilities(Vec<&'static str>);
 
 /// Bit, name (linux/capability.h).
 const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
 /// Implies the last two.
 const SYS_ADMIN: u32 = 21;
 
-pub(crate) fn check() -> Result<(), MissingCapabilities> {
+/// Comes first: without them much else fails in ways that say less.
+pub fn check() -> Result<(), MissingCapabilities> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let missing = missing(effective(&status).unwrap_or(u64::MAX));
     if missing.is_empty() { Ok(()) } else { Err(MissingCapabilities(missing)) }
