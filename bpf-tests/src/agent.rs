@@ -76,6 +76,9 @@ impl Agent {
             ("--state-dir", file("state")),
             ("--socket", file("agent.sock")),
             ("--bpffs", file("bpffs")),
+            // What Calico's programs share a machine by is each node's own here.
+            ("--nodename-file", file("calico/nodename")),
+            ("--felix-config-file", file("felix.cfg")),
         ];
         let args = args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
         Self {
@@ -124,6 +127,15 @@ impl Agent {
 
     pub fn subnet_file(&self) -> PathBuf {
         self.folder.join("subnet.env")
+    }
+
+    /// The folder of the files that tell of enforced endpoints.
+    pub fn endpoint_status(&self) -> PathBuf {
+        self.folder.join("calico/endpoint-status")
+    }
+
+    pub fn nodename_file(&self) -> PathBuf {
+        self.folder.join("calico/nodename")
     }
 
     pub fn log_file(&self) -> PathBuf {

@@ -2,7 +2,8 @@
 
 use crate::{Ip4, Mac, abi};
 
-/// Direction-neutral: the numerically lower (address, port) is `lo`, so both directions meet in one entry.
+/// Direction-neutral: the numerically lower (address, port) is `lo`, so both directions meet in one entry. But who asks
+/// is part of an ICMP query: the other side's queries are flows of their own, as are those of other types.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct FlowKey {
@@ -12,7 +13,11 @@ pub struct FlowKey {
     pub lo_port: u16,
     pub hi_port: u16,
     pub proto: u8,
-    pub _pad: [u8; 3],
+    /// For ICMP: the type of the query; else 0.
+    pub query: u8,
+    /// For ICMP: 1 if the side called `hi` asks; else 0.
+    pub asked_by_hi: u8,
+    pub _pad: u8,
 }
 
 /// What is known about one side of a flow; valid as long as its generation stands.
@@ -51,7 +56,7 @@ pub struct Flow {
     pub last_seen: u32,
     /// One of [`Flow::NEW`], [`Flow::ESTABLISHED`], [`Flow::CLOSING`], [`Flow::DENIED`].
     pub state: u8,
-    /// [`Flow::HI_INITIATED`], [`Flow::VIA_STACK`].
+    /// [`Flow::HI_INITIATED`], [`Flow::VIA_STACK`], [`Flow::HALF_OPEN`].
     pub flags: u8,
     /// TCP FINs seen: bit 0 from `lo`, bit 1 from `hi`.
     pub fins: u8,
@@ -61,7 +66,7 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Only the initiator has spoken.
+    /// Only the initiator has spoken; for TCP, or it has not taken up the answer to its request yet.
     pub const NEW: u8 = 1;
     pub const ESTABLISHED: u8 = 2;
     /// A reset, or a FIN from either side.
@@ -73,6 +78,8 @@ impl Flow {
     pub const HI_INITIATED: u8 = 1;
     /// Made by a packet that the host stack forwards (and may translate): replies must go through the stack.
     pub const VIA_STACK: u8 = 2;
+    /// The request of a TCP connection has been answered, which proves nothing of who sent it.
+    pub const HALF_OPEN: u8 = 4;
 }
 
 /// `FRAGS`: which datagram a fragment belongs to.
@@ -86,12 +93,17 @@ pub struct FragKey {
     pub _pad: u8,
 }
 
-/// Ports found in the first fragment.
+/// What the first fragment says of its flow.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct FragPorts {
     pub src_port: u16,
     pub dst_port: u16,
+    /// For ICMP: the type of the query; else 0.
+    pub query: u8,
+    /// For ICMP: 1 if this is the answer; else 0.
+    pub is_answer: u8,
+    pub _pad: [u8; 2],
     /// Ticks of 2^30 ns, as [`Flow::last_seen`].
     pub seen: u32,
 }
@@ -149,19 +161,25 @@ abi!(
     Flow = 48 align 4,
     FlowLimits = 32 align 4,
     FragKey = 12 align 4,
-    FragPorts = 8 align 4,
+    FragPorts = 12 align 4,
 );
 
 /// The direction-neutral key of a packet, and whether its sender is the side called `hi`.
 #[inline(always)]
 pub const fn flow_key(src: Ip4, dst: Ip4, src_port: u16, dst_port: u16, proto: u8) -> (FlowKey, bool) {
     let from_hi = src.to_wire() > dst.to_wire() || (src.to_wire() == dst.to_wire() && src_port > dst_port);
-    let key = if from_hi {
-        FlowKey { lo: dst, hi: src, lo_port: dst_port, hi_port: src_port, proto, _pad: [0; 3] }
-    } else {
-        FlowKey { lo: src, hi: dst, lo_port: src_port, hi_port: dst_port, proto, _pad: [0; 3] }
-    };
-    (key, from_hi)
+    let (lo, hi, lo_port, hi_port) =
+        if from_hi { (dst, src, dst_port, src_port) } else { (src, dst, src_port, dst_port) };
+    (FlowKey { lo, hi, lo_port, hi_port, proto, query: 0, asked_by_hi: 0, _pad: 0 }, from_hi)
+}
+
+impl FlowKey {
+    /// The key of an ICMP query or its answer, from the key of the addresses and the identifier.
+    #[must_use]
+    #[inline(always)]
+    pub const fn asking(self, query: u8, is_answer: bool, from_hi: bool) -> Self {
+        Self { query, asked_by_hi: (from_hi != is_answer) as u8, ..self }
+    }
 }
 
 #[cfg(test)]
@@ -186,6 +204,17 @@ mod tests {
             let (back, back_hi) = flow_key(b, a, q, p, proto);
             prop_assert_eq!(out, back);
             prop_assert!(out_hi != back_hi || (a, p) == (b, q));
+        }
+
+        #[test]
+        fn a_query_and_its_answer_share_a_key_that_the_other_sides_query_has_not(a: [u8; 4], b: [u8; 4], id: u16, query: u8) {
+            prop_assume!(a != b);
+            let (a, b) = (Ip4::new(a), Ip4::new(b));
+            let (out, out_hi) = flow_key(a, b, id, id, 1);
+            let (back, back_hi) = flow_key(b, a, id, id, 1);
+            let asked = out.asking(query, false, out_hi);
+            prop_assert_eq!(asked, back.asking(query, true, back_hi));
+            prop_assert!(asked != back.asking(query, false, back_hi));
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod endpoint;
 pub mod event;
 pub mod flow;
 pub mod host;
+pub mod icmp;
 mod list;
 pub mod names;
 pub mod node;

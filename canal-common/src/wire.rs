@@ -18,6 +18,8 @@ pub const PROTO_IPIP: u8 = 4;
 pub const PROTO_TCP: u8 = 6;
 pub const PROTO_UDP: u8 = 17;
 pub const PROTO_SCTP: u8 = 132;
+/// RFC 3828: ports as UDP has them; policy does not look at them.
+pub const PROTO_UDPLITE: u8 = 136;
 
 /// First byte of a VXLAN header with a valid VNI; all reserved bits are zero.
 pub const VXLAN_FLAGS: u8 = 0x08;

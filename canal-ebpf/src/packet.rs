@@ -5,10 +5,11 @@
 use aya_ebpf::programs::TcContext;
 use canal_common::{
     Ip4, Mac,
-    flow::{FragKey, FragPorts},
+    flow::{FlowKey, FragKey, FragPorts, flow_key},
+    icmp::{self, Query},
     policy,
     reason::Reason,
-    wire::{self, ETH_LEN, IPV4_LEN, PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
+    wire::{self, ETH_LEN, IPV4_LEN, PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE},
 };
 
 /// Where the IP header starts: behind the Ethernet header.
@@ -126,6 +127,11 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// ICMP type and code, as [`policy::icmp_port`].
     pub icmp: u16,
+    /// Of an ICMP query or its answer: [`Query::kind`], else 0.
+    pub query: u8,
+    pub is_answer: bool,
+    /// A connection request: always judged anew.
+    pub opens: bool,
     pub tos: u8,
     pub ttl: u8,
     /// IP header and transport header, in bytes.
@@ -147,29 +153,40 @@ pub enum Part {
 }
 
 impl Packet {
-    /// What rows are searched by, given the responder's port.
+    /// The key of its flow, and whether its sender is the side called `hi`.
     #[inline(always)]
-    pub fn policy_key(&self, port: u16) -> u32 {
+    pub fn flow_key(&self) -> (FlowKey, bool) {
+        let (key, from_hi) = flow_key(self.src, self.dst, self.src_port, self.dst_port, self.proto);
+        if self.query == 0 {
+            (key, from_hi)
+        } else {
+            (key.asking(self.query, self.is_answer, from_hi), from_hi)
+        }
+    }
+
+    /// What rows are searched by when the sender began the flow, or the receiver did.
+    #[inline(always)]
+    pub fn policy_key(&self, by_sender: bool) -> u32 {
         let port = match self.proto {
-            PROTO_ICMP => self.icmp,
-            PROTO_TCP | PROTO_UDP | PROTO_SCTP => port,
+            PROTO_ICMP if by_sender => self.icmp,
+            PROTO_ICMP => policy::icmp_port(self.query, 0),
+            PROTO_TCP | PROTO_UDP | PROTO_SCTP if by_sender => self.dst_port,
+            PROTO_TCP | PROTO_UDP | PROTO_SCTP => self.src_port,
             _ => 0,
         };
         policy::key(self.proto, port)
     }
 
-    /// A connection request: always judged anew.
+    /// Whether a flow begins with it. Of ICMP only queries do: an answer that nobody asked for, a query of an unknown
+    /// kind or code, an announcement are judged one by one, for nothing that comes back belongs to them.
     #[inline(always)]
-    pub fn opens_tcp(&self) -> bool {
-        self.proto == PROTO_TCP && self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    pub fn may_begin_flow(&self) -> bool {
+        self.proto != PROTO_ICMP || (self.query != 0 && !self.is_answer)
     }
 
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {
-        // Unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792).
-        self.proto == PROTO_ICMP
-            && self.part != Part::LaterFragment
-            && matches!(self.icmp >> 8, 3 | 4 | 5 | 11 | 12)
+        self.proto == PROTO_ICMP && self.part != Part::LaterFragment && icmp::is_error((self.icmp >> 8) as u8)
     }
 
     #[inline(always)]
@@ -177,10 +194,23 @@ impl Packet {
         FragKey { src: self.src, dst: self.dst, id: self.ip_id, proto: self.proto, _pad: 0 }
     }
 
+    /// What a later fragment is told by the first.
     #[inline(always)]
-    pub fn set_ports(&mut self, ports: FragPorts) {
-        self.src_port = ports.src_port;
-        self.dst_port = ports.dst_port;
+    pub fn settle(&mut self, first: FragPorts) {
+        (self.src_port, self.dst_port) = (first.src_port, first.dst_port);
+        (self.query, self.is_answer) = (first.query, first.is_answer != 0);
+    }
+
+    #[inline(always)]
+    fn set_ports(&mut self, [src, dst]: [u16; 2]) {
+        (self.src_port, self.dst_port) = (u16::from_be(src), u16::from_be(dst));
+    }
+
+    #[inline(always)]
+    fn set_tcp(&mut self, [data_offset, flags]: [u8; 2]) {
+        self.tcp_flags = flags;
+        self.opens = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+        self.headers += u16::from(data_offset >> 4) * 4;
     }
 }
 
@@ -206,6 +236,9 @@ pub fn parse(ctx: &TcContext, offset: usize) -> Result<Packet, Reason> {
         proto: ip.proto,
         tcp_flags: 0,
         icmp: 0,
+        query: 0,
+        is_answer: false,
+        opens: false,
         tos: ip.tos,
         ttl: ip.ttl,
         headers: header_len as u16,
@@ -224,86 +257,118 @@ pub fn parse(ctx: &TcContext, offset: usize) -> Result<Packet, Reason> {
     if usize::from(total_len) < header_len + transport_len(ip.proto) {
         return Err(Reason::Malformed);
     }
-    // A constant offset for the common header: the verifier and the branch predictor like it.
-    if header_len == IPV4_LEN {
-        parse_transport(&mut packet, &Linear { ctx, offset: offset + IPV4_LEN })?;
+    if header_len != IPV4_LEN || !matches!(packet.proto, PROTO_TCP | PROTO_UDP) {
+        return if parse_other(ctx, offset + header_len, &mut packet) == 0 {
+            Ok(packet)
+        } else {
+            Err(Reason::Malformed)
+        };
+    }
+    // At a constant offset: the verifier and the branch predictor like it.
+    let transport = offset + IPV4_LEN;
+    let ports: [u16; 2] = read(ctx, transport).ok_or(Reason::Malformed)?;
+    packet.set_ports(ports);
+    if packet.proto == PROTO_TCP {
+        packet.set_tcp(read(ctx, transport + TCP_FLAGS).ok_or(Reason::Malformed)?);
     } else {
-        parse_transport(&mut packet, &Copied { ctx, offset: offset + header_len })?;
+        packet.headers += wire::UDP_LEN as u16;
     }
     Ok(packet)
 }
+
+/// Data offset and flags in a TCP header.
+const TCP_FLAGS: usize = 12;
 
 /// The least that a transport header, or its part in a first fragment, must have for us to read it.
 #[inline(always)]
 const fn transport_len(proto: u8) -> usize {
     match proto {
         PROTO_TCP => 20,
-        PROTO_UDP | PROTO_SCTP | PROTO_ICMP => 8,
+        PROTO_SCTP => 12,
+        PROTO_UDP | PROTO_UDPLITE | PROTO_ICMP => 8,
         _ => 0,
     }
 }
 
-/// Reads the transport header, wherever it is.
-trait Transport {
-    fn word(&self, at: usize) -> Option<[u8; 4]>;
-}
-
-struct Linear<'a> {
-    ctx: &'a TcContext,
-    offset: usize,
-}
-
-impl Transport for Linear<'_> {
-    #[inline(always)]
-    fn word(&self, at: usize) -> Option<[u8; 4]> {
-        read::<u32>(self.ctx, self.offset + at).map(u32::to_ne_bytes)
+/// The transport header of packets with IP options, and of the rarer protocols; 0 unless it cannot be read. Not inlined:
+/// it would cost every hook a kilobyte of code and stack that is short.
+#[inline(never)]
+fn parse_other(ctx: &TcContext, transport: usize, packet: &mut Packet) -> u32 {
+    if packet.proto == PROTO_ICMP {
+        let Ok([icmp_type, code, _, _, i1, i0, ..]) = ctx.load::<[u8; 8]>(transport) else { return 1 };
+        packet.icmp = policy::icmp_port(icmp_type, code);
+        if let Some(Query { kind, is_answer }) = Query::of(icmp_type, code) {
+            // The identifier takes the place of both ports.
+            let id = u16::from_be_bytes([i1, i0]);
+            (packet.src_port, packet.dst_port) = (id, id);
+            (packet.query, packet.is_answer) = (kind, is_answer);
+        }
+        return 0;
     }
-}
-
-/// For headers at a variable offset.
-struct Copied<'a> {
-    ctx: &'a TcContext,
-    offset: usize,
-}
-
-impl Transport for Copied<'_> {
-    #[inline(always)]
-    fn word(&self, at: usize) -> Option<[u8; 4]> {
-        self.ctx.load::<u32>(self.offset + at).ok().map(u32::to_ne_bytes)
+    if !has_ports(packet.proto) {
+        return 0;
     }
-}
-
-#[inline(always)]
-fn parse_transport(packet: &mut Packet, transport: &impl Transport) -> Result<(), Reason> {
+    let Ok(ports) = ctx.load::<[u16; 2]>(transport) else { return 1 };
+    packet.set_ports(ports);
     match packet.proto {
-        PROTO_TCP | PROTO_UDP | PROTO_SCTP => {
-            let [s1, s0, d1, d0] = transport.word(0).ok_or(Reason::Malformed)?;
-            packet.src_port = u16::from_be_bytes([s1, s0]);
-            packet.dst_port = u16::from_be_bytes([d1, d0]);
-            if packet.proto == PROTO_TCP {
-                let [data_offset, flags, ..] = transport.word(12).ok_or(Reason::Malformed)?;
-                packet.tcp_flags = flags;
-                packet.headers += u16::from(data_offset >> 4) * 4;
-            } else {
-                packet.headers += wire::UDP_LEN as u16;
-            }
+        PROTO_TCP => {
+            let Ok(flags) = ctx.load(transport + TCP_FLAGS) else { return 1 };
+            packet.set_tcp(flags);
         }
-        PROTO_ICMP => {
-            let [icmp_type, code, ..] = transport.word(0).ok_or(Reason::Malformed)?;
-            packet.icmp = policy::icmp_port(icmp_type, code);
-            // Echo, timestamp, information and mask queries carry an identifier (RFC 792, RFC 950).
-            if matches!(icmp_type, 0 | 8 | 13..=18) {
-                let [i1, i0, ..] = transport.word(4).ok_or(Reason::Malformed)?;
-                packet.src_port = u16::from_be_bytes([i1, i0]);
-                packet.dst_port = packet.src_port;
-            }
+        PROTO_SCTP => {
+            let Ok(tag) = ctx.load::<u32>(transport + 4) else { return 1 };
+            // Only an INIT has no verification tag (RFC 9260 §8.5.1).
+            packet.opens = tag == 0;
         }
-        _ => {}
+        _ => packet.headers += wire::UDP_LEN as u16,
     }
-    Ok(())
+    0
 }
 
-/// Addresses and ports, for [`embedded`] and [`peek`].
+/// What an ICMP error says of the packet that it is about.
+#[derive(Clone, Copy, Default)]
+pub struct Embedded {
+    pub src: Ip4,
+    pub dst: Ip4,
+    /// Of its flow.
+    pub key: FlowKey,
+    pub from_hi: bool,
+}
+
+/// The packet that an ICMP error is about: its IP header and the first eight bytes behind it (RFC 792).
+#[inline(always)]
+pub fn embedded(ctx: &TcContext, offset: usize) -> Option<Embedded> {
+    let mut about = Embedded::default();
+    if read_embedded(ctx, offset, &mut about) == 0 { Some(about) } else { None }
+}
+
+/// 0 unless it cannot be read. Not inlined, as [`parse_other`]; and no `Option` in the signature, for the kernel refuses
+/// its type information.
+#[inline(never)]
+fn read_embedded(ctx: &TcContext, offset: usize, about: &mut Embedded) -> u32 {
+    let Ok(outer) = ctx.load::<Ipv4Header>(offset) else { return 1 };
+    let start = offset + usize::from(outer.version_ihl & 0x0f) * 4 + 8;
+    let Ok(ip) = ctx.load::<Ipv4Header>(start) else { return 1 };
+    let transport = start + usize::from(ip.version_ihl & 0x0f) * 4;
+    let Ok([s1, s0, d1, d0, i1, i0, ..]) = ctx.load::<[u8; 8]>(transport) else { return 1 };
+    (about.src, about.dst) = (Ip4::from_wire(ip.src), Ip4::from_wire(ip.dst));
+    let query = if ip.proto == PROTO_ICMP { Query::of(s1, s0) } else { None };
+    let (src_port, dst_port) = if query.is_some() {
+        let id = u16::from_be_bytes([i1, i0]);
+        (id, id)
+    } else if has_ports(ip.proto) {
+        (u16::from_be_bytes([s1, s0]), u16::from_be_bytes([d1, d0]))
+    } else {
+        (0, 0)
+    };
+    (about.key, about.from_hi) = flow_key(about.src, about.dst, src_port, dst_port, ip.proto);
+    if let Some(Query { kind, is_answer }) = query {
+        about.key = about.key.asking(kind, is_answer, about.from_hi);
+    }
+    0
+}
+
+/// Addresses and ports; for ICMP the destination port is type and code.
 #[derive(Clone, Copy, Default)]
 pub struct Flow4 {
     pub src: Ip4,
@@ -313,41 +378,24 @@ pub struct Flow4 {
     pub proto: u8,
 }
 
-/// The packet that an ICMP error is about: its IP header and the first eight bytes behind it (RFC 792).
-#[inline(always)]
-pub fn embedded(ctx: &TcContext, offset: usize) -> Option<Flow4> {
-    let outer: Ipv4Header = ctx.load(offset).ok()?;
-    let start = offset + usize::from(outer.version_ihl & 0x0f) * 4 + 8;
-    let ip: Ipv4Header = ctx.load(start).ok()?;
-    let transport: [u8; 8] = ctx.load(start + usize::from(ip.version_ihl & 0x0f) * 4).ok()?;
-    let [s1, s0, d1, d0, i1, i0, ..] = transport;
-    let (src_port, dst_port) = if ip.proto == PROTO_ICMP {
-        let id = u16::from_be_bytes([i1, i0]);
-        (id, id)
-    } else {
-        (u16::from_be_bytes([s1, s0]), u16::from_be_bytes([d1, d0]))
-    };
-    Some(Flow4 {
-        src: Ip4::from_wire(ip.src),
-        dst: Ip4::from_wire(ip.dst),
-        src_port,
-        dst_port,
-        proto: ip.proto,
-    })
-}
-
 /// Best effort, for events about packets that may not even parse.
 #[inline(always)]
 pub fn peek(ctx: &TcContext, offset: usize) -> Flow4 {
     let Ok(ip) = ctx.load::<Ipv4Header>(offset) else { return Flow4::default() };
-    let [s1, s0, d1, d0] = ctx.load(offset + IPV4_LEN).unwrap_or([0; 4]);
-    Flow4 {
-        src: Ip4::from_wire(ip.src),
-        dst: Ip4::from_wire(ip.dst),
-        src_port: u16::from_be_bytes([s1, s0]),
-        dst_port: u16::from_be_bytes([d1, d0]),
-        proto: ip.proto,
-    }
+    let first_part = u16::from_be(ip.fragment) & FRAGMENT_OFFSET == 0;
+    let transport = offset + usize::from(ip.version_ihl & 0x0f) * 4;
+    let [s1, s0, d1, d0] = if first_part { ctx.load(transport).unwrap_or([0; 4]) } else { [0; 4] };
+    let (src_port, dst_port) = match ip.proto {
+        PROTO_ICMP => (0, policy::icmp_port(s1, s0)),
+        proto if has_ports(proto) => (u16::from_be_bytes([s1, s0]), u16::from_be_bytes([d1, d0])),
+        _ => (0, 0),
+    };
+    Flow4 { src: Ip4::from_wire(ip.src), dst: Ip4::from_wire(ip.dst), src_port, dst_port, proto: ip.proto }
+}
+
+#[inline(always)]
+const fn has_ports(proto: u8) -> bool {
+    matches!(proto, PROTO_TCP | PROTO_UDP | PROTO_SCTP | PROTO_UDPLITE)
 }
 
 /// Rewrites the Ethernet addresses and takes one hop off the TTL of the IPv4 header behind them.

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use canal_common::{
     Mac,
-    wire::{ETHERTYPE_IPV4, PROTO_ICMP, PROTO_TCP, PROTO_UDP, UDP_LEN, VXLAN_LEN},
+    wire::{ETHERTYPE_IPV4, PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, UDP_LEN, VXLAN_LEN},
 };
 use etherparse::{
     ArpEthIpv4Packet, ArpOperation, ArpPacket, EtherType, Ethernet2Header, IpFragOffset, IpNumber,
@@ -72,6 +72,21 @@ impl Packet {
     pub fn udp(src: End, dst: End) -> Self {
         let udp = UdpHeader { source_port: src.1, destination_port: dst.1, length: 13, checksum: 0 };
         Self::ip(src.0, dst.0, PROTO_UDP, udp.to_bytes().to_vec()).payload(b"hello")
+    }
+
+    /// SCTP; an INIT has the verification tag 0.
+    pub fn sctp(src: End, dst: End, tag: u32) -> Self {
+        let mut body = [src.1.to_be_bytes(), dst.1.to_be_bytes()].concat();
+        body.extend(tag.to_be_bytes());
+        body.extend([0; 4]);
+        Self::ip(src.0, dst.0, PROTO_SCTP, body).payload(b"hello")
+    }
+
+    /// UDP-Lite that protects the header only.
+    pub fn udplite(src: End, dst: End) -> Self {
+        let mut body = [src.1.to_be_bytes(), dst.1.to_be_bytes()].concat();
+        body.extend([0, 8, 0, 0]);
+        Self::ip(src.0, dst.0, PROTO_UDPLITE, body).payload(b"hello")
     }
 
     /// ICMP with this rest of the header behind type, code and checksum.

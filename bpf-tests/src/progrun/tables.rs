@@ -18,10 +18,11 @@ use canal_common::{
     event::{Event, EventBudget},
     flow::{Flow, FlowKey, FragKey, FragPorts},
     host::LocalIp,
-    names,
+    icmp, names,
     node::{Node, NodeRef},
     policy::{Class, Hits, Row, RowRef},
     reason::{Counter, Hook, REASONS, Reason},
+    wire::PROTO_ICMP,
 };
 use ipnet::Ipv4Net;
 
@@ -148,9 +149,18 @@ impl Lab {
 
     /// Has the next packet of this flow judged like the first one.
     pub fn forget_flow(&mut self, key: &FlowKey) {
+        // For ICMP whatever either side may have asked with this identifier.
+        let queries: &[u8] = if key.proto == PROTO_ICMP {
+            &[icmp::ECHO, icmp::TIMESTAMP, icmp::INFORMATION, icmp::MASK]
+        } else {
+            &[0]
+        };
         for name in [names::FLOWS, names::FLOWS_NEW] {
-            // Most packets leave an entry in at most one of the two.
-            self.map::<Hash<_, FlowKey, Flow>>(name).remove(key).ok();
+            let mut table: Hash<_, FlowKey, Flow> = self.map(name);
+            for (query, asked_by_hi) in queries.iter().flat_map(|query| [(*query, 0), (*query, 1)]) {
+                // Most packets leave an entry in at most one of the two.
+                table.remove(&FlowKey { query, asked_by_hi, ..*key }).ok();
+            }
         }
     }
 

@@ -24,27 +24,73 @@ fn judgements(lab: &mut Lab) -> u64 {
     lab.hits(ALLOW) + lab.hits(DENY) + lab.hits(0)
 }
 
+fn state(lab: &mut Lab) -> (u8, bool) {
+    let (flow, answered) = only_flow(lab);
+    (flow.state, answered)
+}
+
 #[test]
-fn a_flow_is_new_until_it_is_answered_and_judged_once() {
+fn a_datagram_flow_is_new_until_it_is_answered_and_judged_once() {
     story(|lab| {
-        for (to, from) in [
-            (out(SYN), back(SYN | ACK)),
-            (Packet::udp(A.at(1), (REMOTE, 53)), Packet::udp((REMOTE, 53), A.at(1))),
-        ] {
-            lab.forget_flows();
-            let before = judgements(lab);
+        let before = judgements(lab);
+        let (to, from) = (Packet::udp(A.at(1), (REMOTE, 53)), Packet::udp((REMOTE, 53), A.at(1)));
+        for _ in 0..2 {
             encapsulated(&leave(lab, A, &to));
-            assert_eq!((only_flow(lab).0.state, only_flow(lab).1), (Flow::NEW, false));
-            assert_eq!(judgements(lab), before + 1);
-            delivered(&arrive(lab, &from));
-            assert_eq!((only_flow(lab).0.state, only_flow(lab).1), (Flow::ESTABLISHED, true));
-            for _ in 0..3 {
-                let again = Packet { proto: to.proto, ..if to.proto == 6 { out(ACK) } else { to.clone() } };
-                encapsulated(&leave(lab, A, &again));
-                delivered(&arrive(lab, &if to.proto == 6 { back(ACK) } else { from.clone() }));
-            }
-            assert_eq!(judgements(lab), before + 1, "no rule is read for what is known");
+            assert_eq!(state(lab), (Flow::NEW, false));
         }
+        for _ in 0..3 {
+            delivered(&arrive(lab, &from));
+            assert_eq!(state(lab), (Flow::ESTABLISHED, true));
+            encapsulated(&leave(lab, A, &to));
+        }
+        assert_eq!(judgements(lab), before + 1, "no rule is read for what is known");
+    });
+}
+
+#[test]
+fn a_connection_is_new_until_who_began_it_takes_the_answer_up_and_judged_once() {
+    story(|lab| {
+        let before = judgements(lab);
+        encapsulated(&leave(lab, A, &out(SYN)));
+        for _ in 0..2 {
+            delivered(&arrive(lab, &back(SYN | ACK)));
+            assert_eq!(state(lab), (Flow::NEW, false), "everybody who forges addresses gets that far");
+        }
+        for _ in 0..3 {
+            encapsulated(&leave(lab, A, &out(ACK)));
+            assert_eq!(state(lab), (Flow::ESTABLISHED, true));
+            delivered(&arrive(lab, &back(ACK)));
+        }
+        assert_eq!(judgements(lab), before + 1, "no rule is read for what is known");
+    });
+}
+
+#[test]
+fn a_request_that_is_refused_or_given_up_never_counts_as_a_connection() {
+    story(|lab| {
+        encapsulated(&leave(lab, A, &out(SYN)));
+        delivered(&arrive(lab, &back(RST | ACK)));
+        assert_eq!(state(lab), (Flow::CLOSING, false));
+        lab.forget_flows();
+        // What a scanner does: it resets as soon as it knows.
+        encapsulated(&leave(lab, A, &out(SYN)));
+        delivered(&arrive(lab, &back(SYN | ACK)));
+        encapsulated(&leave(lab, A, &out(RST)));
+        assert_eq!(state(lab), (Flow::CLOSING, false));
+    });
+}
+
+#[test]
+fn a_half_open_connection_that_meets_a_new_generation_goes_on_where_it_was() {
+    story(|lab| {
+        lab.put_set(A.ingress_set(), &[DENY]);
+        encapsulated(&leave(lab, A, &out(SYN)));
+        lab.bump(A.id);
+        delivered(&arrive(lab, &back(SYN | ACK)));
+        assert_eq!(state(lab), (Flow::NEW, false));
+        lab.bump(A.id);
+        encapsulated(&leave(lab, A, &out(ACK)));
+        assert_eq!(state(lab), (Flow::ESTABLISHED, true));
     });
 }
 
@@ -208,12 +254,16 @@ fn an_idle_flow_is_forgotten_after_the_time_of_its_kind() {
     let udp = (Packet::udp(A.at(1), (REMOTE, 53)), Packet::udp((REMOTE, 53), A.at(1)));
     let icmp = (Packet::echo(A.ip, REMOTE, 1), Packet::echo_reply(REMOTE, A.ip, 1));
     let gre = (Packet::ip(A.ip, REMOTE, 47, vec![0; 8]), Packet::ip(REMOTE, A.ip, 47, vec![0; 8]));
+    let sctp = (Packet::sctp(A.at(1), (REMOTE, 9), 7), Packet::sctp((REMOTE, 9), A.at(1), 8));
+    let udplite = (Packet::udplite(A.at(1), (REMOTE, 9)), Packet::udplite((REMOTE, 9), A.at(1)));
     // The ports of a TCP packet in mid-stream tell that it answers; a datagram without a flow begins one.
     for (what, (to, from), limit, late) in [
         ("TCP", (out(ACK), back(ACK)), 3353, Reason::PolicyEgress),
         ("UDP", udp, 56, Reason::PolicyIngress),
         ("ICMP", icmp, 5, Reason::PolicyIngress),
         ("GRE", gre, 559, Reason::PolicyIngress),
+        ("SCTP", sctp, 559, Reason::PolicyIngress),
+        ("UDP-Lite", udplite, 56, Reason::PolicyIngress),
     ] {
         story(|lab| {
             let before = judgements(lab);
@@ -251,11 +301,14 @@ fn ports_used_again_after_their_flow_was_forgotten_make_a_flow_of_their_own() {
 #[test]
 fn an_unanswered_request_and_a_closed_connection_are_forgotten_soon() {
     story(|lab| {
+        let init = Packet::sctp(A.at(1), (REMOTE, 9), 0);
         encapsulated(&leave(lab, A, &out(SYN)));
+        encapsulated(&leave(lab, A, &init));
         lab.put_set(A.ingress_set(), &[DENY]);
         lab.put_set(A.egress_set(), &[DENY]);
         lab.age(20);
         dropped(&arrive(lab, &back(SYN | ACK)), Reason::PolicyEgress);
+        dropped(&arrive(lab, &Packet::sctp((REMOTE, 9), A.at(1), 7)), Reason::PolicyIngress);
         lab.put_set(A.egress_set(), &[ALLOW]);
         connect(lab);
         delivered(&arrive(lab, &back(RST)));

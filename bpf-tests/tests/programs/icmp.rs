@@ -27,6 +27,128 @@ fn an_echo_is_judged_by_type_and_code_and_its_answer_is_not() {
     });
 }
 
+/// A query and its answer, with an identifier.
+fn query(src: Ipv4Addr, dst: Ipv4Addr, kind: u8, id: u8) -> Packet {
+    Packet::icmp(src, dst, (kind, 0), [0, id, 0, 1])
+}
+
+const QUERIES: [(u8, u8); 4] = [(8, 0), (13, 14), (15, 16), (17, 18)];
+
+#[test]
+fn every_kind_of_query_has_a_flow_that_its_answer_belongs_to() {
+    story(|lab| {
+        lab.put_set(A.ingress_set(), &[DENY]);
+        for (ask, answer) in QUERIES {
+            encapsulated(&leave(lab, A, &query(A.ip, REMOTE, ask, 7)));
+            delivered(&arrive(lab, &query(REMOTE, A.ip, answer, 7)));
+            for (_, other) in QUERIES.iter().filter(|(_, other)| *other != answer) {
+                dropped(&arrive(lab, &query(REMOTE, A.ip, *other, 7)), Reason::PolicyIngress);
+            }
+            lab.forget_flows();
+        }
+    });
+}
+
+#[test]
+fn a_query_lets_neither_the_other_side_ask_nor_other_questions_through() {
+    story(|lab| {
+        // A may ask and nothing else.
+        encapsulated(&leave(lab, A, &query(A.ip, REMOTE, 8, 7)));
+        delivered(&arrive(lab, &query(REMOTE, A.ip, 0, 7)));
+        lab.put_set(A.ingress_set(), &[DENY]);
+        lab.put_set(A.egress_set(), &[DENY]);
+        dropped(&arrive(lab, &query(REMOTE, A.ip, 8, 7)), Reason::PolicyIngress);
+        dropped(&leave(lab, A, &query(A.ip, REMOTE, 0, 7)), Reason::PolicyEgress);
+        dropped(&leave(lab, A, &query(A.ip, REMOTE, 13, 7)), Reason::PolicyEgress);
+        dropped(&leave(lab, A, &Packet::icmp(A.ip, REMOTE, (8, 1), [0, 7, 0, 1])), Reason::PolicyEgress);
+        // Its own goes on.
+        encapsulated(&leave(lab, A, &query(A.ip, REMOTE, 8, 7)));
+        delivered(&arrive(lab, &query(REMOTE, A.ip, 0, 7)));
+        // Both may ask with one identifier at the same time.
+        lab.put_set(A.ingress_set(), &[ALLOW]);
+        delivered(&arrive(lab, &query(REMOTE, A.ip, 8, 7)));
+        encapsulated(&leave(lab, A, &query(A.ip, REMOTE, 0, 7)));
+        assert_eq!(lab.flows().len(), 2);
+    });
+}
+
+#[test]
+fn what_has_no_answer_is_judged_packet_by_packet_and_leaves_no_flow() {
+    story(|lab| {
+        // Answers that nobody asked for, queries with a code, announcements, types that nobody knows.
+        for kind in [(0, 0), (14, 0), (8, 1), (0, 3), (9, 0), (10, 0), (42, 0), (255, 255)] {
+            let out = Packet::icmp(A.ip, REMOTE, kind, [0, 7, 0, 1]);
+            let back = Packet::icmp(REMOTE, A.ip, kind, [0, 7, 0, 1]);
+            lab.put_set(A.egress_set(), &[ALLOW]);
+            lab.put_set(A.ingress_set(), &[DENY]);
+            let before = lab.hits(ALLOW);
+            encapsulated(&leave(lab, A, &out));
+            encapsulated(&leave(lab, A, &out));
+            assert_eq!(lab.hits(ALLOW), before + 2, "{kind:?}");
+            dropped(&arrive(lab, &back), Reason::PolicyIngress);
+            // Without a new generation: there is no flow that could go on.
+            lab.put_set(A.egress_set(), &[DENY]);
+            dropped(&leave(lab, A, &out), Reason::PolicyEgress);
+        }
+        assert_eq!((lab.flows(), lab.new_flows()), (vec![], vec![]));
+    });
+}
+
+#[test]
+fn a_flow_that_is_judged_again_by_an_answer_is_judged_as_the_query() {
+    story(|lab| {
+        let echo = key(1, icmp_port(8, 0));
+        let (allow, deny) = (Verdict::new(Verdict::ALLOW, 8), Verdict::new(Verdict::DENY, 9));
+        lab.put_row(5, &row(&[(0, deny), (echo, allow), (echo + 1, deny)]));
+        lab.put_set(A.egress_set(), &[5]);
+        lab.put_set(A.ingress_set(), &[DENY]);
+        encapsulated(&leave(lab, A, &Packet::echo(A.ip, REMOTE, 7)));
+        lab.bump(A.id);
+        delivered(&arrive(lab, &Packet::echo_reply(REMOTE, A.ip, 7)));
+        revise(lab, A, A.egress_set(), DENY);
+        dropped(&arrive(lab, &Packet::echo_reply(REMOTE, A.ip, 7)), Reason::PolicyEgress);
+        dropped(&leave(lab, A, &Packet::echo(A.ip, REMOTE, 7)), Reason::FlowDenied);
+    });
+}
+
+#[test]
+fn the_parts_of_a_large_query_and_of_its_answer_belong_to_its_flow() {
+    story(|lab| {
+        lab.put_set(A.ingress_set(), &[DENY]);
+        for part in Packet::echo(A.ip, REMOTE, 7).payload(&[0; 40]).split(16) {
+            encapsulated(&leave(lab, A, &part));
+        }
+        for part in Packet::echo_reply(REMOTE, A.ip, 7).payload(&[0; 40]).split(16) {
+            delivered(&arrive(lab, &part));
+        }
+        // The other side's question is not made of them.
+        let [first, later] = Packet { id: 9, ..Packet::echo(REMOTE, A.ip, 7) }.payload(&[0; 40]).split(16);
+        dropped(&arrive(lab, &first), Reason::PolicyIngress);
+        passes(&arrive(lab, &later), NEXT, Reason::Fallback);
+    });
+}
+
+#[test]
+fn an_error_about_a_query_or_an_answer_belongs_to_its_flow_and_to_no_other() {
+    story(|lab| {
+        for (ask, answer) in QUERIES {
+            encapsulated(&leave(lab, A, &query(A.ip, REMOTE, ask, 7)));
+            delivered(&arrive(lab, &Packet::error(REMOTE, UNREACHABLE, &query(A.ip, REMOTE, ask, 7))));
+            for other in
+                [query(A.ip, REMOTE, ask, 8), query(A.ip, REMOTE, answer, 7), query(A.ip, REMOTE, 42, 7)]
+            {
+                let ran = arrive(lab, &Packet::error(REMOTE, UNREACHABLE, &other));
+                assert_eq!(ran.action, DROP, "{ask}: {:?}", ran.reason);
+            }
+            // The answer found nobody any more.
+            let answer = query(REMOTE, A.ip, answer, 7);
+            delivered(&arrive(lab, &answer));
+            encapsulated(&leave(lab, A, &Packet::error(A.ip, UNREACHABLE, &answer)));
+            lab.forget_flows();
+        }
+    });
+}
+
 #[test]
 fn an_error_about_a_live_flow_goes_to_the_sender_whatever_policy_says() {
     story(|lab| {

@@ -11,6 +11,7 @@ mod arp;
 mod differential;
 mod envelope;
 mod event;
+mod flood;
 mod flow;
 mod fragment;
 mod from_pod;
@@ -24,6 +25,7 @@ mod overlay;
 mod reason;
 mod table;
 mod to_pod;
+mod transport;
 
 use std::net::Ipv4Addr;
 

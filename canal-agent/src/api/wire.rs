@@ -88,6 +88,9 @@ pub struct Status {
     pub tables: Vec<TableStatus>,
     /// Policies and other objects that cannot be used, by key, with the reason.
     pub invalid: BTreeMap<String, String>,
+    /// What has no effect here, or another than one might think. Nothing is wrong with these.
+    #[serde(default)]
+    pub notices: Vec<String>,
     pub counters: Vec<CounterStatus>,
 }
 

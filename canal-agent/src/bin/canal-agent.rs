@@ -6,7 +6,7 @@ use canal_agent::{
     app, cleanup,
     config::{Config, RunArgs, go_flags},
     dataplane::inspect,
-    one_line,
+    logging, one_line,
 };
 use clap::{Parser, Subcommand};
 
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 fn perform(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Run(args) => {
-            app::init_logging();
+            logging::init();
             app::run(Config::from_args(*args)?)
         }
         Verb::Cleanup(args) => {

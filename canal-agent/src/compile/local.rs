@@ -33,6 +33,10 @@ struct Endpoint {
 }
 
 impl Locals {
+    pub(super) fn keys(&self) -> impl Iterator<Item = &EndpointKey> {
+        self.endpoints.keys()
+    }
+
     pub(super) fn judgements(&self) -> &BTreeMap<(EndpointKey, Ipv4Addr), Judgement> {
         &self.judgements
     }

@@ -109,6 +109,11 @@ impl Compiler {
         self.locals.judgements()
     }
 
+    /// Endpoints of this node, also those without an address.
+    pub fn local_endpoints(&self) -> impl Iterator<Item = &EndpointKey> {
+        self.locals.keys()
+    }
+
     /// Every set in use, once.
     pub fn sets(&self) -> Vec<&Arc<PolicySet>> {
         let mut seen = BTreeSet::new();

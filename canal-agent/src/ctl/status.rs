@@ -91,6 +91,9 @@ fn render(status: &Status) -> String {
     for (key, reason) in &status.invalid {
         line("INVALID", format!("{key}: {reason}"));
     }
+    for notice in &status.notices {
+        line("NOTICE", notice.clone());
+    }
     text.push('\n');
     let mut peers = table(["PEER SUBNET", "NODE", "ADDRESS", "VTEP MAC"]);
     for peer in &status.peers {

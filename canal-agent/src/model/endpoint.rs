@@ -13,6 +13,7 @@ use super::{
     resource::{Kind, Resource},
     rule::parse_net,
 };
+use crate::store::json::escape_as_go;
 
 /// Identity of a workload endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -110,6 +111,8 @@ pub struct WorkloadEndpoint {
     pub labels: Labels,
     pub profiles: Vec<String>,
     pub ports: Vec<NamedPort>,
+    /// Source addresses beside its own that it asks to be let use.
+    pub spoofed: Vec<IpNet>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -156,6 +159,7 @@ impl WorkloadEndpoint {
             interface_name: Option<String>,
             mac: Option<String>,
             ports: Option<Vec<RawPort>>,
+            allow_spoofed_source_prefixes: Option<Vec<String>>,
         }
         let Some(name) = EndpointName::parse(&key.name) else {
             return Reading::bad("the name is not <node>-<orchestrator>-<workload>-<endpoint>");
@@ -177,6 +181,13 @@ impl WorkloadEndpoint {
                 _ => faults.push(format!("ipNetworks: {text:?} is not one address; it is left out")),
             }
         }
+        let mut spoofed = Vec::new();
+        for text in raw.allow_spoofed_source_prefixes.unwrap_or_default() {
+            match parse_net(&text) {
+                Ok(net) => spoofed.push(net),
+                Err(problem) => faults.push(format!("allowSpoofedSourcePrefixes: {problem}; it is left out")),
+            }
+        }
         let mac = raw.mac.filter(|text| !text.is_empty()).and_then(|text| {
             text.parse().map_err(|e| faults.push(format!("mac: {e}; the endpoint has none"))).ok()
         });
@@ -196,6 +207,7 @@ impl WorkloadEndpoint {
             labels: own,
             profiles: raw.profiles.unwrap_or_default(),
             ports: named_ports(raw.ports, &mut faults),
+            spoofed,
         };
         Reading::with_faults(endpoint.normalised(key), &faults)
     }
@@ -282,9 +294,9 @@ struct OutSpec<'a> {
     mac: Option<Mac>,
 }
 
-/// JSON as Go writes it: compact, and with three characters escaped that only ever stand inside strings.
+/// Compact JSON as Go writes it.
 pub(super) fn go_json(value: &impl Serialize) -> String {
-    let text =
-        serde_json::to_string(value).expect("a struct of strings and maps with string keys serialises");
-    text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+    escape_as_go(
+        &serde_json::to_string(value).expect("a struct of strings and maps with string keys serialises"),
+    )
 }

@@ -37,9 +37,12 @@ pub(super) struct Envelope {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata {
     labels: Option<Labels>,
+    // What hangs on these is not worth an object that cannot be used.
     annotations: Option<Value>,
+    creation_timestamp: Option<Value>,
 }
 
 impl Envelope {
@@ -53,6 +56,21 @@ impl Envelope {
 
     pub(super) fn labels(&self) -> Labels {
         self.metadata.as_ref().and_then(|metadata| metadata.labels.clone()).unwrap_or_default()
+    }
+
+    /// Those that are text.
+    pub(super) fn annotations(&self) -> Labels {
+        let annotations =
+            self.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref()?.as_object());
+        let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
+        annotations.into_iter().flatten().filter_map(text).collect()
+    }
+
+    /// Empty if there is none.
+    pub(super) fn created(&self) -> String {
+        let created =
+            self.metadata.as_ref().and_then(|metadata| metadata.creation_timestamp.as_ref()?.as_str());
+        created.unwrap_or_default().to_owned()
     }
 
     /// The name that the author typed, where a client stored the object under another: Calico 3.29.4 and later

@@ -5,14 +5,16 @@ use std::{
     net::Ipv4Addr,
 };
 
+use canal_common::Mac;
 use ipnet::Ipv4Net;
 use tracing::warn;
 
 use crate::{
-    compile::Judgement,
+    cni::HOST_PREFIX as OWN_PREFIX,
+    compile::{Compiler, Judgement},
     dataplane::{overlay::ROUTE_PROTOCOL, policy::Desired},
     endpoint::Registry,
-    model::{Cluster, EndpointKey, Labels},
+    model::{Cluster, EndpointKey, Labels, WorkloadEndpoint},
     netlink::{self, Netlink, Route, sysctl},
 };
 
@@ -56,9 +58,11 @@ pub(super) struct Local {
     ours: bool,
     up: bool,
     desired: Option<Desired>,
-    pub(super) ingress: Vec<String>,
-    pub(super) egress: Vec<String>,
+    pub(super) judgement: Option<Judgement>,
 }
+
+/// The host's interfaces by name.
+pub(super) type Links = BTreeMap<String, netlink::Link>;
 
 /// By address: two endpoints that claim one address are told apart by their keys, and the lower one has it.
 #[derive(Debug, Default)]
@@ -69,39 +73,77 @@ pub(super) struct Locals {
     /// Every pod's interface that exists, with its index, also those that no endpoint describes (any more). Whatever is
     /// not programmed is closed by the hooks there.
     guarded: BTreeMap<String, u32>,
+    /// What an endpoint asks for and does not get, although it is served.
+    pub(super) notices: Vec<String>,
 }
 
-/// What Calico's plugin and ours call the host's end of a pod's pair.
-const POD_PREFIX: &str = "cali";
+/// What is asked of an endpoint before it is served.
+#[derive(Debug)]
+pub(super) struct Terms<'a> {
+    /// Felix's `InterfacePrefix`, beside our own plugin's.
+    pub(super) prefixes: &'a [String],
+    /// Whatever it is called, it is no pod's.
+    pub(super) uplink: u32,
+    /// Felix's `WorkloadSourceSpoofing` is `Any`.
+    pub(super) may_spoof: bool,
+}
 
 impl Locals {
     pub(super) fn find(
         cluster: &Cluster,
         registry: &Registry,
-        node: &str,
-        judgements: &BTreeMap<(EndpointKey, Ipv4Addr), Judgement>,
-        netlink: &mut Netlink,
-    ) -> Result<Self, netlink::Error> {
-        let links: BTreeMap<String, netlink::Link> =
-            netlink.links()?.into_iter().map(|l| (l.name.clone(), l)).collect();
+        terms: &Terms<'_>,
+        compiler: &Compiler,
+        links: &Links,
+    ) -> Self {
         let leaving: BTreeSet<&EndpointKey> =
             registry.records().iter().filter(|(_, record)| record.leaving).map(|(key, _)| key).collect();
+        let present = || {
+            let keys = compiler.local_endpoints().filter(|key| !leaving.contains(key));
+            keys.filter_map(|key| Some((key, cluster.endpoint(key)?)))
+        };
+        let is_ours = |key: &EndpointKey| registry.records().contains_key(key);
+        let owners = interface_owners(present().map(|(key, workload)| (key, workload, is_ours(key))));
         let mut locals = Self::default();
-        locals.guarded.extend(links.values().filter(|l| is_pods(l)).map(|l| (l.name.clone(), l.index)));
-        for (key, workload) in cluster.endpoints_of(node).filter(|(key, _)| !leaving.contains(key)) {
+        let pods = links.values().filter(|link| terms.is_pods(link));
+        locals.guarded.extend(pods.map(|l| (l.name.clone(), l.index)));
+        for (key, workload) in present() {
+            let spoofs = !workload.spoofed.is_empty();
+            if spoofs && terms.may_spoof {
+                locals.notices.push(format!(
+                    "{key}: allowSpoofedSourcePrefixes has no effect yet; what it sends from other addresses is dropped"
+                ));
+            }
             for addr in &workload.addresses {
-                let judgement = judgements.get(&(key.clone(), *addr));
+                let judgement = compiler.endpoints().get(&(key.clone(), *addr));
                 let link = links.get(&workload.interface_name);
                 // Whatever the object in the store says: programs and policy go on nothing that is the host's own.
-                let is_hosts = link.is_some_and(|l| !is_pods(l));
+                let is_hosts = link.is_some_and(|l| !terms.is_pods(l));
+                let owner = owners.get(workload.interface_name.as_str()).copied();
                 let (state, desired) = match (judgement, link, workload.mac) {
                     (_, None, _) => (State::Waiting, None),
                     _ if is_hosts => {
                         let reason = format!(
-                            "its interface {} is not a pod's: it must be a veth whose name begins with {POD_PREFIX}",
-                            workload.interface_name
+                            "its interface {} is not a pod's: it must be a veth whose name begins with {} (InterfacePrefix)",
+                            workload.interface_name,
+                            terms.all_prefixes().collect::<Vec<_>>().join(" or ")
                         );
                         (State::Closed(reason), None)
+                    }
+                    _ if owner.is_some_and(|owner| owner != key) => {
+                        let owner = owner.map(ToString::to_string).unwrap_or_default();
+                        (
+                            State::Closed(format!(
+                                "its interface {} is that of {owner}",
+                                workload.interface_name
+                            )),
+                            None,
+                        )
+                    }
+                    _ if spoofs && !terms.may_spoof => {
+                        let reason =
+                            "it asks for allowSpoofedSourcePrefixes, and WorkloadSourceSpoofing is not Any";
+                        (State::Closed(reason.to_owned()), None)
                     }
                     (None, ..) => (State::Closed("its policy could not be computed".to_owned()), None),
                     (_, _, None) => {
@@ -123,32 +165,34 @@ impl Locals {
                     interface: workload.interface_name.clone(),
                     labels: workload.labels.clone(),
                     state,
-                    ours: registry.records().contains_key(key),
+                    ours: is_ours(key),
                     up: link.is_some_and(|l| l.up),
                     desired,
-                    ingress: judgement.map(|j| j.ingress.policies()).unwrap_or_default(),
-                    egress: judgement.map(|j| j.egress.policies()).unwrap_or_default(),
+                    judgement: judgement.cloned(),
                 };
                 locals.insert(*addr, local);
             }
         }
-        Ok(locals)
+        locals
     }
 
-    /// An endpoint whose interface exists has the address before one that waits, one of our own plugin before one that
-    /// only the store knows; else the lower key.
+    /// An endpoint that can be served has the address before one that cannot, one whose interface exists before one that
+    /// waits, one of our own plugin before one that only the store knows; else the lower key.
     fn insert(&mut self, addr: Ipv4Addr, mut local: Local) {
         let Some(holder) = self.by_address.get(&addr) else {
             self.by_address.insert(addr, local);
             return;
         };
-        let claim = |local: &Local| (local.state != State::Waiting, local.ours);
+        let claim = |local: &Local| (local.state == State::Ready, local.state != State::Waiting, local.ours);
         if claim(&local) > claim(holder) {
             local = self.by_address.insert(addr, local).expect("the holder was just seen");
         }
         let holder = &self.by_address[&addr];
-        let reason = format!("its address is that of {}", holder.key);
-        self.shadowed.push((addr, Local { state: State::Closed(reason), desired: None, ..local }));
+        if local.state == State::Ready {
+            local.state = State::Closed(format!("its address is that of {}", holder.key));
+            local.desired = None;
+        }
+        self.shadowed.push((addr, local));
     }
 
     pub(super) fn get(&self, addr: Ipv4Addr) -> Option<&Local> {
@@ -170,6 +214,15 @@ impl Locals {
     /// Those whose interface exists, with what is to be programmed.
     pub(super) fn present(&self) -> impl Iterator<Item = (Ipv4Addr, &Local, &Desired)> {
         self.by_address.iter().filter_map(|(addr, local)| Some((*addr, local, local.desired.as_ref()?)))
+    }
+
+    /// Endpoints that are enforced with all of their addresses.
+    pub(super) fn enforced(&self) -> BTreeSet<&EndpointKey> {
+        let mut keys: BTreeSet<_> = self.all().map(|(_, local)| &local.key).collect();
+        for (_, local) in self.all().filter(|(_, local)| local.state != State::Ready) {
+            keys.remove(&local.key);
+        }
+        keys
     }
 
     /// Interfaces that get the pods' hooks.
@@ -202,6 +255,11 @@ impl Locals {
         }
     }
 
+    /// Which addresses are reached by which interfaces: as long as this stays, only their policy may be another.
+    pub(super) fn wires(&self) -> Vec<(Ipv4Addr, u32, Mac)> {
+        self.present().map(|(addr, _, desired)| (addr, desired.ifindex, desired.pod_mac)).collect()
+    }
+
     pub(super) fn desired(&self) -> BTreeMap<Ipv4Addr, Desired> {
         self.present().map(|(addr, _, desired)| (addr, desired.clone())).collect()
     }
@@ -228,8 +286,43 @@ impl Locals {
     }
 }
 
-fn is_pods(link: &netlink::Link) -> bool {
-    link.kind == "veth" && link.name.starts_with(POD_PREFIX)
+impl Terms<'_> {
+    fn all_prefixes(&self) -> impl Iterator<Item = &str> {
+        let others = self.prefixes.iter().map(String::as_str).filter(|prefix| *prefix != OWN_PREFIX);
+        std::iter::once(OWN_PREFIX).chain(others)
+    }
+
+    fn is_pods(&self, link: &netlink::Link) -> bool {
+        link.kind == "veth"
+            && link.index != self.uplink
+            && self.all_prefixes().any(|prefix| link.name.starts_with(prefix))
+    }
+}
+
+/// Of those that claim one interface: one of our own plugin before those that only the store knows, then, as in Calico,
+/// the lowest by orchestrator, workload and endpoint.
+fn interface_owners<'a>(
+    claims: impl Iterator<Item = (&'a EndpointKey, &'a WorkloadEndpoint, bool)>,
+) -> BTreeMap<&'a str, &'a EndpointKey> {
+    let mut best: BTreeMap<&str, (_, &EndpointKey)> = BTreeMap::new();
+    for (key, workload, ours) in claims.filter(|(_, workload, _)| !workload.interface_name.is_empty()) {
+        // Felix's name of the workload has the namespace in front.
+        let id = (
+            !ours,
+            &workload.orchestrator,
+            format!("{}/{}", key.namespace, workload.workload),
+            &workload.endpoint,
+        );
+        let claim = (id, key);
+        best.entry(&workload.interface_name)
+            .and_modify(|held| {
+                if claim < *held {
+                    held.clone_from(&claim);
+                }
+            })
+            .or_insert(claim);
+    }
+    best.into_iter().map(|(interface, (_, key))| (interface, key)).collect()
 }
 
 fn connect(
@@ -254,4 +347,43 @@ fn connect(
         netlink.add_neigh_permanent(desired.ifindex, addr, desired.pod_mac)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(namespace: &str, orchestrator: &str, workload: &str) -> (EndpointKey, WorkloadEndpoint) {
+        let endpoint = WorkloadEndpoint {
+            orchestrator: orchestrator.to_owned(),
+            workload: workload.to_owned(),
+            endpoint: "eth0".to_owned(),
+            interface_name: "cali1".to_owned(),
+            ..WorkloadEndpoint::default()
+        };
+        // The keys' own order says nothing.
+        (EndpointKey::new(namespace, &format!("z{}", workload.len())), endpoint)
+    }
+
+    #[test]
+    fn the_lowest_by_orchestrator_workload_and_endpoint_has_the_interface_but_our_plugins_comes_first() {
+        let claims = [
+            claim("a", "k8s", "a"),
+            claim("b", "cni", "zz"),
+            claim("a", "cni", "zzz"),
+            claim("b", "cni", "a-long-one"),
+        ];
+        let owner = |ours: Option<usize>| {
+            let all = claims.iter().enumerate().map(|(n, (key, endpoint))| (key, endpoint, ours == Some(n)));
+            let forward = interface_owners(all.clone())["cali1"];
+            let mut reversed: Vec<_> = all.collect();
+            reversed.reverse();
+            assert_eq!(interface_owners(reversed.into_iter())["cali1"], forward, "in any order");
+            claims.iter().position(|(key, _)| key == forward)
+        };
+        assert_eq!(owner(None), Some(2), "the namespace is part of the workload");
+        assert_eq!(owner(Some(0)), Some(0));
+        let nameless = (EndpointKey::new("a", "n"), WorkloadEndpoint::default());
+        assert!(interface_owners([(&nameless.0, &nameless.1, false)].into_iter()).is_empty());
+    }
 }

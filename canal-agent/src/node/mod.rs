@@ -15,9 +15,10 @@ pub mod peers;
 mod rules;
 pub mod state;
 mod status;
+mod steering;
 mod told;
 pub mod uplink;
 pub mod waiting;
 
 pub use message::{Message, Published};
-pub use state::{Node, NodeError, Start};
+pub use state::{Initial, Node, NodeError, Start};

@@ -6,16 +6,17 @@ use std::{
     time::Instant,
 };
 
-use canal_common::{Mac, event::EVENTS_PER_DECISION, flow::FlowLimits, settings::Settings};
+use canal_common::{Mac, event::EVENTS_PER_DECISION, settings::Settings};
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    endpoints::Locals,
+    endpoints::{Links, Locals},
     events::EventLog,
     message::{Message, Published},
     peers::{Own, Peers},
+    steering::Steering,
     told::Told,
     uplink::{Uplink, UplinkError},
 };
@@ -25,14 +26,18 @@ use crate::{
         wire::{AddEndpoint, ApiError},
     },
     compile::Compiler,
-    config::Config,
+    config::{
+        Config, Established, Parameters,
+        parameters::{Rate, ToHost},
+    },
     dataplane::{
         counters::Counters,
         events::Events,
         hits::HitCounters,
         hooks::{HookError, Hooks},
+        host::HostAddresses,
         nodes::Nodes,
-        object::{Object, ObjectError, Sizes},
+        object::{Object, ObjectError},
         overlay::{self, Overlay, OverlayError},
         pins::{PinError, Pins},
         policy::{Limits, PolicyTables},
@@ -41,12 +46,14 @@ use crate::{
     endpoint::{
         Registry, RegistryError,
         publish::{self, Wanted},
+        status_files::StatusFiles,
     },
+    logging,
     model::{Cluster, EndpointKey, WorkloadEndpoint, endpoint::Birth, profile},
     netlink::{self, Netlink},
     store::{
         Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent,
-        VxlanOptions,
+        VxlanOptions, initial,
     },
 };
 
@@ -79,8 +86,16 @@ pub struct Start {
     pub vtep_mac: Mac,
     pub lease: Lease,
     pub wanted: watch::Sender<Wanted>,
+    pub initial: Initial,
     /// Told once the first complete state is in the kernel.
     pub ready: oneshot::Sender<()>,
+}
+
+/// The way to the task that initialises the datastore, and back.
+#[derive(Debug)]
+pub struct Initial {
+    pub request: initial::Request,
+    pub problems: watch::Receiver<Vec<String>>,
 }
 
 /// All of it lives on one thread.
@@ -99,6 +114,7 @@ pub struct Node {
     pub(super) settings: Settings,
     pub(super) hooks: Hooks,
     pub(super) nodes: Nodes,
+    pub(super) host_addresses: HostAddresses,
     pub(super) policy: PolicyTables<KernelTables>,
     pub(super) events: Events,
     pub(super) event_log: EventLog,
@@ -106,16 +122,24 @@ pub struct Node {
     pub(super) hits: HitCounters,
     pub(super) netlink: Netlink,
 
+    pub(super) steering: Steering,
     pub(super) cluster: Cluster,
     pub(super) compiler: Compiler,
     pub(super) registry: Registry,
+    pub(super) status_files: StatusFiles,
     pub(super) broken_records: BTreeMap<String, String>,
     pub(super) peers: Peers,
     pub(super) locals: Locals,
+    /// The host's interfaces when they were last listed.
+    pub(super) links: Links,
     pub(super) store: StoreState,
+    /// Not only policy is to be looked at.
+    pub(super) all_is_due: bool,
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
     pub(super) problems: Vec<String>,
+    /// Endpoints whose policy found no room.
+    pub(super) no_room: Vec<String>,
     /// Something changed that only a new process takes up.
     pub(super) restart: Option<String>,
     /// What the log has been told of.
@@ -125,6 +149,7 @@ pub struct Node {
     pub(super) started: Instant,
 
     pub(super) wanted: watch::Sender<Wanted>,
+    pub(super) initial: Initial,
     pub(super) ready: Option<oneshot::Sender<()>>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
     /// To be answered once the kernel has followed what came before.
@@ -148,13 +173,21 @@ impl StoreState {
 impl Node {
     /// Loads the object and adopts what an earlier process left. Attaches and writes nothing yet.
     pub fn start(start: Start) -> Result<Self, NodeError> {
-        let Start { config, network, uplink, vtep_mac, lease, wanted, ready } = start;
+        let Start { config, network, uplink, vtep_mac, lease, wanted, initial, ready } = start;
         let pins = Pins::open(&config.bpffs)?;
         let mut netlink = Netlink::open()?;
         let overlay = netlink.link_by_name(&overlay::name(vxlan(&network).vni))?;
-        let settings = settings(&network, &uplink, vtep_mac, overlay.map_or(0, |link| link.index));
-        let mut object = Object::load(&settings, Some(&pins), &Sizes::new())?;
+        let steering = Steering::new(&config.node_name, config.felix.clone());
+        logging::follow(steering.parameters().log_severity);
+        // Nothing is attached before etcd was read. Until then this is a guess, and what an initialised cluster says.
+        let parameters = Parameters { to_host: ToHost::Return, ..steering.parameters().clone() };
+        let settings = Settings {
+            overlay_ifindex: overlay.map_or(0, |link| link.index),
+            ..settings(&config, &parameters, &network, &uplink, vtep_mac)
+        };
+        let mut object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
+        let host_addresses = HostAddresses::adopt(&mut object.ebpf)?;
         let (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
         if !leftovers.endpoints.is_empty() || !nodes.is_empty() {
             info!(
@@ -183,26 +216,33 @@ impl Node {
             object,
             settings,
             nodes,
-            policy: PolicyTables::new(tables, leftovers, Limits::default()),
+            host_addresses,
+            policy: PolicyTables::new(tables, leftovers, limits(&config)),
             events,
             event_log: EventLog::default(),
             counters,
             hits,
             netlink,
+            steering,
             cluster: Cluster::default(),
             compiler: Compiler::new(&config.node_name),
             registry,
+            status_files: StatusFiles::default(),
             broken_records,
             peers,
             locals: Locals::default(),
+            links: Links::default(),
             store: StoreState::default(),
+            all_is_due: true,
             masquerade_due: true,
             problems: Vec::new(),
+            no_room: Vec::new(),
             restart: None,
             told: Told::default(),
             failure: None,
             started: Instant::now(),
             wanted,
+            initial,
             ready: Some(ready),
             waiting: Vec::new(),
             asked: Vec::new(),
@@ -252,6 +292,7 @@ impl Node {
             Message::Lease(event) => self.lease_event(event),
             Message::Kernel(change) => {
                 debug!(?change, "the host's network changed");
+                self.all_is_due = true;
                 true
             }
             Message::AddEndpoint { endpoint, reply } => self.add_endpoint(endpoint, reply),
@@ -292,6 +333,7 @@ impl Node {
             Message::Tick => {
                 self.drain_events();
                 self.masquerade_due |= self.config.ip_masq;
+                self.all_is_due = true;
                 // Fed from here: a node that is stuck gets restarted.
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 true
@@ -315,10 +357,10 @@ impl Node {
             }
             StoreEvent::Snapshot { prefix, entries, revision } => {
                 self.store.revision = revision;
-                let entries = entries.into_iter().map(|e| (e.key, e.value));
+                self.all_is_due = true;
                 match prefix {
                     Prefix::Network => {
-                        let entries: Vec<_> = entries.collect();
+                        let entries: Vec<_> = entries.into_iter().map(|e| (e.key, e.value)).collect();
                         let config = self.prefix().config();
                         match entries.iter().find(|(key, _)| *key == config) {
                             Some((_, value)) => self.check_drift(value),
@@ -327,14 +369,19 @@ impl Node {
                         self.peers.replace_all(entries.into_iter());
                     }
                     Prefix::Resources => {
-                        self.cluster.replace_all(entries);
+                        if initial::vital().any(|vital| entries.iter().all(|entry| entry.key != vital)) {
+                            self.initial.request.send();
+                        }
+                        let taken = self.steering.take_snapshot(entries, &mut self.cluster);
+                        logging::follow(self.steering.parameters().log_severity);
                         // What etcd lost, it gets again.
                         self.publish();
+                        if !taken {
+                            return true;
+                        }
                     }
                 }
-                if self.store.synced.insert(prefix) {
-                    info!(?prefix, revision, "first complete list");
-                }
+                self.has_listed(prefix);
                 true
             }
             StoreEvent::Changes { prefix, changes, revision } => {
@@ -342,7 +389,7 @@ impl Node {
                 for change in changes {
                     match prefix {
                         Prefix::Network => self.network_change(change),
-                        Prefix::Resources => self.resource_change(change),
+                        Prefix::Resources => self.resource_change(&change),
                     }
                 }
                 true
@@ -351,6 +398,7 @@ impl Node {
     }
 
     fn network_change(&mut self, change: Change) {
+        self.all_is_due = true;
         match change {
             Change::Put(entry) if entry.key == self.prefix().config() => self.check_drift(&entry.value),
             Change::Put(entry) => self.peers.put(&entry.key, &entry.value),
@@ -359,19 +407,32 @@ impl Node {
         }
     }
 
-    fn resource_change(&mut self, change: Change) {
+    fn has_listed(&mut self, prefix: Prefix) {
+        if self.store.synced.insert(prefix) {
+            info!(?prefix, revision = self.store.revision, "first complete list");
+        }
+    }
+
+    fn resource_change(&mut self, change: &Change) {
+        let complete = self.steering.take_change(change, &mut self.cluster);
+        logging::follow(self.steering.parameters().log_severity);
+        self.all_is_due |= self.steering.take_turn();
+        if complete {
+            self.has_listed(Prefix::Resources);
+        }
         match change {
-            Change::Put(entry) => {
-                self.cluster.apply(&entry.key, Some(&entry.value));
+            Change::Put(_) => {}
+            Change::Delete { key, .. } if initial::is_vital(key) => {
+                warn!(key, "somebody deleted what Calico's tools cannot do without; it is made again");
+                self.initial.request.send();
             }
             Change::Delete { key, .. } => {
-                self.cluster.apply(&key, None);
                 let ours = key.starts_with(RESOURCES)
                     && self
                         .registry
                         .records()
                         .iter()
-                        .any(|(k, record)| !record.leaving && k.store_key() == key);
+                        .any(|(k, record)| !record.leaving && k.store_key() == *key);
                 if ours {
                     warn!(key, "somebody deleted an endpoint of ours from etcd; publishing it again");
                     self.publish();
@@ -401,6 +462,7 @@ impl Node {
     }
 
     fn lease_event(&mut self, event: LeaseEvent) -> bool {
+        self.all_is_due = true;
         match event {
             LeaseEvent::Held(lease) => {
                 self.lease = lease;
@@ -421,10 +483,10 @@ impl Node {
 
     fn add_endpoint(&mut self, endpoint: AddEndpoint, reply: oneshot::Sender<Result<(), ApiError>>) -> bool {
         if !self.store.in_sync() {
-            let _ = reply.send(Err(ApiError {
-                message: "the agent has not read the policies from etcd yet".to_owned(),
-                try_again: true,
-            }));
+            let message = self
+                .not_ready()
+                .unwrap_or_else(|| "the agent has not read the policies from etcd yet".to_owned());
+            let _ = reply.send(Err(ApiError { message, try_again: true }));
             return false;
         }
         match self.registry.insert(endpoint.clone()) {
@@ -497,6 +559,7 @@ impl Node {
 
     pub(super) fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
         self.cluster.set_local_endpoint(key, endpoint);
+        self.all_is_due = true;
     }
 
     pub(super) fn own(&self) -> Own<'_> {
@@ -524,26 +587,34 @@ impl Node {
     }
 }
 
+/// What the programs are to be loaded with; the overlay device is known later.
 pub(super) fn settings(
+    config: &Config,
+    parameters: &Parameters,
     network: &NetworkConfig,
     uplink: &Uplink,
     vtep_mac: Mac,
-    overlay_ifindex: u32,
 ) -> Settings {
     let options = vxlan(network);
+    let flags = [
+        (config.established == Established::Keep, Settings::KEEP_ESTABLISHED),
+        (parameters.pods_may_vxlan, Settings::ALLOW_POD_VXLAN),
+        (parameters.pods_may_ipip, Settings::ALLOW_POD_IPIP),
+        (parameters.to_host == ToHost::Drop, Settings::DROP_TO_HOST),
+    ];
     Settings {
         node_ip: uplink.address.into(),
         vtep_mac,
         vxlan_port: options.port,
         vni: options.vni,
         uplink_ifindex: uplink.index,
-        overlay_ifindex,
+        overlay_ifindex: 0,
         network: network.network.network().into(),
         netmask: network.network.netmask().into(),
-        limits: FlowLimits::DEFAULT,
-        events_per_tick: EVENTS_PER_DECISION,
-        flags: 0,
-        calico_vxlan_port: Settings::CALICO_VXLAN_PORT,
+        limits: config.flow_timeouts.into(),
+        events_per_tick: parameters.log_rate.map_or(EVENTS_PER_DECISION, Rate::per_second),
+        flags: flags.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag),
+        calico_vxlan_port: parameters.vxlan_port,
         _pad: [0; 2],
     }
 }
@@ -553,6 +624,11 @@ fn inner_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
     let outer = vxlan(network).mtu.map_or(uplink.mtu, u32::from);
     let envelope = u32::try_from(canal_common::wire::ENVELOPE_LEN).unwrap_or(50);
     u16::try_from(outer.saturating_sub(envelope)).unwrap_or(u16::MAX)
+}
+
+/// How much the tables hold, as they are made.
+fn limits(config: &Config) -> Limits {
+    Limits { peers: config.sizes.peers, nets: config.sizes.nets, ..Limits::default() }
 }
 
 pub(super) fn vxlan(network: &NetworkConfig) -> &VxlanOptions {

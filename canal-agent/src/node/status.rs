@@ -1,13 +1,16 @@
 //! What `canalctl status` is told.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use canal_common::names;
 use tracing::debug;
 
 use super::{Node, state::vxlan};
-use crate::api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus};
+use crate::{
+    api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus},
+    compile::PolicySet,
+};
 
 impl Node {
     pub(super) fn status(&self) -> Status {
@@ -39,6 +42,7 @@ impl Node {
             programs: self.programs(),
             tables: self.tables_status(),
             invalid: self.invalid(),
+            notices: self.notices(),
             counters: self.counters.read().unwrap_or_default(),
         }
     }
@@ -46,14 +50,17 @@ impl Node {
     pub(super) fn all_problems(&self) -> Vec<String> {
         let mut problems = self.problems.clone();
         problems.extend(self.failure.clone());
+        problems.extend(self.no_room.clone());
         problems.extend(self.lease_problem.clone());
         problems.extend(self.drift.clone());
+        problems.extend(self.not_ready());
+        problems.extend(self.initial.problems.borrow().iter().cloned());
         let unpublished = self.unpublished();
         if unpublished > 0 {
             problems
                 .push(format!("{unpublished} endpoints are not in etcd yet: other nodes do not know them"));
         }
-        if !self.store.in_sync() {
+        if !self.store.in_sync() && self.steering.waiting().is_none() {
             problems.push("not everything was read from etcd yet; nothing is changed until then".to_owned());
         }
         for (prefix, error) in &self.store.disconnected {
@@ -62,14 +69,38 @@ impl Node {
         problems
     }
 
+    /// Why what etcd says is not followed, if so.
+    pub(super) fn not_ready(&self) -> Option<String> {
+        let waiting = self.steering.waiting()?;
+        let meanwhile = if self.store.in_sync() {
+            format!("what was known before stays in force, and {waiting} later changes wait")
+        } else {
+            "this agent has started since, and leaves everything as it is; no pod can be added".to_owned()
+        };
+        Some(format!(
+            "the datastore is not ready (ClusterInformation default says datastoreReady: false): {meanwhile}; set it to \
+             true when the datastore may be used again"
+        ))
+    }
+
+    /// What has no effect, or not the one that it might be thought to have. Nothing is wrong with these.
+    fn notices(&self) -> Vec<String> {
+        let lists = [&self.config.notices, &self.steering.merged().notices, &self.locals.notices];
+        lists.into_iter().flatten().cloned().collect()
+    }
+
     fn unpublished(&self) -> usize {
+        if self.steering.waiting().is_some() {
+            return 0; // What we publish comes back with the rest.
+        }
         let present = self.registry.records().iter().filter(|(_, record)| !record.leaving);
         present.filter(|(key, _)| !self.cluster.is_stored(key)).count()
     }
 
     pub(super) fn invalid(&self) -> BTreeMap<String, String> {
         let lists = [self.cluster.invalid(), self.peers.invalid(), &self.broken_records];
-        lists.into_iter().flatten().map(|(key, reason)| (key.clone(), reason.clone())).collect()
+        let all = lists.into_iter().flatten().chain(self.steering.invalid());
+        all.map(|(key, reason)| (key.clone(), reason.clone())).collect()
     }
 
     fn endpoints_status(&self) -> Vec<EndpointStatus> {
@@ -82,8 +113,8 @@ impl Node {
                 labels: local.labels.clone().into_iter().collect(),
                 state: local.state.slug().to_owned(),
                 reason: local.state.reason().map(str::to_owned),
-                ingress: local.ingress.clone(),
-                egress: local.egress.clone(),
+                ingress: policies(local.judgement.as_ref().map(|judgement| &judgement.ingress)),
+                egress: policies(local.judgement.as_ref().map(|judgement| &judgement.egress)),
             })
             .collect()
     }
@@ -131,4 +162,9 @@ impl Node {
             })
             .collect()
     }
+}
+
+/// In order of evaluation.
+fn policies(set: Option<&Arc<PolicySet>>) -> Vec<String> {
+    set.map(|set| set.policies()).unwrap_or_default()
 }

@@ -14,7 +14,7 @@ use crate::{
     maps::{FLOWS, FLOWS_NEW, POLICY, setting},
     packet::{Packet, Part},
     step::{
-        flow::{ends, idle_limit, initiated_by_hi, key_of, note_end, now, put_live},
+        flow::{ends, idle_limit, initiated_by_hi, note_end, now, proves_itself, put_live},
         fragment, leg,
         policy::{Direction, judge},
     },
@@ -64,7 +64,13 @@ pub fn admit(
     if packet.part == Part::LaterFragment {
         return Err(Reason::FragUnknown.into());
     }
-    let bits = admit_slow(&raw const *packet, &raw const *from, &raw const *to, u32::from(via_stack));
+    let (packet_ptr, from, to) = (&raw const *packet, &raw const *from, &raw const *to);
+    let mut bits = judge_again(packet_ptr, from, to);
+    if bits == UNKNOWN || bits == IN_THE_WAY {
+        let by_stack = if via_stack { BY_STACK } else { 0 };
+        let over = if bits == IN_THE_WAY { OVER_ANOTHER } else { 0 };
+        bits = judge_first(packet_ptr, from, to, by_stack | over);
+    }
     let judged = Judged::from_bits(bits);
     if judged.egress.logs() || judged.ingress.logs() {
         log(ctx, hook as u8, bits);
@@ -92,82 +98,107 @@ fn log(ctx: &TcContext, hook: u8, judged: u64) {
     }
 }
 
-/// [`Judged`], as bits. A global function, so that the verifier walks it once per program.
+/// Judges the packet of a live flow again, because something changed, and writes the outcome down: [`Judged`] as bits, or
+/// [`UNKNOWN`] or [`IN_THE_WAY`]. A global function, so that the verifier walks it once per program.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn admit_slow(packet: *const Packet, from: *const Leg, to: *const Leg, via_stack: u32) -> u64 {
+extern "C" fn judge_again(packet: *const Packet, from: *const Leg, to: *const Leg) -> u64 {
     // SAFETY: the verifier knows the pointers as readable memory of their types' sizes, or null.
     let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) })
     else {
         return 0;
     };
-    let (key, from_hi) = key_of(packet);
-    let now = now();
+    let (key, from_hi) = packet.flow_key();
+    let (known, is_new) = match remembered(packet, &key) {
+        Remembered::Live(known, is_new) => (known, is_new),
+        Remembered::Nothing => return UNKNOWN,
+        Remembered::InTheWay => return IN_THE_WAY,
+    };
+    let mut flow = Flow { last_seen: now(), ..*known };
+    (flow.lo, flow.hi) = if from_hi { (*to, *from) } else { (*from, *to) };
+    // The host stays the host, whichever side speaks first after the change.
+    if ends(known, from_hi).1.kind == Leg::HOST && to.kind == Leg::STACK {
+        *(if from_hi { &mut flow.lo } else { &mut flow.hi }) = leg::other(Leg::HOST);
+    }
+    if !is_new && is_kept(known, &flow) {
+        note_end(&mut flow, packet, from_hi);
+        put_live(&key, &flow);
+        return Judged::UNASKED.to_bits();
+    }
+    // In the direction in which it began.
+    let by_sender = initiated_by_hi(&flow) == from_hi;
+    let (from, to) = ends(&flow, from_hi);
+    let judged = judge_both(packet, from, to, by_sender);
+    if !judged.allows() {
+        // Remembered, so that nothing in mid-stream brings it back.
+        flow.state = Flow::DENIED;
+    } else if flow.state == Flow::DENIED {
+        flow.state = if is_new { Flow::NEW } else { Flow::ESTABLISHED };
+    }
+    if judged.allows() {
+        note_end(&mut flow, packet, from_hi);
+    }
+    // The packet that is judged again may be the first answer.
+    if is_new && !(judged.allows() && proves_itself(&mut flow, packet, from_hi)) {
+        let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
+    } else {
+        if flow.state == Flow::NEW && (is_new || !by_sender) {
+            flow.state = Flow::ESTABLISHED;
+        }
+        put_live(&key, &flow);
+    }
+    judged.to_bits()
+}
+
+/// Judges a packet without a live flow, and makes one if it may. [`Judged`] as bits; a global function, as above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_first(packet: *const Packet, from: *const Leg, to: *const Leg, flags: u32) -> u64 {
+    // SAFETY: as above.
+    let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) })
+    else {
+        return 0;
+    };
+    let (judged, by_sender) = judge_unknown(packet, from, to);
+    if !judged.allows() || !packet.may_begin_flow() {
+        return judged.to_bits();
+    }
+    let (key, from_hi) = packet.flow_key();
     let mut flow = Flow {
-        last_seen: now,
+        last_seen: now(),
         state: Flow::NEW,
-        flags: if via_stack != 0 { Flow::VIA_STACK } else { 0 },
+        flags: if flags & BY_STACK != 0 { Flow::VIA_STACK } else { 0 },
         fins: 0,
         _pad: 0,
         lo: if from_hi { *to } else { *from },
         hi: if from_hi { *from } else { *to },
     };
-    let Remembered { live, in_the_way } = remembered(packet, &key, now);
-    if let Some((known, is_new)) = live {
-        // Judged again because something changed: in the direction in which it began.
-        let by_sender = initiated_by_hi(known) == from_hi;
-        (flow.state, flow.flags, flow.fins) = (known.state, known.flags, known.fins);
-        // The host stays the host, whichever side speaks first after the change.
-        if ends(known, from_hi).1.kind == Leg::HOST && to.kind == Leg::STACK {
-            *(if from_hi { &mut flow.lo } else { &mut flow.hi }) = leg::other(Leg::HOST);
-        }
-        if !is_new && is_kept(known, &flow) {
-            note_end(&mut flow, packet, from_hi);
-            put_live(&key, &flow);
-            return Judged::UNASKED.to_bits();
-        }
-        let (from, to) = ends(&flow, from_hi);
-        let judged = judge_both(packet, from, to, by_sender);
-        if !judged.allows() {
-            // Remembered, so that nothing in mid-stream brings it back.
-            flow.state = Flow::DENIED;
-        } else {
-            if flow.state == Flow::DENIED {
-                flow.state = if is_new { Flow::NEW } else { Flow::ESTABLISHED };
-            }
-            note_end(&mut flow, packet, from_hi);
-        }
-        // The packet that is judged again may be the first answer.
-        if is_new && (by_sender || !judged.allows()) {
-            let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
-        } else {
-            if flow.state == Flow::NEW && !by_sender {
-                flow.state = Flow::ESTABLISHED;
-            }
-            put_live(&key, &flow);
-        }
-        return judged.to_bits();
-    }
-
-    let (judged, by_sender) = judge_unknown(packet, from, to);
-    if !judged.allows() {
-        return judged.to_bits();
-    }
     if from_hi == by_sender {
         flow.flags |= Flow::HI_INITIATED;
     }
-    match in_the_way {
+    if flags & OVER_ANOTHER != 0
+        && let Some(place) = FLOWS.get_ptr_mut(&key)
+    {
         // Its place is taken over: nothing is evicted, and the costs of two tables are saved (a client that reuses its
         // ports). Whoever reads it half written reads two approved halves.
         // SAFETY: as in `known`.
-        Some(place) => unsafe { *place = flow },
+        unsafe { *place = flow };
+    } else {
         // In mid-stream, too: until the other side has spoken it is one of a flood, for all we know.
-        None => {
-            let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
-        }
+        let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
     }
     judged.to_bits()
 }
+
+/// No verdict looks like these two: pages are no verdicts.
+const UNKNOWN: u64 = (Verdict::new(Verdict::PAGE, 0).bits as u64) << 32;
+/// Nothing live either, but an entry in `FLOWS` that a new flow of the same ports must not find before its own.
+const IN_THE_WAY: u64 = UNKNOWN | 1;
+
+/// For [`judge_first`]: the stack has the packet, and shall have the answers.
+const BY_STACK: u32 = 1;
+/// For [`judge_first`]: as [`IN_THE_WAY`] said.
+const OVER_ANOTHER: u32 = 2;
 
 /// With [`Settings::KEEP_ESTABLISHED`]: whether the live flow `known` goes on unjudged with the legs of `new`. It has been
 /// answered, was approved, and nothing but policy has changed. An endpoint without policy is closed, for this as well.
@@ -200,7 +231,7 @@ const EPHEMERAL: u16 = 32768;
 /// that policy has cut come back from its other end.
 #[inline(always)]
 fn judge_unknown(packet: &Packet, from: &Leg, to: &Leg) -> (Judged, bool) {
-    let midstream = packet.proto == PROTO_TCP && !packet.opens_tcp();
+    let midstream = packet.proto == PROTO_TCP && !packet.opens;
     let (from_client, to_client) = (packet.src_port >= EPHEMERAL, packet.dst_port >= EPHEMERAL);
     let answers = midstream && to_client && !from_client;
     let unclear = midstream && to_client == from_client;
@@ -215,40 +246,45 @@ fn judge_unknown(packet: &Packet, from: &Leg, to: &Leg) -> (Judged, bool) {
 }
 
 /// What the tables remember of a packet's flow.
-struct Remembered {
+enum Remembered {
     /// The live entry, and whether it is unanswered.
-    live: Option<(&'static Flow, bool)>,
-    /// An entry in `FLOWS` that a new flow of the same ports must not find before its own.
-    in_the_way: Option<*mut Flow>,
+    Live(&'static Flow, bool),
+    /// Nothing live, but an entry in `FLOWS`.
+    InTheWay,
+    Nothing,
 }
 
 /// An entry is live unless it is too old, or the packet opens a new connection.
 #[inline(always)]
-fn remembered(packet: &Packet, key: &FlowKey, now: u32) -> Remembered {
-    let opens = packet.opens_tcp();
-    let is_live =
-        |flow: &Flow| !opens && now.wrapping_sub(flow.last_seen) <= idle_limit(flow.state, packet.proto);
-    let answered = FLOWS.get_ptr_mut(key);
-    if let Some(flow) = answered {
-        // SAFETY: as in `known`.
-        let flow = unsafe { &*flow };
-        if is_live(flow) {
-            return Remembered { live: Some((flow, false)), in_the_way: None };
-        }
+fn remembered(packet: &Packet, key: &FlowKey) -> Remembered {
+    let now = now();
+    let is_live = |flow: &Flow| {
+        !packet.opens && now.wrapping_sub(flow.last_seen) <= idle_limit(flow.state, packet.proto)
+    };
+    // SAFETY: as in `known`.
+    let answered = unsafe { FLOWS.get(key) };
+    if let Some(flow) = answered
+        && is_live(flow)
+    {
+        return Remembered::Live(flow, false);
     }
     // SAFETY: as in `known`.
-    let live = unsafe { FLOWS_NEW.get(key) }.filter(|flow| is_live(flow)).map(|flow| (flow, true));
-    Remembered { live, in_the_way: answered }
+    match unsafe { FLOWS_NEW.get(key) } {
+        Some(flow) if is_live(flow) => Remembered::Live(flow, true),
+        _ if answered.is_some() => Remembered::InTheWay,
+        _ => Remembered::Nothing,
+    }
 }
 
 /// Asks the policy of both local ends, the initiator's for egress and the responder's for ingress.
 #[inline(always)]
 fn judge_both(packet: &Packet, from: &Leg, to: &Leg, by_sender: bool) -> Judged {
-    let (initiator, responder, initiator_ip, responder_ip, key, src_port) = if by_sender {
-        (from, to, packet.src, packet.dst, packet.policy_key(packet.dst_port), packet.src_port)
+    let (initiator, responder, initiator_ip, responder_ip, src_port) = if by_sender {
+        (from, to, packet.src, packet.dst, packet.src_port)
     } else {
-        (to, from, packet.dst, packet.src, packet.policy_key(packet.src_port), packet.dst_port)
+        (to, from, packet.dst, packet.src, packet.dst_port)
     };
+    let key = packet.policy_key(by_sender);
     let mut judged = Judged::UNASKED;
     if initiator.kind == Leg::POD {
         judged.egress = judge(initiator.endpoint, Direction::Egress, responder_ip, key, src_port);

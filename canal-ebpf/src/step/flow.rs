@@ -2,14 +2,14 @@
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_ktime_get_coarse_ns};
 use canal_common::{
-    flow::{Flow, FlowKey, FlowLimits, Leg, flow_key},
+    flow::{Flow, FlowKey, FlowLimits, Leg},
     reason::Reason,
-    wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
+    wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE},
 };
 
 use crate::{
     maps::{FLOWS, FLOWS_NEW, setting},
-    packet::{Packet, TCP_FIN, TCP_RST},
+    packet::{Packet, TCP_FIN, TCP_RST, TCP_SYN},
     step::{fragment, leg},
     verdict::Stop,
 };
@@ -29,7 +29,7 @@ pub fn idle_limit(state: u8, proto: u8) -> u32 {
         (Flow::ESTABLISHED, PROTO_TCP) => setting!(limits.tcp_established),
         (Flow::NEW, PROTO_TCP) => setting!(limits.tcp_new),
         (Flow::CLOSING, _) => setting!(limits.closing),
-        (_, PROTO_UDP) => setting!(limits.udp),
+        (_, PROTO_UDP | PROTO_UDPLITE) => setting!(limits.udp),
         (_, PROTO_ICMP) => setting!(limits.icmp),
         (Flow::ESTABLISHED, PROTO_SCTP) => setting!(limits.sctp_established),
         (_, PROTO_SCTP) => setting!(limits.sctp_new),
@@ -60,8 +60,8 @@ impl From<Cut> for Stop {
 /// nothing is changed for one that cannot, and it is judged with its sender established anew.
 #[inline(always)]
 pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Known, Cut> {
-    let (key, from_hi) = key_of(packet);
-    if packet.opens_tcp() {
+    let (key, from_hi) = packet.flow_key();
+    if packet.opens {
         return Ok(Known::Judge);
     }
     let now = now();
@@ -81,20 +81,22 @@ pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Kno
     {
         return Ok(Known::Judge);
     }
-    if is_new && from_hi != initiated_by_hi(flow) {
-        promote(&key, flow);
-        // Not the old element: it may serve another flow by now.
-        let Some(live) = FLOWS.get_ptr_mut(&key) else { return Ok(Known::Judge) };
-        // SAFETY: as above.
-        flow = unsafe { &mut *live };
-    } else if flow.state == Flow::NEW && from_hi != initiated_by_hi(flow) {
-        flow.state = Flow::ESTABLISHED;
-    }
     if flow.last_seen != now {
         flow.last_seen = now;
     }
     if flow.state == Flow::DENIED {
         return Err(Cut);
+    }
+    if is_new {
+        if proves_itself(flow, packet, from_hi) {
+            promote(&key, flow);
+            // Not the old element: it may serve another flow by now.
+            let Some(live) = FLOWS.get_ptr_mut(&key) else { return Ok(Known::Judge) };
+            // SAFETY: as above.
+            flow = unsafe { &mut *live };
+        }
+    } else if flow.state == Flow::NEW && from_hi != initiated_by_hi(flow) {
+        flow.state = Flow::ESTABLISHED;
     }
     note_end(flow, packet, from_hi);
     fragment::remember(packet);
@@ -124,12 +126,27 @@ pub fn initiated_by_hi(flow: &Flow) -> bool {
     flow.flags & Flow::HI_INITIATED != 0
 }
 
+/// Whether this packet of an unanswered flow shows that both sides mean it: an answer, but of TCP's answers neither a
+/// reset, nor the one to a request, which everybody who forges addresses gets as well: then it is what follows.
 #[inline(always)]
-pub fn key_of(packet: &Packet) -> (FlowKey, bool) {
-    flow_key(packet.src, packet.dst, packet.src_port, packet.dst_port, packet.proto)
+pub fn proves_itself(flow: &mut Flow, packet: &Packet, from_hi: bool) -> bool {
+    if packet.proto != PROTO_TCP {
+        return from_hi != initiated_by_hi(flow);
+    }
+    if packet.tcp_flags & TCP_RST != 0 {
+        return false;
+    }
+    if from_hi == initiated_by_hi(flow) {
+        return flow.flags & Flow::HALF_OPEN != 0;
+    }
+    if packet.tcp_flags & TCP_SYN == 0 {
+        return true;
+    }
+    flow.flags |= Flow::HALF_OPEN;
+    false
 }
 
-/// The first answer moves a flow out of reach of a flood.
+/// Moves a flow out of reach of a flood.
 #[inline(never)]
 fn promote(key: &FlowKey, flow: &Flow) {
     let mut live = *flow;

@@ -19,7 +19,7 @@ pub fn settle(packet: &mut Packet) -> bool {
     match unsafe { FRAGS.get(packet.frag_key()) } {
         Some(ports) if now().wrapping_sub(ports.seen) <= FRAG_LIMIT => {
             let ports = *ports;
-            packet.set_ports(ports);
+            packet.settle(ports);
             true
         }
         _ => false,
@@ -37,6 +37,13 @@ pub fn remember(packet: &Packet) {
 /// Not inlined: key and value would count against the stack of the whole hook.
 #[inline(never)]
 fn remember_ports(packet: &Packet) {
-    let ports = FragPorts { src_port: packet.src_port, dst_port: packet.dst_port, seen: now() };
+    let ports = FragPorts {
+        src_port: packet.src_port,
+        dst_port: packet.dst_port,
+        query: packet.query,
+        is_answer: u8::from(packet.is_answer),
+        _pad: [0; 2],
+        seen: now(),
+    };
     let _ = FRAGS.insert(packet.frag_key(), ports, BPF_ANY.into());
 }

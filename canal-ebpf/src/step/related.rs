@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use canal_common::{
     Ip4,
-    flow::{Flow, Leg, flow_key},
+    flow::{Flow, Leg},
     reason::Reason,
 };
 
@@ -34,13 +34,13 @@ pub fn related(ctx: &TcContext, offset: usize, packet: &Packet) -> Result<Relate
     if about.src != packet.dst {
         return Err(Reason::IcmpUnrelated.into());
     }
-    let (key, from_hi) = flow_key(about.src, about.dst, about.src_port, about.dst_port, about.proto);
     // SAFETY: as in `known`.
-    let flow =
-        unsafe { FLOWS.get(&key) }.or_else(|| unsafe { FLOWS_NEW.get(&key) }).ok_or(Reason::IcmpUnrelated)?;
-    let (to, peer) = ends(flow, from_hi);
+    let flow = unsafe { FLOWS.get(&about.key) }
+        .or_else(|| unsafe { FLOWS_NEW.get(&about.key) })
+        .ok_or(Reason::IcmpUnrelated)?;
+    let (to, peer) = ends(flow, about.from_hi);
     if flow.state == Flow::DENIED
-        || now().wrapping_sub(flow.last_seen) > idle_limit(flow.state, about.proto)
+        || now().wrapping_sub(flow.last_seen) > idle_limit(flow.state, about.key.proto)
         || !leg::is_current(to)
         || !leg::is_current(peer)
     {
