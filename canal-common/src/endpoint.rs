@@ -1,4 +1,4 @@
-//! Local endpoints: `ENDPOINTS`, `POLICY` and `GENERATIONS`.
+//! Local endpoints: `ENDPOINTS`, `SPOOFABLE`, `POLICY` and `GENERATIONS`.
 
 use crate::{Ip4, Mac, abi};
 
@@ -45,4 +45,35 @@ pub struct Generation {
     pub generation: u32,
 }
 
+/// `SPOOFABLE`: a source address besides its own that a pod may use on its interface (a longest-prefix table,
+/// [`BorrowedSource::INTERFACE_BITS`] and those of the prefix; →) [`Borrower`].
+///
+/// Calico's `allowSpoofedSourcePrefixes` while `WorkloadSourceSpoofing` is `Any`. The table is read only where a source would
+/// be refused otherwise. Such a packet is judged by the egress policy of the pod that sends it, and by the receivers'
+/// for its source address. Its answers are the sender's if they come through this node. Other nodes take it for
+/// nobody's: they accept sources of this node's subnet only.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct BorrowedSource {
+    /// Host side of the pod's veth.
+    pub ifindex: u32,
+    pub addr: Ip4,
+}
+
+impl BorrowedSource {
+    /// The interface is always compared as a whole.
+    pub const INTERFACE_BITS: u32 = 32;
+}
+
+/// Value of `SPOOFABLE`: the pod's own address, key of `ENDPOINTS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Borrower {
+    pub addr: Ip4,
+}
+
+/// Size of `SPOOFABLE`.
+pub const MAX_SPOOFABLE: u32 = 4096;
+
+abi!(BorrowedSource = 8 align 4, Borrower = 4 align 4);
 abi!(Endpoint = 24 align 4, EndpointPolicy = 12 align 4, Generation = 4 align 4);

@@ -29,6 +29,8 @@ names! {
     GENERATIONS = "GENERATIONS",
     /// Pod address → local endpoint.
     ENDPOINTS = "ENDPOINTS",
+    /// Interface and source address that is not the pod's own → local endpoint.
+    SPOOFABLE = "SPOOFABLE",
     /// Endpoint id → policy sets.
     POLICY = "POLICY",
     /// Addresses of this node.

@@ -7,7 +7,9 @@ use aya_ebpf::{
 };
 use canal_common::{
     Ip4,
-    endpoint::{Endpoint, EndpointPolicy, Generation, MAX_ENDPOINTS},
+    endpoint::{
+        BorrowedSource, Borrower, Endpoint, EndpointPolicy, Generation, MAX_ENDPOINTS, MAX_SPOOFABLE,
+    },
     event::{EVENTS_BYTES, Event, EventBudget},
     flow::{Flow, FlowKey, FlowLimits, FragKey, FragPorts},
     host::{LocalIp, MAX_LOCAL_IPS},
@@ -30,6 +32,8 @@ pub static FRAGS: LruHashMap<FragKey, FragPorts, 8192> = LruHashMap::new();
 pub static GENERATIONS: Array<Generation, { MAX_ENDPOINTS as usize }> = Array::new();
 #[btf_map]
 pub static ENDPOINTS: HashMap<Ip4, Endpoint, { MAX_ENDPOINTS as usize }> = HashMap::new();
+#[btf_map]
+pub static SPOOFABLE: LpmTrie<BorrowedSource, Borrower, { MAX_SPOOFABLE as usize }> = LpmTrie::new();
 #[btf_map]
 pub static POLICY: HashMap<u32, EndpointPolicy, { MAX_ENDPOINTS as usize }> = HashMap::new();
 #[btf_map]

@@ -23,6 +23,7 @@ mod keep;
 mod nodes;
 mod overlay;
 mod reason;
+mod spoofing;
 mod table;
 mod to_pod;
 mod transport;

@@ -19,4 +19,5 @@ pub mod object;
 pub mod overlay;
 pub mod pins;
 pub mod policy;
+pub mod spoofing;
 pub mod tables;

@@ -86,13 +86,14 @@ fn is_forbidden_tunnel(packet: &Packet) -> bool {
     }
 }
 
-/// The pod behind this interface, if address and MAC are its own.
+/// The pod behind this interface, if address and MAC are its own, or the address is one that it may borrow.
 #[inline(always)]
 fn owner(ctx: &TcContext, packet: &Packet, eth: &EthHeader) -> Result<Leg, Stop> {
-    let from = leg::pod(packet.src).ok_or(Reason::SpoofedIp)?;
-    if from.target != packet::ifindex(ctx) {
-        return Err(Reason::SpoofedIp.into());
-    }
+    let ifindex = packet::ifindex(ctx);
+    let from = leg::pod(packet.src)
+        .filter(|from| from.target == ifindex)
+        .or_else(|| leg::borrower(packet.src, ifindex).filter(|from| from.target == ifindex))
+        .ok_or(Reason::SpoofedIp)?;
     if from.mac != eth.src {
         return Err(Reason::SpoofedMac.into());
     }

@@ -1,10 +1,10 @@
 //! Who an address is: a pod of this node, something behind another node, or the rest of the world.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use canal_common::{Ip4, Mac, flow::Leg, host::is_for_many, node::Node};
+use canal_common::{Ip4, Mac, endpoint::BorrowedSource, flow::Leg, host::is_for_many, node::Node};
 
 use crate::{
-    maps::{ENDPOINTS, GENERATIONS, LOCAL_IPS, NODES, ROUTES, setting},
+    maps::{ENDPOINTS, GENERATIONS, LOCAL_IPS, NODES, ROUTES, SPOOFABLE, setting},
     packet::FROM_HOST,
 };
 
@@ -32,6 +32,22 @@ pub fn pod(addr: Ip4) -> Option<Leg> {
         kind: Leg::POD,
         _pad: 0,
     })
+}
+
+/// The pod of this interface that may send from `addr`, which is not its own.
+#[inline(always)]
+pub fn borrower(addr: Ip4, ifindex: u32) -> Option<Leg> {
+    match borrower_address(addr.to_wire(), ifindex) {
+        0 => None,
+        own => pod(Ip4::from_wire(own)),
+    }
+}
+
+/// 0: nobody may. Not inlined: the key would count against the stack of the whole hook.
+#[inline(never)]
+fn borrower_address(addr: u32, ifindex: u32) -> u32 {
+    let source = BorrowedSource { ifindex, addr: Ip4::from_wire(addr) };
+    SPOOFABLE.get(&Key::new(BorrowedSource::INTERFACE_BITS + 32, source)).map_or(0, |own| own.addr.to_wire())
 }
 
 /// Something in another node's subnet.

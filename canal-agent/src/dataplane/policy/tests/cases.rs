@@ -140,6 +140,25 @@ fn only_those_are_judged_again_whose_verdicts_may_have_changed() {
 }
 
 #[test]
+fn counts_begin_anew_with_each_decision_and_go_on_with_those_that_stay() {
+    let mut node = Node::new(Limits::default());
+    node.allow("x").update();
+    let first = node.fake.take_cleared();
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert!(node.tables.decided(first[0]).is_some_and(|decided| decided.allow));
+    node.ingress(&json!([
+        { "action": "Allow", "source": { "selector": "a == 'x'" } },
+        { "action": "Deny", "source": { "selector": "a == 'y'" } },
+    ]));
+    node.update();
+    let second = node.fake.take_cleared();
+    assert_eq!(second.len(), 1, "{second:?}");
+    assert!(node.tables.decided(second[0]).is_some_and(|decided| !decided.allow) && first != second);
+    node.peer(5, "y").update();
+    assert!(node.fake.take_cleared().is_empty());
+}
+
+#[test]
 fn an_endpoint_is_closed_until_its_policy_stands_and_again_when_it_goes() {
     let mut node = Node::new(Limits::default());
     let (_, log) = node.allow("x").update();
