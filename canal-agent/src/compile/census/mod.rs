@@ -315,6 +315,11 @@ impl Census {
         peers.chain(nets)
     }
 
+    /// How many places [`Census::take_delta`] would tell of.
+    pub fn moving(&self) -> usize {
+        self.moved.len()
+    }
+
     /// What has changed since the last call.
     pub fn take_delta(&mut self) -> Delta {
         Delta {
