@@ -216,6 +216,75 @@ fn a_denied_packet_is_told_at_once_with_its_rule_and_who_was_concerned() {
     assert!(fs::read_to_string(&file).unwrap().contains("canalctl: "));
 }
 
+#[test]
+fn log_rules_are_told_and_rules_are_counted_since_this_agent_knows_them() {
+    let world = crate::one_node();
+    world.start_agents().unwrap();
+    let node = world.node(1);
+    let a = node.add_pod("a", &[]).unwrap();
+    let b = node.add_pod("b", &[("app", "b")]).unwrap();
+    let _server = b.serve_tcp(80).unwrap();
+    let rules = json!([
+        {"action": "Log", "protocol": "TCP"},
+        {"action": "Allow", "protocol": "TCP", "destination": {"ports": [80]}},
+        {"action": "Log", "protocol": "TCP"},
+        {"action": "Deny"},
+    ]);
+    world.etcd().put_global_policy("default.watched", policy::ingress(1, "app == 'b'", rules)).unwrap();
+    assert!(soon(|| a.connect(b.ip(), 81) == Connect::TimedOut));
+    assert!(a.reaches(b.ip(), 80));
+
+    let told = |port: u16| {
+        let answer = json(node, "events");
+        answer["events"].as_array().unwrap().iter().find(|e| e["dst"]["port"] == port).cloned()
+    };
+    assert!(until(PROMPT, || told(80).is_some() && told(81).is_some()), "{:#}", json(node, "events"));
+    let indices = |event: &Value| -> Vec<u64> {
+        event["logs"].as_array().unwrap().iter().map(|rule| rule["index"].as_u64().unwrap()).collect()
+    };
+    for (port, kind, verdict, logs, rule) in
+        [(80, "logged-allowed", "allow", vec![0], 1), (81, "logged-denied", "deny", vec![0, 2], 3)]
+    {
+        let event = told(port).unwrap();
+        assert_eq!((&event["kind"], &event["verdict"]), (&json!(kind), &json!(verdict)), "{event:#}");
+        assert_eq!((indices(&event), &event["rule"]["index"]), (logs, &json!(rule)), "{event:#}");
+        let end = format!("dst_endpoint=\"default/node1-cni-{}-eth0\"", container_id("b"));
+        let words =
+            ["calico-packet", "watched", "tier=\"default\"", verdict, &end, &format!("dst_port={port}")];
+        assert!(node.agent().says(&words, PROMPT), "{}", node.agent().log());
+    }
+    let drops = json(node, "drops");
+    let is_drop = |e: &Value| e["kind"] != "logged-allowed";
+    assert!(drops["events"].as_array().unwrap().iter().all(is_drop), "{drops:#}");
+
+    // More of one sort than the kernel tells of in a second: all are counted, some are told, the rest is counted as lost.
+    for _ in 0..300 {
+        a.send_udp(b.ip(), 4711, b"x").unwrap();
+    }
+    let of = |index: u64| -> Value {
+        let rules = json(node, "rules")["rules"].clone();
+        let is = |r: &&Value| r["rule"]["index"] == index && r["rule"]["name"] == "watched";
+        rules.as_array().unwrap().iter().find(is).cloned().unwrap_or_default()
+    };
+    let count = |index: u64, field: &str| of(index)[field].as_u64().unwrap_or_default();
+    assert!(soon(|| count(3, "flows") >= 300), "{:#}", json(node, "rules"));
+    assert!(count(3, "lost") > 0 && count(3, "lost") < count(3, "flows"), "{:#}", of(3));
+    assert_eq!(
+        (of(0)["action"].clone(), of(1)["action"].clone(), of(3)["action"].clone()),
+        (json!("Log"), json!("Allow"), json!("Deny"))
+    );
+    assert!(count(0, "flows") > count(2, "flows") && count(1, "flows") >= 1, "{:#}", json(node, "rules"));
+    let table = canalctl(node, "rules").stdout;
+    assert!(table.contains("GlobalNetworkPolicy watched") && table.contains("LOST EVENTS"), "{table}");
+    let lost = |event: &Value| event["dst"]["port"] == 4711 && event["lost"].as_u64() > Some(0);
+    a.send_udp(b.ip(), 4711, b"x").unwrap();
+    assert!(soon(|| json(node, "events")["events"].as_array().unwrap().iter().any(lost)));
+
+    node.agent().crash_and_restart().unwrap();
+    assert!(soon(|| !a.reaches(b.ip(), 81) && count(3, "flows") > 0));
+    assert!(count(3, "flows") < 100, "another process, another count: {:#}", of(3));
+}
+
 fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     u64::try_from(now.as_millis()).unwrap()

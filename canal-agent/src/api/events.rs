@@ -16,7 +16,7 @@ pub struct Events {
     /// Events after the number that was asked for that are forgotten already.
     pub forgotten: u64,
     /// Drops without a rule that the kernel did not tell of (over its limit, or the ring was full), since the tables were
-    /// made. Those with one are counted with the events of their rules.
+    /// made. Those with one are counted with the events of their rules, and in [`super::wire::RuleStatus::lost`].
     pub lost: u64,
 }
 

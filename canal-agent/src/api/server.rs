@@ -17,7 +17,7 @@ use tracing::warn;
 use super::{
     events::Events,
     explain::{Ask, Explanation},
-    wire::{AddEndpoint, ApiError, Status},
+    wire::{AddEndpoint, ApiError, Rules, Status},
 };
 use crate::node::Message;
 
@@ -47,6 +47,7 @@ pub async fn serve(listener: UnixListener, messages: Sender) {
         .route("/v1/endpoints/{container}/{interface}", delete(remove))
         .route("/v1/status", get(status))
         .route("/v1/explain", post(explain))
+        .route("/v1/rules", get(rules))
         .route("/v1/events", get(events))
         .route("/v1/events/after/{number}", get(events_after))
         .with_state(messages);
@@ -78,6 +79,10 @@ async fn explain(State(messages): State<Sender>, Json(asked): Json<Ask>) -> Answ
     let explanation =
         ask(&messages, |reply| Message::Explain { ask: asked, reply }).await?.map_err(refused)?;
     Ok(Json(explanation))
+}
+
+async fn rules(State(messages): State<Sender>) -> Answer<Rules> {
+    Ok(Json(ask(&messages, |reply| Message::Rules { reply }).await?.map_err(refused)?))
 }
 
 async fn events(State(messages): State<Sender>) -> Answer<Events> {

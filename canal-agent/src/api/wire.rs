@@ -164,3 +164,25 @@ pub struct CounterStatus {
     pub packets: u64,
     pub bytes: u64,
 }
+
+/// What the rules of this node have decided.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// How long the agent has been counting. A rule's count begins when it comes into force on this node, and is lost
+    /// when it goes out of force.
+    pub seconds: u64,
+    /// Those with a count, in a fixed order.
+    pub rules: Vec<RuleStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleStatus {
+    /// `None`: no rule decided, or what should have decided is missing.
+    pub rule: Option<RuleName>,
+    /// `Allow` or `Deny` for a rule that decided, `Log` for one that was met on the way.
+    pub action: String,
+    /// New flows; one that is judged again counts again.
+    pub flows: u64,
+    /// Events that the kernel did not tell of: over its limits.
+    pub lost: u64,
+}

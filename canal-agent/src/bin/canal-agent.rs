@@ -54,6 +54,7 @@ fn perform(verb: Verb) -> anyhow::Result<()> {
         Verb::Run(args) => {
             logging::init();
             preflight::check()?;
+            preflight::raise_file_limit();
             app::run(Config::from_args(*args)?)
         }
         Verb::Cleanup(args) => {

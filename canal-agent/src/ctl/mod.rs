@@ -3,6 +3,7 @@
 mod events;
 mod explain;
 mod protocol;
+mod rules;
 mod status;
 mod table;
 
@@ -43,6 +44,11 @@ enum Verb {
     Events(events::Arguments),
     /// The dropped packets among the events, and why
     Drops(events::Arguments),
+    /// New connections by the rule that decided or logged them
+    Rules {
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
     /// Why a connection is allowed or denied: policies and rules in the order in which they are asked, and what the loaded
     /// program answers. Exit status: 0 explained, 2 it cannot be, 3 the kernel does not do what policy says
     Explain(explain::Arguments),
@@ -63,6 +69,16 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Status { output } => status::run(cli, *output),
         Verb::Events(arguments) => events::run(cli, arguments, Filter::All),
         Verb::Drops(arguments) => events::run(cli, arguments, Filter::Drops),
+        Verb::Rules { output } => rules::run(cli, *output),
         Verb::Explain(arguments) => explain::run(cli, arguments),
+    }
+}
+
+fn duration(seconds: u64) -> String {
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds} s"),
+        (0, _) => format!("{minutes} min"),
+        _ => format!("{hours} h {minutes} min"),
     }
 }

@@ -9,13 +9,17 @@ use std::{
 use super::batch;
 use aya::{
     Ebpf,
-    maps::{Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
+    maps::{
+        Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, PerCpuArray,
+        PerCpuValues, lpm_trie::Key,
+    },
+    util::nr_cpus,
 };
 use canal_common::{
     Ip4,
     endpoint::{Endpoint, EndpointPolicy, Generation},
     names,
-    policy::{Class, MAX_ROWS, MAX_SETS, Row, RowRef, Verdict},
+    policy::{Class, Hits, MAX_ROWS, MAX_SETS, Row, RowRef, Verdict},
 };
 use ipnet::Ipv4Net;
 
@@ -43,6 +47,8 @@ pub trait Tables {
     fn delete_net(&mut self, net: Ipv4Net) -> Result<(), Self::Error>;
     fn write_policy(&mut self, endpoint: u32, policy: EndpointPolicy) -> Result<(), Self::Error>;
     fn delete_policy(&mut self, endpoint: u32) -> Result<(), Self::Error>;
+    /// Counts begin anew: the decision's id means something else from now on.
+    fn clear_hits(&mut self, decision: u32) -> Result<(), Self::Error>;
     /// Makes every flow of the endpoint be judged again.
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), Self::Error>;
     fn write_endpoint(&mut self, addr: Ipv4Addr, endpoint: Endpoint) -> Result<(), Self::Error>;
@@ -74,6 +80,9 @@ pub struct KernelTables {
     policy: BpfHashMap<MapData, u32, EndpointPolicy>,
     generations: Array<MapData, Generation>,
     endpoints: BpfHashMap<MapData, Ip4, Endpoint>,
+    hits: PerCpuArray<MapData, Hits>,
+    /// Those that this machine could have: a per-CPU value has one for each.
+    cpus: usize,
 }
 
 impl KernelTables {
@@ -92,6 +101,8 @@ impl KernelTables {
             policy: take(ebpf, names::POLICY)?,
             generations: take(ebpf, names::GENERATIONS)?,
             endpoints: take(ebpf, names::ENDPOINTS)?,
+            hits: take(ebpf, names::RULE_HITS)?,
+            cpus: nr_cpus().map_err(|(_, error)| error)?,
         };
         let leftovers = tables.read_back()?;
         Ok((tables, leftovers))
@@ -213,6 +224,10 @@ impl Tables for KernelTables {
 
     fn delete_policy(&mut self, endpoint: u32) -> Result<(), MapError> {
         absent_is_fine(self.policy.remove(&endpoint))
+    }
+
+    fn clear_hits(&mut self, decision: u32) -> Result<(), MapError> {
+        self.hits.set(decision, PerCpuValues::try_from(vec![Hits::default(); self.cpus])?, 0)
     }
 
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), MapError> {

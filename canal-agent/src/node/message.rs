@@ -6,7 +6,7 @@ use crate::{
     api::{
         events::Events,
         explain::{Ask, Explanation},
-        wire::{AddEndpoint, ApiError, Status},
+        wire::{AddEndpoint, ApiError, Rules, Status},
     },
     model::EndpointKey,
     netlink,
@@ -33,6 +33,9 @@ pub enum Message {
     Explain {
         ask: Ask,
         reply: oneshot::Sender<Result<Explanation, ApiError>>,
+    },
+    Rules {
+        reply: oneshot::Sender<Result<Rules, ApiError>>,
     },
     /// What the kernel told of; with `after`, not before something has come after that number.
     Events {

@@ -12,6 +12,7 @@ mod explain;
 mod message;
 mod names;
 pub mod peers;
+mod rules;
 pub mod state;
 mod status;
 mod steering;

@@ -322,6 +322,10 @@ impl Node {
                 self.asked.push((ask, reply));
                 false
             }
+            Message::Rules { reply } => {
+                let _ = reply.send(self.rules());
+                false
+            }
             Message::Events { after, reply } => {
                 self.give_events(after, reply);
                 false

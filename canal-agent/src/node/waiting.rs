@@ -72,6 +72,7 @@ pub async fn answer(
                 let _ = reply.send(Err(later()));
             }
             Message::Events { reply, .. } => drop(reply.send(Events::default())),
+            Message::Rules { reply } => drop(reply.send(Err(later()))),
             Message::Explain { reply, .. } => drop(reply.send(Err(later()))),
             // Nobody sends these before the node is there.
             _ => {}

@@ -176,6 +176,11 @@ impl<T: Tables> PolicyTables<T> {
         self.sets.rows().decided(id)
     }
 
+    /// Every decision that the tables name, with its id.
+    pub fn decisions(&self) -> impl Iterator<Item = (u32, &Arc<Final>)> {
+        self.sets.rows().decisions()
+    }
+
     /// Entries by table, for status.
     pub fn sizes(&self) -> [(&'static str, usize); 5] {
         use canal_common::names;

@@ -76,6 +76,10 @@ impl Rows {
         self.decisions.content(id)
     }
 
+    pub(super) fn decisions(&self) -> impl Iterator<Item = (u32, &Arc<Final>)> {
+        self.decisions.iter()
+    }
+
     /// Writes `row` unless an equal one is there; its id is the caller's until [`Rows::release`].
     pub(super) fn acquire<T: Tables>(&mut self, tables: &mut T, row: Row) -> Result<u32, RowError<T::Error>> {
         if let Some(id) = self.by_content.get(&row).copied() {
@@ -111,15 +115,19 @@ impl Rows {
         named: &mut BTreeSet<u32>,
     ) -> Result<Vec<u32>, RowError<T::Error>> {
         let known = &mut self.decisions;
+        let mut fresh = Vec::new();
         // Without room for another one its hits count for "no rule": verdicts do not depend on it.
         let tree = pages::encode(row, &mut |decided| {
             let wanted = (!decided.is_nameless()).then(|| Arc::new(decided.clone()));
-            let id = wanted.and_then(|decided| known.ensure(&decided)).map_or(0, |(id, _)| id);
+            let (id, is_fresh) = wanted.and_then(|decided| known.ensure(&decided)).unwrap_or_default();
             if id != 0 {
                 named.insert(id);
             }
+            fresh.extend(is_fresh.then_some(id));
             id
         })?;
+        // What an id counted before is not this decision's.
+        fresh.into_iter().try_for_each(|id| tables.clear_hits(id)).map_err(RowError::Write)?;
         let mut ids: Vec<u32> = Vec::with_capacity(tree.pages.len());
         for _ in 0..tree.pages.len() {
             let Some(id) = self.pool.take() else {

@@ -49,13 +49,18 @@ impl Node {
         self
     }
 
-    /// Brings the tables up to date, write by write as it should be.
-    fn update(&mut self) -> (Problems, Vec<Write>) {
+    /// Brings the tables up to date.
+    fn apply(&mut self) -> Problems {
         let changed = self.world.cluster.take_changes();
         self.compiler.update(&self.world.cluster, &changed);
-        let before = self.fake.state().clone();
         let desired = desired(&self.compiler);
-        let problems = self.tables.apply(self.compiler.census(), &desired).unwrap();
+        self.tables.apply(self.compiler.census(), &desired).unwrap()
+    }
+
+    /// Brings the tables up to date, write by write as it should be.
+    fn update(&mut self) -> (Problems, Vec<Write>) {
+        let before = self.fake.state().clone();
+        let problems = self.apply();
         let log = self.fake.take_log();
         let (old, mut new) = (Judge::default().all(&before), by_rows(&self.world.cluster));
         for (endpoint, problem) in &problems {
@@ -135,6 +140,25 @@ fn only_those_are_judged_again_whose_verdicts_may_have_changed() {
 }
 
 #[test]
+fn counts_begin_anew_with_each_decision_and_go_on_with_those_that_stay() {
+    let mut node = Node::new(Limits::default());
+    node.allow("x").update();
+    let first = node.fake.take_cleared();
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert!(node.tables.decided(first[0]).is_some_and(|decided| decided.allow));
+    node.ingress(&json!([
+        { "action": "Allow", "source": { "selector": "a == 'x'" } },
+        { "action": "Deny", "source": { "selector": "a == 'y'" } },
+    ]));
+    node.update();
+    let second = node.fake.take_cleared();
+    assert_eq!(second.len(), 1, "{second:?}");
+    assert!(node.tables.decided(second[0]).is_some_and(|decided| !decided.allow) && first != second);
+    node.peer(5, "y").update();
+    assert!(node.fake.take_cleared().is_empty());
+}
+
+#[test]
 fn an_endpoint_is_closed_until_its_policy_stands_and_again_when_it_goes() {
     let mut node = Node::new(Limits::default());
     let (_, log) = node.allow("x").update();
@@ -199,6 +223,51 @@ fn endpoints_beyond_full_tables_are_closed_and_told_and_come_back() {
     full(Limits { sets: 4, ..Limits::default() }, "policy sets");
     full(Limits { rows: 4, ..Limits::default() }, "rows");
     full(Limits { endpoints: 3, ..Limits::default() }, "endpoints");
+}
+
+#[test]
+fn where_addresses_find_no_room_an_endpoint_keeps_its_last_policy_or_is_closed_and_the_others_go_on() {
+    let everybody = |rule: &Value| json!([rule]);
+    for (limits, rule, table) in [
+        (
+            Limits { peers: 3, ..Limits::default() },
+            json!({ "action": "Allow", "source": { "selector": "has(a)" } }),
+            "PEERS",
+        ),
+        (
+            Limits { nets: 1, ..Limits::default() },
+            json!({ "action": "Allow", "source": { "nets": ["10.0.0.0/29", "192.0.2.0/24"] } }),
+            "NETS",
+        ),
+    ] {
+        let mut node = Node::new(limits);
+        node.world.pod("other", "10.0.0.4", "a=other", &[]);
+        node.world.global("q", &json!({ "selector": "a == 'other'", "types": ["Ingress"], "ingress": [{ "action": "Allow", "source": { "selector": "a == 'y'" } }] }));
+        assert_eq!(node.allow("x").update().0, Problems::new());
+        // It has a policy, and keeps it.
+        let (problems, _) = node.ingress(&everybody(&rule)).update();
+        let problem = &problems[&Ipv4Addr::new(10, 0, 0, 1)];
+        assert!(
+            problem.keeps_last
+                && problem.reason.contains(table)
+                && problem.reason.contains("GlobalNetworkPolicy p"),
+            "{problem:?}"
+        );
+        assert_eq!(problems.len(), 1);
+        assert!(node.lets_in(2) && !node.lets_in(3));
+        // The policy that it keeps follows the labels.
+        node.peer(3, "x");
+        assert!(node.apply().len() == 1 && node.lets_in(3));
+        // One that comes now has none.
+        node.world.pod("late", "10.0.0.5", "a=web", &[]);
+        let (problems, _) = node.update();
+        let late = &problems[&Ipv4Addr::new(10, 0, 0, 5)];
+        assert!(!late.keeps_last && late.reason.contains(table), "{late:?}");
+        node.remove("late");
+        // Once it fits, all is well.
+        assert_eq!(node.allow("z").update().0, Problems::new());
+        assert!(!node.lets_in(2) && !node.lets_in(3));
+    }
 }
 
 #[test]

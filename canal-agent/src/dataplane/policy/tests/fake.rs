@@ -158,6 +158,8 @@ pub(super) struct Fake(Rc<RefCell<Inner>>);
 struct Inner {
     state: State,
     log: Vec<Write>,
+    /// Decisions whose counts began anew.
+    cleared: Vec<u32>,
     /// Writes until one fails.
     budget: Option<usize>,
 }
@@ -177,6 +179,10 @@ impl Fake {
 
     pub(super) fn take_log(&self) -> Vec<Write> {
         std::mem::take(&mut self.0.borrow_mut().log)
+    }
+
+    pub(super) fn take_cleared(&self) -> Vec<u32> {
+        std::mem::take(&mut self.0.borrow_mut().cleared)
     }
 
     /// The write after the next `budget` ones fails.
@@ -238,6 +244,11 @@ impl Tables for Fake {
 
     fn delete_policy(&mut self, endpoint: u32) -> Result<(), OnPurpose> {
         self.write(Write::DeletePolicy(endpoint))
+    }
+
+    fn clear_hits(&mut self, decision: u32) -> Result<(), OnPurpose> {
+        self.0.borrow_mut().cleared.push(decision);
+        Ok(())
     }
 
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), OnPurpose> {
