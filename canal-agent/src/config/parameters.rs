@@ -82,7 +82,7 @@ parameters! {
     "WorkloadSourceSpoofing" may_spoof: bool = false, spoofing, Now;
     /// Events of each rule with action Log; `None`: ours, since there is no such thing as no limit.
     "LogActionRateLimit" log_rate: Option<Rate> = None, rate, Now;
-    "LogPrefix" log_prefix: String = "calico-packet".to_owned(), text, Later;
+    "LogPrefix" log_prefix: String = "calico-packet".to_owned(), text, Now;
     /// Endpoint status files are in the folder `endpoint-status` below this one; `None`: there are none.
     "EndpointStatusPathPrefix" status_files: Option<PathBuf> = Some("/var/run/calico".into()), folder, Now;
     /// What names of pods' interfaces on the host begin with.

@@ -22,13 +22,12 @@ use super::{Node, names};
 use crate::{
     api::events::{Event, EventEnd, Events},
     compile::Final,
+    logging::POLICY_LOG,
     model::Cluster,
 };
 
 /// How many of the latest are remembered of either sort: drops do not push out what Log rules told.
 const KEPT: usize = 512;
-/// What begins the line of a Log rule in our log, as Felix's does in the kernel's.
-const LOG_PREFIX: &str = "calico-packet";
 
 /// Events that were told, and who waits for more.
 #[derive(Debug, Default)]
@@ -123,7 +122,7 @@ impl Node {
             told.lost = self.hits.of(event.decision).unwrap_or_default().lost;
         }
         if kind.is_logged() {
-            log(&told);
+            log(&told, &self.steering.parameters().log_prefix);
         }
         self.event_log.remember(told, kind.is_logged());
     }
@@ -182,12 +181,13 @@ fn end(cluster: &Cluster, address: Ipv4Addr, port: u16) -> EventEnd {
     }
 }
 
-/// A line for each Log rule that the flow met.
-fn log(event: &Event) {
+/// A line for each Log rule that the flow met. `prefix` is Felix's `LogPrefix`; what its specifiers stand for is in the
+/// line's fields.
+fn log(event: &Event, prefix: &str) {
     let known = |endpoint: &Option<String>| endpoint.clone().unwrap_or_default();
     for rule in &event.logs {
         info!(
-            target: "policy_log",
+            target: POLICY_LOG,
             tier = rule.tier,
             policy = format!("{} {}", rule.kind, rule.qualified_name()),
             rule = rule.index,
@@ -201,7 +201,7 @@ fn log(event: &Event) {
             dst_port = event.dst.port,
             dst_endpoint = known(&event.dst.endpoint),
             interface = event.interface,
-            "{LOG_PREFIX}"
+            "{prefix}"
         );
     }
 }
