@@ -285,6 +285,62 @@ fn log_rules_are_told_and_rules_are_counted_since_this_agent_knows_them() {
     assert!(count(3, "flows") < 100, "another process, another count: {:#}", of(3));
 }
 
+/// The value of a sample, written as it is exposed.
+fn sample(text: &str, series: &str) -> Option<f64> {
+    let line =
+        text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn metrics_are_on_the_socket_and_on_a_port_while_felixs_parameters_want_it() {
+    let world = World::builder().nodes(2).build().unwrap();
+    world.start_agents().unwrap();
+    let node = world.node(1);
+    let a = node.add_pod("a", &[("app", "a")]).unwrap();
+    world
+        .etcd()
+        .put_global_policy("p", policy::ingress(1, "app == 'a'", json!([{"action": "Deny"}])))
+        .unwrap();
+    let far = world.node(2).add_pod("far", &[]).unwrap();
+    assert!(soon(|| far.connect(a.ip(), 80) == Connect::TimedOut));
+    let said = canalctl(node, "metrics");
+    assert!(said.ok(), "{said:?}");
+    for (series, least) in [
+        ("felix_resync_state", 3.0),
+        ("felix_cluster_num_hosts", 2.0),
+        ("felix_cluster_num_workload_endpoints", 2.0),
+        ("felix_cluster_num_policies", 1.0),
+        ("felix_active_local_endpoints", 1.0),
+        ("felix_active_local_policies", 1.0),
+        ("felix_int_dataplane_apply_time_seconds_count", 1.0),
+        ("canal_endpoints{state=\"ready\"}", 1.0),
+        ("canal_store_revision", 2.0),
+        ("canal_table_entries{table=\"ENDPOINTS\"}", 1.0),
+        ("canal_table_capacity{table=\"ROWS\"}", 1024.0),
+        ("canal_dropped_packets_total{hook=\"from_wire\",reason=\"policy-ingress\"}", 1.0),
+        ("canal_events_total{kind=\"dropped\"}", 1.0),
+        ("canal_apply_seconds_count", 1.0),
+    ] {
+        assert!(sample(&said.stdout, series) >= Some(least), "{series} in:\n{}", said.stdout);
+    }
+    assert_eq!(sample(&said.stdout, "canal_problems"), Some(0.0), "{}", said.stdout);
+
+    let on_port = || node.netns().cmd("curl -s -m 2 http://127.0.0.1:9091/metrics").output().unwrap().stdout;
+    assert!(on_port().is_empty(), "off unless asked for");
+    let felix = |on: bool| json!({"prometheusMetricsEnabled": on, "prometheusMetricsHost": "127.0.0.1"});
+    world
+        .etcd()
+        .put_resource("felixconfigurations", "FelixConfiguration", None, "default", felix(true))
+        .unwrap();
+    assert!(soon(|| sample(&on_port(), "felix_resync_state") == Some(3.0)));
+    world
+        .etcd()
+        .put_resource("felixconfigurations", "FelixConfiguration", None, "default", felix(false))
+        .unwrap();
+    assert!(soon(|| on_port().is_empty()));
+}
+
 fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     u64::try_from(now.as_millis()).unwrap()
