@@ -39,7 +39,6 @@ use crate::{
         uplink::{self, Host, Uplink},
         waiting::{self, Progress},
     },
-    preflight,
     store::{
         Attributes, Backend, Lease, LeaseManager, Mirror, NetworkConfig, Prefix, RESOURCES, Store, initial,
         own_entry, retry::Backoff, subnet_file::read_previous_subnet,
@@ -52,7 +51,6 @@ const TICK: Duration = Duration::from_secs(10);
 pub fn run(config: Config) -> anyhow::Result<()> {
     let shown = serde_json::to_string(&config).unwrap_or_default();
     info!(version = env!("CANAL_VERSION"), config = shown, "canal-agent starts");
-    preflight::check()?;
     let _lock = AgentLock::take()?;
     Pins::open(&config.bpffs)?;
     tokio::runtime::Builder::new_multi_thread()
@@ -79,7 +77,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
     };
     let signals = tokio::spawn(stopped);
-    let result = match cancel.run_until_cancelled(start(config)).await {
+    let result = match cancel.run_until_cancelled(Box::pin(start(config))).await {
         None => Ok(()), // Asked to stop before everything was up.
         Some(Err(error)) => Err(error),
         Some(Ok(running)) => running.until(cancel).await,

@@ -11,7 +11,6 @@ use crate::{
     lock::AgentLock,
     model::EndpointKey,
     netlink::Netlink,
-    preflight,
     store::{
         Store, StoreError,
         initial::read_nodename,
@@ -22,7 +21,6 @@ use crate::{
 /// Removes every trace of Canal from this node, and its endpoints from etcd if that answers; the lease there expires by
 /// itself. `net.ipv4.ip_forward` stays as it is: others may rely on it by now.
 pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
-    preflight::check()?;
     let _lock = AgentLock::take()?;
     let mut done = withdraw_endpoints(config)?;
     if Pins::open(&config.bpffs)?.remove_all()? {

@@ -23,7 +23,7 @@ pub mod model;
 pub mod netlink;
 pub mod node;
 mod one_line;
-mod preflight;
+pub mod preflight;
 pub mod store;
 
 pub use one_line::one_line;

@@ -181,7 +181,10 @@ impl Course {
                 let beside = beside.into_iter().filter(|(low, high, src)| low < high && !src.is_empty());
                 split.extend(beside.map(|(low, high, src)| (low, high, (src, verdict.clone()))));
                 let mut verdict = verdict;
-                verdict.logs.push(rule.clone());
+                // One rule may be several steps, as with a named port and its number, and a packet may meet them all.
+                if verdict.logs.last() != Some(&rule) {
+                    verdict.logs.push(rule.clone());
+                }
                 split.push((from, to, (met, verdict)));
             }
             decided = split;

@@ -74,6 +74,9 @@ pub struct RunArgs {
     /// CIDRs in the rules and network sets that concern this node [default: by memory; 131072 with 4 GB]
     #[arg(long, value_name = "N")]
     pub max_nets: Option<String>,
+    /// Pages of verdicts that this node's policies compile to [default: by memory; 65536 with 2 GB, which is the most]
+    #[arg(long, value_name = "N")]
+    pub max_rows: Option<String>,
     /// What must survive a reboot [default: /var/lib/canal]
     #[arg(long, value_name = "FOLDER")]
     pub state_dir: Option<String>,

@@ -139,7 +139,8 @@ impl Config {
                     "max-flows" => &args.max_flows,
                     "max-new-flows" => &args.max_new_flows,
                     "max-peers" => &args.max_peers,
-                    _ => &args.max_nets,
+                    "max-nets" => &args.max_nets,
+                    _ => &args.max_rows,
                 };
                 find(flag, given.clone())
             })?,

@@ -3,19 +3,23 @@
 //! The defaults grow with the machine's memory, in steps of powers of two so that a few megabytes more or less at the
 //! next boot change nothing (a table of another size starts empty, which costs connections):
 //!
-//! | memory | flows | new flows | peers | nets | kernel memory of the first two |
-//! |---|---|---|---|---|---|
-//! | up to 512 MB | 32,768 | 8,192 | 65,536 | 32,768 | 6 MB |
-//! | 1 GB | 65,536 | 16,384 | 131,072 | 65,536 | 12 MB |
-//! | 2 GB | 131,072 | 32,768 | 262,144 | 131,072 | 25 MB |
-//! | 4 GB | 262,144 | 65,536 | 262,144 | 131,072 | 50 MB |
-//! | 8 GB and more | 524,288 | 131,072 | 524,288 | 262,144 | 100 MB |
+//! | memory | flows | new flows | rows | peers | nets | kernel memory at once |
+//! |---|---|---|---|---|---|---|
+//! | up to 512 MB | 32,768 | 8,192 | 16,384 | 65,536 | 32,768 | 8 MB |
+//! | 1 GB | 65,536 | 16,384 | 32,768 | 131,072 | 65,536 | 17 MB |
+//! | 2 GB | 131,072 | 32,768 | 65,536 | 262,144 | 131,072 | 33 MB |
+//! | 4 GB | 262,144 | 65,536 | 65,536 | 262,144 | 131,072 | 58 MB |
+//! | 8 GB and more | 524,288 | 131,072 | 65,536 | 524,288 | 262,144 | 108 MB |
 //!
-//! Those two are allocated at once; an entry of the other two costs memory (some 100 bytes) when it is there.
+//! Flows, new flows and rows are allocated at once; an entry of the other two costs memory (some 100 bytes) when it is
+//! there. The remaining tables have sizes that the programs know.
 
 use std::collections::HashMap;
 
-use canal_common::names;
+use canal_common::{
+    names,
+    policy::{MAX_ROWS, Row},
+};
 use serde::Serialize;
 
 use super::{ConfigError, environment::Value};
@@ -30,10 +34,13 @@ pub struct TableSizes {
     pub peers: u32,
     /// CIDRs that rules and network sets of this node's policies name.
     pub nets: u32,
+    /// Pages of verdicts that this node's policies compile to.
+    pub rows: u32,
 }
 
 /// An entry of a preallocated LRU table of flows: key 16, value 48, the kernel's own 72, bucket 16, spare 8 bytes.
 const FLOW_BYTES: u64 = 160;
+const ROW_BYTES: u64 = size_of::<Row>() as u64;
 const MB: u64 = 1 << 20;
 const SMALLEST: u32 = 1024;
 const LARGEST: u32 = 1 << 24;
@@ -57,6 +64,7 @@ impl TableSizes {
                 2048..8192 => 131_072,
                 _ => 262_144,
             },
+            rows: (flows / 2).min(MAX_ROWS),
         }
     }
 
@@ -67,13 +75,14 @@ impl TableSizes {
             (names::FLOWS_NEW, self.new_flows),
             (names::PEERS, self.peers),
             (names::NETS, self.nets),
+            (names::ROWS, self.rows),
         ]
         .into()
     }
 
-    /// Bytes that the kernel takes at once for the flows.
+    /// Bytes that the kernel takes at once.
     fn at_once(&self) -> u64 {
-        (u64::from(self.flows) + u64::from(self.new_flows)) * FLOW_BYTES
+        (u64::from(self.flows) + u64::from(self.new_flows)) * FLOW_BYTES + u64::from(self.rows) * ROW_BYTES
     }
 }
 
@@ -84,20 +93,21 @@ pub(super) fn resolve(
 ) -> Result<TableSizes, ConfigError> {
     let mut sizes = TableSizes::for_memory(memory);
     let mut given = None;
-    for (flag, size) in [
-        ("max-flows", &mut sizes.flows),
-        ("max-new-flows", &mut sizes.new_flows),
-        ("max-peers", &mut sizes.peers),
-        ("max-nets", &mut sizes.nets),
+    for (flag, size, most) in [
+        ("max-flows", &mut sizes.flows, LARGEST),
+        ("max-new-flows", &mut sizes.new_flows, LARGEST),
+        ("max-peers", &mut sizes.peers, LARGEST),
+        ("max-nets", &mut sizes.nets, LARGEST),
+        ("max-rows", &mut sizes.rows, MAX_ROWS),
     ] {
         if let Some(value) = find(flag) {
-            *size = number(&value)?;
+            *size = number(&value, most)?;
             given = Some(value);
         }
     }
     if let Some(value) = given.filter(|_| sizes.at_once() > memory / 2) {
         return Err(value.wrong(&format!(
-            "is too large: the tables of flows would take {} MB of this machine's {} MB",
+            "is too large: the tables would take {} MB of this machine's {} MB",
             sizes.at_once() / MB,
             memory / MB
         )));
@@ -105,10 +115,10 @@ pub(super) fn resolve(
     Ok(sizes)
 }
 
-fn number(value: &Value) -> Result<u32, ConfigError> {
+fn number(value: &Value, most: u32) -> Result<u32, ConfigError> {
     match value.text.replace(['_', ','], "").parse::<u32>() {
-        Ok(size) if (SMALLEST..=LARGEST).contains(&size) => Ok(size),
-        _ => Err(value.wrong(&format!("is not a number of entries between {SMALLEST} and {LARGEST}"))),
+        Ok(size) if (SMALLEST..=most).contains(&size) => Ok(size),
+        _ => Err(value.wrong(&format!("is not a number of entries between {SMALLEST} and {most}"))),
     }
 }
 
@@ -124,24 +134,24 @@ mod tests {
 
     #[test]
     fn tables_grow_with_memory_in_steps() {
-        for (mb, flows, new_flows, peers, nets) in [
-            (0, 32_768, 8_192, 65_536, 32_768),
-            (480, 32_768, 8_192, 65_536, 32_768),
-            (512, 32_768, 8_192, 65_536, 32_768),
-            (980, 65_536, 16_384, 131_072, 65_536),
-            (1_970, 131_072, 32_768, 262_144, 131_072),
-            (3_900, 262_144, 65_536, 262_144, 131_072),
-            (4_096, 262_144, 65_536, 262_144, 131_072),
-            (7_900, 524_288, 131_072, 524_288, 262_144),
-            (24_105, 524_288, 131_072, 524_288, 262_144),
-            (1 << 30, 524_288, 131_072, 524_288, 262_144),
+        for (mb, flows, new_flows, rows, peers, nets) in [
+            (0, 32_768, 8_192, 16_384, 65_536, 32_768),
+            (480, 32_768, 8_192, 16_384, 65_536, 32_768),
+            (512, 32_768, 8_192, 16_384, 65_536, 32_768),
+            (980, 65_536, 16_384, 32_768, 131_072, 65_536),
+            (1_970, 131_072, 32_768, 65_536, 262_144, 131_072),
+            (3_900, 262_144, 65_536, 65_536, 262_144, 131_072),
+            (4_096, 262_144, 65_536, 65_536, 262_144, 131_072),
+            (7_900, 524_288, 131_072, 65_536, 524_288, 262_144),
+            (24_105, 524_288, 131_072, 65_536, 524_288, 262_144),
+            (1 << 30, 524_288, 131_072, 65_536, 524_288, 262_144),
         ] {
-            let expected = TableSizes { flows, new_flows, peers, nets };
+            let expected = TableSizes { flows, new_flows, peers, nets, rows };
             assert_eq!(TableSizes::for_memory(mb * MB), expected, "{mb} MB");
         }
         let first = |mb| TableSizes::for_memory(mb * MB);
         assert_eq!(first(3_800), first(4_090), "a kernel that keeps more for itself changes nothing");
-        assert!(first(512).at_once() < 10 * MB && first(8_192).at_once() < 110 * MB);
+        assert!(first(512).at_once() < 9 * MB && first(8_192).at_once() < 110 * MB);
     }
 
     #[test]

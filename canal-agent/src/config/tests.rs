@@ -35,6 +35,7 @@ fn resolve(flags: &[Given<'_>], variables: &[Given<'_>]) -> Result<Config, Confi
             "max-new-flows" => &mut args.max_new_flows,
             "max-peers" => &mut args.max_peers,
             "max-nets" => &mut args.max_nets,
+            "max-rows" => &mut args.max_rows,
             other => panic!("no flag {other}"),
         };
         *field = Some((*value).to_owned());
@@ -268,7 +269,7 @@ fn every_mistake_names_its_setting_and_the_remedy() {
         (vec![], vec![("DATASTORE_TYPE", "kubernetes")], "DATASTORE_TYPE: \"kubernetes\" is not supported"),
         (vec![], vec![("ETCD_DISCOVERY_SRV", "x.example")], "name them with ETCD_ENDPOINTS"),
         (vec![("established", "forget")], vec![], "--established: \"forget\" is neither judge nor keep"),
-        (vec![("flow-timeouts", "tcp=1h")], vec![], "known are tcp-new, tcp-established"),
+        (vec![("flow-timeouts", "tcp=1h")], vec![], "known are tcp-new, tcp-established, closing"),
         (vec![("flow-timeouts", "udp")], vec![], "write tcp-established=1h"),
         (vec![("flow-timeouts", "udp=60")], vec![], "\"udp=60\" is no duration; write 90s"),
         (vec![("flow-timeouts", "udp=1s")], vec![], "not between 2s and 720h"),
@@ -279,10 +280,11 @@ fn every_mistake_names_its_setting_and_the_remedy() {
             "--max-flows: \"many\" is not a number of entries between 1024 and",
         ),
         (vec![("max-nets", "0")], vec![], "--max-nets: \"0\" is not a number"),
+        (vec![("max-rows", "65537")], vec![], "between 1024 and 65536"),
         (
             vec![],
             vec![("CANAL_MAX_NEW_FLOWS", "16000000")],
-            "CANAL_MAX_NEW_FLOWS: \"16000000\" is too large: the tables of flows would take 2481 MB of this machine's 4096 MB",
+            "CANAL_MAX_NEW_FLOWS: \"16000000\" is too large: the tables would take 2489 MB of this machine's 4096 MB",
         ),
     ];
     for (flags, variables, want) in cases {

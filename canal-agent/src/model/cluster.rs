@@ -116,7 +116,9 @@ impl Cluster {
                 install(&mut self.policies, &resource, value.map(|value| Policy::read(&resource, value)))
             }
             Kind::Profile => install(&mut self.profiles, &resource, value.map(Profile::read)),
-            Kind::Tier => install(&mut self.tiers, &resource, value.map(Tier::read)),
+            Kind::Tier => {
+                install(&mut self.tiers, &resource, value.map(|value| Tier::read(&resource, value)))
+            }
             Kind::NetworkSet | Kind::GlobalNetworkSet => {
                 install(&mut self.sets, &resource, value.map(|value| NetworkSet::read(&resource, value)))
             }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Labels,
     labels::{self, NAMESPACE, ORCHESTRATOR, SERVICE_ACCOUNT},
+    name,
     reading::{Envelope, Reading},
     resource::{Kind, Resource},
     rule::parse_net,
@@ -133,14 +134,21 @@ pub(super) fn named_ports(raw: Option<Vec<RawPort>>, faults: &mut Vec<String>) -
     let mut ports = Vec::new();
     for RawPort { name, protocol, port } in raw.unwrap_or_default() {
         let Some(name) = name.filter(|name| !name.is_empty()) else { continue };
+        if !name::is_port(&name) {
+            faults.push(format!("port {name:?}: not a port's name; it is left out"));
+            continue;
+        }
         let protocol = match &protocol {
             None => Ok(6),
             Some(protocol) => super::rule::parse_protocol(protocol).map(|p| p.number),
         };
         match (protocol, port) {
-            (Ok(protocol), Some(port)) => ports.push(NamedPort { name, protocol, port }),
+            (Ok(protocol), _) if !matches!(protocol, 6 | 17 | 132) => {
+                faults.push(format!("port {name:?}: protocol {protocol} has no ports; it is left out"));
+            }
+            (Ok(protocol), Some(port @ 1..)) => ports.push(NamedPort { name, protocol, port }),
             (Err(problem), _) => faults.push(format!("port {name:?}: {problem}; it is left out")),
-            (_, None) => faults.push(format!("port {name:?} has no number; it is left out")),
+            (_, None | Some(0)) => faults.push(format!("port {name:?} has no number; it is left out")),
         }
     }
     ports
@@ -160,8 +168,9 @@ impl WorkloadEndpoint {
             mac: Option<String>,
             ports: Option<Vec<RawPort>>,
             allow_spoofed_source_prefixes: Option<Vec<String>>,
+            node: Option<String>,
         }
-        let Some(name) = EndpointName::parse(&key.name) else {
+        let Some(parsed) = EndpointName::parse(&key.name) else {
             return Reading::bad("the name is not <node>-<orchestrator>-<workload>-<endpoint>");
         };
         let envelope = match Envelope::parse(value) {
@@ -181,6 +190,16 @@ impl WorkloadEndpoint {
                 _ => faults.push(format!("ipNetworks: {text:?} is not one address; it is left out")),
             }
         }
+        if let Some(node) = raw.node.filter(|node| !node.is_empty() && *node != parsed.node) {
+            faults.push(format!("node: {node:?} is not the {:?} of the name, which counts", parsed.node));
+        }
+        let mut interface_name = raw.interface_name.unwrap_or_default();
+        if !interface_name.is_empty() && !name::is_interface(&interface_name) {
+            faults.push(format!(
+                "interfaceName: {interface_name:?} can be no interface's; the endpoint has none"
+            ));
+            interface_name.clear();
+        }
         let mut spoofed = Vec::new();
         for text in raw.allow_spoofed_source_prefixes.unwrap_or_default() {
             match parse_net(&text) {
@@ -196,12 +215,12 @@ impl WorkloadEndpoint {
             own.insert(SERVICE_ACCOUNT.to_owned(), account);
         }
         let endpoint = Self {
-            node: name.node,
-            orchestrator: name.orchestrator,
-            workload: name.workload,
-            endpoint: name.endpoint,
+            node: parsed.node,
+            orchestrator: parsed.orchestrator,
+            workload: parsed.workload,
+            endpoint: parsed.endpoint,
             container_id: raw.container_id.unwrap_or_default(),
-            interface_name: raw.interface_name.unwrap_or_default(),
+            interface_name,
             addresses,
             mac,
             labels: own,

@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod felix;
 pub mod host;
 pub mod labels;
+pub mod name;
 pub mod netset;
 pub mod policy;
 pub mod profile;

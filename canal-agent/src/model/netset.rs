@@ -41,13 +41,16 @@ impl NetworkSet {
             }
         }
         let mut own = labels::without_inherited_prefixes(envelope.labels());
-        own.remove(NAMESPACE);
+        let claimed = own.remove(NAMESPACE);
+        let claim = claimed.filter(|claimed| !resource.kind.namespaced() || *claimed != resource.namespace);
         if resource.kind.namespaced() {
             own.insert(NAMESPACE.to_owned(), resource.namespace.clone());
         }
         let set = Self { labels: own, nets };
         if faults.is_empty() {
-            Reading::Good(set)
+            let claim = claim
+                .map(|claim| format!("label {NAMESPACE}={claim}: not for a writer to set; it is left out"));
+            Reading::with_faults(set, &claim.into_iter().collect::<Vec<_>>())
         } else {
             // Some Deny may rest on the last good version; without one, on the entries that can be read.
             Reading::Bad { reason: faults.join("; "), stand_in: Some(set) }

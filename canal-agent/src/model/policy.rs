@@ -5,7 +5,7 @@ use std::{cmp::Ordering, sync::Arc};
 use serde::Deserialize;
 
 use super::{
-    Selector,
+    Selector, name,
     reading::{Envelope, Reading},
     resource::Resource,
     rule::{self, Action, Direction, Entity, RawRule, Rule},
@@ -78,10 +78,43 @@ struct RawPolicy {
     types: Option<Vec<String>>,
     ingress: Option<Vec<RawRule>>,
     egress: Option<Vec<RawRule>>,
-    do_not_track: Option<bool>,
-    #[serde(rename = "preDNAT")]
-    pre_dnat: Option<bool>,
-    apply_on_forward: Option<bool>,
+}
+
+/// What only a GlobalNetworkPolicy can say: elsewhere these are unknown fields, which would take a policy away from
+/// the pods that it is for.
+#[derive(Clone, Copy)]
+struct ForHosts {
+    do_not_track: bool,
+    pre_dnat: bool,
+    apply_on_forward: bool,
+}
+
+impl ForHosts {
+    fn of(resource: &Resource, envelope: &Envelope) -> Self {
+        let field = |name: &str| !resource.kind.namespaced() && envelope.field(name).unwrap_or_default();
+        Self {
+            do_not_track: field("doNotTrack"),
+            pre_dnat: field("preDNAT"),
+            apply_on_forward: field("applyOnForward"),
+        }
+    }
+
+    fn check(self, raw: &RawPolicy) -> Result<(), String> {
+        let governs_egress =
+            raw.types.as_ref().is_some_and(|types| types.iter().any(|t| t.eq_ignore_ascii_case("egress")))
+                || raw.egress.as_ref().is_some_and(|rules| !rules.is_empty());
+        match self {
+            Self { pre_dnat: true, do_not_track: true, .. } => {
+                Err("preDNAT and doNotTrack exclude each other".to_owned())
+            }
+            Self { pre_dnat: true, .. } if governs_egress => Err("preDNAT is for ingress only".to_owned()),
+            Self { pre_dnat: true, apply_on_forward: false, .. }
+            | Self { do_not_track: true, apply_on_forward: false, .. } => {
+                Err("preDNAT and doNotTrack need applyOnForward: true".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Policy {
@@ -120,6 +153,17 @@ impl Policy {
 
     fn admit(resource: &Resource, envelope: &Envelope, faults: &mut Vec<String>) -> Result<Self, String> {
         let raw: RawPolicy = envelope.spec()?;
+        if !name::is_subdomain(&resource.name) {
+            return Err("name: not lower-case letters, digits, dashes and dots".to_owned());
+        }
+        let for_hosts = ForHosts::of(resource, envelope);
+        for_hosts.check(&raw)?;
+        let tier = tier_name(raw.tier);
+        if !name::is_label(&tier) {
+            faults.push(format!(
+                "tier: {tier:?} can be no tier's name; the policy counts as one of a missing tier"
+            ));
+        }
         let (ingress, egress) = directions(raw.types)?;
         let mut rules = |raw: Option<Vec<RawRule>>, direction, governs: bool| -> Option<Arc<[Rule]>> {
             governs.then(|| rule::admit(raw.unwrap_or_default(), direction, faults).into())
@@ -127,16 +171,16 @@ impl Policy {
         let namespace_selector = if resource.kind.namespaced() { None } else { raw.namespace_selector };
         Ok(Self {
             typed_name: envelope.typed_name(),
-            tier: tier_name(raw.tier),
+            tier,
             order: Order::new(raw.order),
             selector: selector("selector", raw.selector)?,
             namespace_selector: selector("namespaceSelector", namespace_selector)?,
             service_account_selector: selector("serviceAccountSelector", raw.service_account_selector)?,
             ingress: rules(raw.ingress, Direction::Ingress, ingress),
             egress: rules(raw.egress, Direction::Egress, egress),
-            do_not_track: raw.do_not_track.unwrap_or_default(),
-            pre_dnat: raw.pre_dnat.unwrap_or_default(),
-            apply_on_forward: raw.apply_on_forward.unwrap_or_default(),
+            do_not_track: for_hosts.do_not_track,
+            pre_dnat: for_hosts.pre_dnat,
+            apply_on_forward: for_hosts.apply_on_forward,
         })
     }
 
@@ -153,6 +197,7 @@ impl Policy {
         let optional = |name: &str| -> Option<Selector> {
             selector(name, envelope.field::<Option<String>>(name).flatten()).ok().flatten()
         };
+        let for_hosts = ForHosts::of(resource, envelope);
         Some(Self {
             typed_name: envelope.typed_name(),
             tier: tier_name(envelope.field("tier")),
@@ -162,9 +207,9 @@ impl Policy {
             service_account_selector: optional("serviceAccountSelector"),
             ingress: deny(ingress),
             egress: deny(egress),
-            do_not_track: envelope.field("doNotTrack").unwrap_or_default(),
-            pre_dnat: envelope.field("preDNAT").unwrap_or_default(),
-            apply_on_forward: envelope.field("applyOnForward").unwrap_or_default(),
+            do_not_track: for_hosts.do_not_track,
+            pre_dnat: for_hosts.pre_dnat,
+            apply_on_forward: for_hosts.apply_on_forward,
         })
     }
 }

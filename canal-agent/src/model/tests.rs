@@ -11,6 +11,8 @@ use super::{
     rule::{Action, Icmp, Port, Protocol, parse_port},
 };
 
+mod admission;
+
 const STORE: &str = include_str!("testdata/store.txt");
 
 /// The value that a real cluster has at a key.
@@ -128,9 +130,11 @@ mod endpoints {
                 "unknown": { "field": [1] },
             },
         });
-        let Reading::Good(endpoint) = WorkloadEndpoint::read(&key, value.to_string().as_bytes()) else {
+        let Reading::Partly(endpoint, reason) = WorkloadEndpoint::read(&key, value.to_string().as_bytes())
+        else {
             panic!()
         };
+        assert_eq!(reason, r#"node: "liar" is not the "node-a" of the name, which counts"#);
         assert_eq!(endpoint.node, "node-a");
         let labels = [
             ("app", "web"),

@@ -163,9 +163,6 @@ impl Node {
         }
         self.judge()?;
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
-        if let Err(error) = self.write_status_files() {
-            self.problems.push(error.to_string());
-        }
         self.hooks.sweep(&wanted)?;
         for other in self.pins.remove_other_layouts()? {
             info!(layout = other, "removed the tables of another layout");
@@ -186,11 +183,18 @@ impl Node {
     /// Has the kernel judge as policy says.
     fn judge(&mut self) -> Result<(), NodeError> {
         let problems = self.policy.apply(self.compiler.census(), &self.locals.desired())?;
-        self.no_room.clear();
+        self.of_endpoints.clear();
         for (addr, Problem { reason, keeps_last }) in problems {
             let effect = if keeps_last { "keeps its last policy" } else { "is closed" };
-            self.no_room.push(format!("endpoint {addr} {effect}: {reason}"));
+            self.of_endpoints.push(format!("endpoint {addr} {effect}: {reason}"));
             if keeps_last { self.locals.degrade(addr, reason) } else { self.locals.close(addr, reason) }
+        }
+        match self.spoofing.apply(&self.locals.borrowed()) {
+            Ok(lost) => lost.into_iter().try_for_each(|addr| self.policy.judge_again(addr))?,
+            Err(error) => self.of_endpoints.push(error.to_string()),
+        }
+        if let Err(error) = self.write_status_files() {
+            self.of_endpoints.push(error.to_string());
         }
         Ok(())
     }

@@ -6,13 +6,13 @@ use std::{
 };
 
 use canal_common::Mac;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use tracing::warn;
 
 use crate::{
     cni::HOST_PREFIX as OWN_PREFIX,
     compile::{Compiler, Judgement},
-    dataplane::{overlay::ROUTE_PROTOCOL, policy::Desired},
+    dataplane::{overlay::ROUTE_PROTOCOL, policy::Desired, spoofing::Borrowed},
     endpoint::Registry,
     model::{Cluster, EndpointKey, Labels, WorkloadEndpoint},
     netlink::{self, Netlink, Route, sysctl},
@@ -59,6 +59,7 @@ pub(super) struct Local {
     up: bool,
     desired: Option<Desired>,
     pub(super) judgement: Option<Judgement>,
+    spoofed: Vec<IpNet>,
 }
 
 /// The host's interfaces by name.
@@ -73,8 +74,6 @@ pub(super) struct Locals {
     /// Every pod's interface that exists, with its index, also those that no endpoint describes (any more). Whatever is
     /// not programmed is closed by the hooks there.
     guarded: BTreeMap<String, u32>,
-    /// What an endpoint asks for and does not get, although it is served.
-    pub(super) notices: Vec<String>,
 }
 
 /// What is asked of an endpoint before it is served.
@@ -108,48 +107,18 @@ impl Locals {
         let pods = links.values().filter(|link| terms.is_pods(link));
         locals.guarded.extend(pods.map(|l| (l.name.clone(), l.index)));
         for (key, workload) in present() {
-            let spoofs = !workload.spoofed.is_empty();
-            if spoofs && terms.may_spoof {
-                locals.notices.push(format!(
-                    "{key}: allowSpoofedSourcePrefixes has no effect yet; what it sends from other addresses is dropped"
-                ));
-            }
+            let link = links.get(&workload.interface_name);
+            let owner = owners.get(workload.interface_name.as_str()).copied().unwrap_or(key);
+            let refusal = terms.refusal(key, workload, link, owner);
             for addr in &workload.addresses {
                 let judgement = compiler.endpoints().get(&(key.clone(), *addr));
-                let link = links.get(&workload.interface_name);
-                // Whatever the object in the store says: programs and policy go on nothing that is the host's own.
-                let is_hosts = link.is_some_and(|l| !terms.is_pods(l));
-                let owner = owners.get(workload.interface_name.as_str()).copied();
-                let (state, desired) = match (judgement, link, workload.mac) {
-                    (_, None, _) => (State::Waiting, None),
-                    _ if is_hosts => {
-                        let reason = format!(
-                            "its interface {} is not a pod's: it must be a veth whose name begins with {} (InterfacePrefix)",
-                            workload.interface_name,
-                            terms.all_prefixes().collect::<Vec<_>>().join(" or ")
-                        );
-                        (State::Closed(reason), None)
-                    }
-                    _ if owner.is_some_and(|owner| owner != key) => {
-                        let owner = owner.map(ToString::to_string).unwrap_or_default();
-                        (
-                            State::Closed(format!(
-                                "its interface {} is that of {owner}",
-                                workload.interface_name
-                            )),
-                            None,
-                        )
-                    }
-                    _ if spoofs && !terms.may_spoof => {
-                        let reason =
-                            "it asks for allowSpoofedSourcePrefixes, and WorkloadSourceSpoofing is not Any";
-                        (State::Closed(reason.to_owned()), None)
-                    }
-                    (None, ..) => (State::Closed("its policy could not be computed".to_owned()), None),
-                    (_, _, None) => {
-                        (State::Closed("its WorkloadEndpoint names no MAC address".to_owned()), None)
-                    }
-                    (Some(judgement), Some(link), Some(pod_mac)) => {
+                let closed = |reason: &str| (State::Closed(reason.to_owned()), None);
+                let (state, desired) = match (link, judgement, workload.mac) {
+                    (None, ..) => (State::Waiting, None),
+                    _ if refusal.is_some() => closed(refusal.as_deref().unwrap_or_default()),
+                    (_, None, _) => closed("its policy could not be computed"),
+                    (_, _, None) => closed("its WorkloadEndpoint names no MAC address"),
+                    (Some(link), Some(judgement), Some(pod_mac)) => {
                         let desired = Desired {
                             ifindex: link.index,
                             pod_mac,
@@ -169,6 +138,7 @@ impl Locals {
                     up: link.is_some_and(|l| l.up),
                     desired,
                     judgement: judgement.cloned(),
+                    spoofed: workload.spoofed.clone(),
                 };
                 locals.insert(*addr, local);
             }
@@ -219,10 +189,26 @@ impl Locals {
     /// Endpoints that are enforced with all of their addresses.
     pub(super) fn enforced(&self) -> BTreeSet<&EndpointKey> {
         let mut keys: BTreeSet<_> = self.all().map(|(_, local)| &local.key).collect();
-        for (_, local) in self.all().filter(|(_, local)| local.state != State::Ready) {
-            keys.remove(&local.key);
+        for (_, local) in self.all() {
+            if !matches!(local.state, State::Ready | State::Degraded(_)) {
+                keys.remove(&local.key);
+            }
         }
         keys
+    }
+
+    /// Sources that endpoints may use beside their own.
+    pub(super) fn borrowed(&self) -> Borrowed {
+        let mut borrowed = Borrowed::new();
+        for (addr, local, desired) in self.present() {
+            for net in &local.spoofed {
+                if let IpNet::V4(net) = net {
+                    // Of an endpoint with several addresses, the first is asked for its policy.
+                    borrowed.entry((desired.ifindex, *net)).or_insert(addr);
+                }
+            }
+        }
+        borrowed
     }
 
     /// Interfaces that get the pods' hooks.
@@ -287,6 +273,31 @@ impl Locals {
 }
 
 impl Terms<'_> {
+    /// Why an endpoint is not served, although its interface is there.
+    fn refusal(
+        &self,
+        key: &EndpointKey,
+        workload: &WorkloadEndpoint,
+        link: Option<&netlink::Link>,
+        owner: &EndpointKey,
+    ) -> Option<String> {
+        let interface = &workload.interface_name;
+        // Whatever the object in the store says: programs and policy go on nothing that is the host's own.
+        if link.is_some_and(|link| !self.is_pods(link)) {
+            let prefixes = self.all_prefixes().collect::<Vec<_>>().join(" or ");
+            return Some(format!(
+                "its interface {interface} is not a pod's: it must be a veth whose name begins with {prefixes} \
+                 (InterfacePrefix)"
+            ));
+        }
+        if owner != key {
+            return Some(format!("its interface {interface} is that of {owner}"));
+        }
+        (!workload.spoofed.is_empty() && !self.may_spoof).then(|| {
+            "it asks for allowSpoofedSourcePrefixes, and WorkloadSourceSpoofing is not Any".to_owned()
+        })
+    }
+
     fn all_prefixes(&self) -> impl Iterator<Item = &str> {
         let others = self.prefixes.iter().map(String::as_str).filter(|prefix| *prefix != OWN_PREFIX);
         std::iter::once(OWN_PREFIX).chain(others)

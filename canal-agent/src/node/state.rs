@@ -43,6 +43,7 @@ use crate::{
         overlay::{self, Overlay, OverlayError},
         pins::{PinError, Pins},
         policy::{Limits, PolicyTables},
+        spoofing::Spoofing,
         tables::KernelTables,
     },
     endpoint::{
@@ -119,6 +120,7 @@ pub struct Node {
     pub(super) hooks: Hooks,
     pub(super) nodes: Nodes,
     pub(super) host_addresses: HostAddresses,
+    pub(super) spoofing: Spoofing,
     pub(super) policy: PolicyTables<KernelTables>,
     pub(super) events: Events,
     pub(super) event_log: EventLog,
@@ -143,8 +145,8 @@ pub struct Node {
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
     pub(super) problems: Vec<String>,
-    /// Endpoints whose policy found no room.
-    pub(super) no_room: Vec<String>,
+    /// What went wrong for some endpoint when its policy was last followed.
+    pub(super) of_endpoints: Vec<String>,
     /// Something changed that only a new process takes up.
     pub(super) restart: Option<String>,
     /// What the log has been told of.
@@ -196,6 +198,7 @@ impl Node {
         let mut object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let host_addresses = HostAddresses::adopt(&mut object.ebpf)?;
+        let spoofing = Spoofing::adopt(&mut object.ebpf)?;
         let (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
         if !leftovers.endpoints.is_empty() || !nodes.is_empty() {
             info!(
@@ -225,6 +228,7 @@ impl Node {
             settings,
             nodes,
             host_addresses,
+            spoofing,
             policy: PolicyTables::new(tables, leftovers, limits(&config)),
             events,
             event_log: EventLog::default(),
@@ -245,7 +249,7 @@ impl Node {
             all_is_due: true,
             masquerade_due: true,
             problems: Vec::new(),
-            no_room: Vec::new(),
+            of_endpoints: Vec::new(),
             restart: None,
             told: Told::default(),
             failure: None,
@@ -659,7 +663,8 @@ fn inner_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
 
 /// How much the tables hold, as they are made.
 fn limits(config: &Config) -> Limits {
-    Limits { peers: config.sizes.peers, nets: config.sizes.nets, ..Limits::default() }
+    let sizes = &config.sizes;
+    Limits { peers: sizes.peers, nets: sizes.nets, rows: sizes.rows, ..Limits::default() }
 }
 
 pub(super) fn vxlan(network: &NetworkConfig) -> &VxlanOptions {

@@ -50,7 +50,7 @@ impl Node {
     pub(super) fn all_problems(&self) -> Vec<String> {
         let mut problems = self.problems.clone();
         problems.extend(self.failure.clone());
-        problems.extend(self.no_room.clone());
+        problems.extend(self.of_endpoints.clone());
         problems.extend(self.lease_problem.clone());
         problems.extend(self.drift.clone());
         problems.extend(self.not_ready());
@@ -85,7 +85,7 @@ impl Node {
 
     /// What has no effect, or not the one that it might be thought to have. Nothing is wrong with these.
     fn notices(&self) -> Vec<String> {
-        let lists = [&self.config.notices, &self.steering.merged().notices, &self.locals.notices];
+        let lists = [&self.config.notices, &self.steering.merged().notices];
         lists.into_iter().flatten().cloned().collect()
     }
 

@@ -8,7 +8,7 @@ use canal_common::policy::icmp_port;
 use serde_json::{Value, json};
 
 use super::{
-    Census, Class, Compiler, Place, PolicySet,
+    Census, Class, Compiler, Final, Place, PolicySet,
     reference::{Packet, Reference},
 };
 use crate::model::{
@@ -85,9 +85,10 @@ impl World {
         let mut compiled = Compiler::of(&self.cluster, NODE);
         let expected = Reference::new(&self.cluster).judge(endpoint, direction, &packet);
         let found = by_tables(&mut compiled, endpoint, direction, &packet);
-        let rule = expected.rule.map(|rule| rule.to_string()).unwrap_or_default();
-        assert_eq!(found, (expected.allow, rule.clone()), "tables (left) against reference: {packet:?}");
-        (expected.allow, rule)
+        let wanted =
+            Final { allow: expected.allow, rule: expected.rule.map(Arc::new), logs: arcs(expected.logs) };
+        assert_eq!(found, wanted, "tables (left) against reference: {packet:?}");
+        (found.allow, found.rule.map(|rule| rule.to_string()).unwrap_or_default())
     }
 
     pub(crate) fn ingress(&self, endpoint: &EndpointKey, from: &str, what: &str) -> bool {
@@ -152,12 +153,16 @@ pub(crate) fn places(census: &Census) -> BTreeMap<Place, Class> {
     census.places().map(|(place, class)| (place, class.clone())).collect()
 }
 
+fn arcs<T>(items: Vec<T>) -> Vec<Arc<T>> {
+    items.into_iter().map(Arc::new).collect()
+}
+
 fn by_tables(
     compiled: &mut Compiler,
     endpoint: &EndpointKey,
     direction: Direction,
     packet: &Packet,
-) -> (bool, String) {
+) -> Final {
     let (local, peer) = match direction {
         Direction::Ingress => (packet.destination, packet.source),
         Direction::Egress => (packet.source, packet.destination),
@@ -168,7 +173,5 @@ fn by_tables(
         Direction::Egress => judgement.egress,
     };
     let class = class_of(census_of(compiled), peer);
-    let row = set.row(&class);
-    let verdict = row.lookup(packet.protocol, packet.src_port, port_of(packet));
-    (verdict.allow, verdict.rule.as_ref().map(ToString::to_string).unwrap_or_default())
+    set.row(&class).lookup(packet.protocol, packet.src_port, port_of(packet)).clone()
 }

@@ -136,6 +136,17 @@ fn the_first_matching_rule_decides_and_log_decides_nothing() {
 }
 
 #[test]
+fn a_log_rule_that_is_met_by_a_ports_name_and_by_its_number_takes_note_once() {
+    let (mut world, web, _) = world();
+    let ports = json!([{ "name": "http", "protocol": "TCP", "port": 80 }]);
+    world.pod_in("shop", "other", "10.0.0.5", "", &json!({ "ports": ports }));
+    let to = json!({ "selector": "all()", "ports": ["http", 80] });
+    world.global("p", &json!({ "egress": [{ "action": "Log", "protocol": "TCP", "destination": to }] }));
+    // The comparison with the reference says it.
+    assert!(!world.egress(&web, "10.0.0.5", "tcp 80"));
+}
+
+#[test]
 fn the_deciding_rule_is_named() {
     let (mut world, web, _) = world();
     world.policy(

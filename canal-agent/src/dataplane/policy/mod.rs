@@ -163,6 +163,14 @@ impl<T: Tables> PolicyTables<T> {
         &self.tables
     }
 
+    /// Has every flow of the endpoint judged anew at its next packet.
+    pub fn judge_again(&mut self, addr: Ipv4Addr) -> Result<(), T::Error> {
+        match self.endpoints.get(&addr) {
+            Some(Programmed { endpoint, .. }) => self.tables.bump_generation(endpoint.id),
+            None => Ok(()),
+        }
+    }
+
     /// How a decision's id in events, hit counters and verdicts reads.
     pub fn decided(&self, id: u32) -> Option<&Arc<Final>> {
         self.sets.rows().decided(id)
