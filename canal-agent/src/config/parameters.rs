@@ -88,10 +88,10 @@ parameters! {
     /// What names of pods' interfaces on the host begin with.
     "InterfacePrefix" interface_prefixes: Vec<String> = vec!["cali".to_owned()], prefixes, Now;
     "LogSeverityScreen" log_severity: Severity = Severity::Info, severity, Now;
-    "PrometheusMetricsEnabled" metrics: bool = false, boolean, Later;
+    "PrometheusMetricsEnabled" metrics: bool = false, boolean, Now;
     /// Empty: every address.
-    "PrometheusMetricsHost" metrics_host: String = String::new(), text, Later;
-    "PrometheusMetricsPort" metrics_port: u16 = 9091, port, Later;
+    "PrometheusMetricsHost" metrics_host: String = String::new(), text, Now;
+    "PrometheusMetricsPort" metrics_port: u16 = 9091, port, Now;
     "HealthEnabled" health: bool = false, boolean, Later;
     "HealthHost" health_host: String = "localhost".to_owned(), text, Later;
     "HealthPort" health_port: u16 = 9099, port, Later;

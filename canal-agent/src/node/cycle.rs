@@ -1,6 +1,6 @@
 //! The apply cycle: desired state → kernel, in one order, and what is told when it has ended.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
 
 use canal_common::settings::Settings;
 use tracing::{info, warn};
@@ -47,6 +47,7 @@ impl Node {
     }
 
     fn bring_up_to_date(&mut self) {
+        let begun = Instant::now();
         let changed = self.cluster.take_changes();
         self.compiler.update(&self.cluster, &changed);
         // The next one looks at everything, unless this one comes to its end.
@@ -55,6 +56,7 @@ impl Node {
             self.apply_all();
         }
         self.all_is_due = self.failure.is_some();
+        self.cycles.record(begun.elapsed(), self.failure.is_some());
     }
 
     /// After a change that only policy has to follow, only policy is touched; false if it was not such a change, or failed.

@@ -10,6 +10,7 @@ mod endpoints;
 mod events;
 mod explain;
 mod message;
+mod metrics;
 mod names;
 pub mod peers;
 mod rules;

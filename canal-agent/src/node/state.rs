@@ -15,6 +15,7 @@ use super::{
     endpoints::{Links, Locals},
     events::EventLog,
     message::{Message, Published},
+    metrics::Cycles,
     peers::{Own, Peers},
     steering::Steering,
     told::Told,
@@ -23,6 +24,7 @@ use super::{
 use crate::{
     api::{
         explain::{Ask, Explanation},
+        metrics,
         wire::{AddEndpoint, ApiError},
     },
     compile::Compiler,
@@ -87,6 +89,8 @@ pub struct Start {
     pub vtep_mac: Mac,
     pub lease: Lease,
     pub wanted: watch::Sender<Wanted>,
+    /// Where metrics are to be served.
+    pub metrics_at: watch::Sender<Option<metrics::Address>>,
     pub initial: Initial,
     /// Told once the first complete state is in the kernel.
     pub ready: oneshot::Sender<()>,
@@ -122,6 +126,7 @@ pub struct Node {
     pub(super) event_log: EventLog,
     pub(super) counters: Counters,
     pub(super) hits: HitCounters,
+    pub(super) cycles: Cycles,
     pub(super) netlink: Netlink,
 
     pub(super) steering: Steering,
@@ -151,6 +156,7 @@ pub struct Node {
     pub(super) started: Instant,
 
     pub(super) wanted: watch::Sender<Wanted>,
+    metrics_at: watch::Sender<Option<metrics::Address>>,
     pub(super) initial: Initial,
     pub(super) ready: Option<oneshot::Sender<()>>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
@@ -164,6 +170,8 @@ pub(super) struct StoreState {
     pub(super) synced: BTreeSet<Prefix>,
     pub(super) disconnected: BTreeMap<Prefix, String>,
     pub(super) revision: i64,
+    /// How often all resources were read.
+    pub(super) lists: u64,
 }
 
 impl StoreState {
@@ -175,7 +183,7 @@ impl StoreState {
 impl Node {
     /// Loads the object and adopts what an earlier process left. Attaches and writes nothing yet.
     pub fn start(start: Start) -> Result<Self, NodeError> {
-        let Start { config, network, uplink, vtep_mac, lease, wanted, initial, ready } = start;
+        let Start { config, network, uplink, vtep_mac, lease, wanted, metrics_at, initial, ready } = start;
         let pins = Pins::open(&config.bpffs)?;
         let mut netlink = Netlink::open()?;
         let overlay = netlink.link_by_name(&overlay::name(vxlan(&network).vni))?;
@@ -226,6 +234,7 @@ impl Node {
             event_log: EventLog::default(),
             counters,
             hits,
+            cycles: Cycles::default(),
             netlink,
             steering,
             cluster: Cluster::default(),
@@ -246,6 +255,7 @@ impl Node {
             failure: None,
             started: Instant::now(),
             wanted,
+            metrics_at,
             initial,
             ready: Some(ready),
             waiting: Vec::new(),
@@ -254,6 +264,7 @@ impl Node {
         };
         node.forget_vanished()?;
         node.overlay_registry();
+        node.follow_parameters();
         Ok(node)
     }
 
@@ -322,6 +333,10 @@ impl Node {
                 self.asked.push((ask, reply));
                 false
             }
+            Message::Metrics { reply } => {
+                let _ = reply.send(self.metrics());
+                false
+            }
             Message::Rules { reply } => {
                 let _ = reply.send(self.rules());
                 false
@@ -373,11 +388,12 @@ impl Node {
                         self.peers.replace_all(entries.into_iter());
                     }
                     Prefix::Resources => {
+                        self.store.lists += 1;
                         if initial::vital().any(|vital| entries.iter().all(|entry| entry.key != vital)) {
                             self.initial.request.send();
                         }
                         let taken = self.steering.take_snapshot(entries, &mut self.cluster);
-                        logging::follow(self.steering.parameters().log_severity);
+                        self.follow_parameters();
                         // What etcd lost, it gets again.
                         self.publish();
                         if !taken {
@@ -401,6 +417,21 @@ impl Node {
         }
     }
 
+    /// Those that need no look at the kernel.
+    fn follow_parameters(&self) {
+        let parameters = self.steering.parameters();
+        logging::follow(parameters.log_severity);
+        let address = parameters.metrics.then(|| metrics::Address {
+            host: parameters.metrics_host.clone(),
+            port: parameters.metrics_port,
+        });
+        self.metrics_at.send_if_modified(|known| {
+            let changed = *known != address;
+            *known = address;
+            changed
+        });
+    }
+
     fn network_change(&mut self, change: Change) {
         self.all_is_due = true;
         match change {
@@ -419,7 +450,7 @@ impl Node {
 
     fn resource_change(&mut self, change: &Change) {
         let complete = self.steering.take_change(change, &mut self.cluster);
-        logging::follow(self.steering.parameters().log_severity);
+        self.follow_parameters();
         self.all_is_due |= self.steering.take_turn();
         if complete {
             self.has_listed(Prefix::Resources);

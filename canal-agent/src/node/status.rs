@@ -164,7 +164,7 @@ impl Node {
         found
     }
 
-    fn tables_status(&self) -> Vec<TableStatus> {
+    pub(super) fn tables_status(&self) -> Vec<TableStatus> {
         let capacities: BTreeMap<&str, u32> = names::MAPS
             .iter()
             .filter_map(|name| {
