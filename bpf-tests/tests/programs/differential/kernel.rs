@@ -5,6 +5,7 @@ use super::*;
 pub(super) struct Kernel {
     pub(super) lab: Lab,
     pub(super) policy: PolicyTables<KernelTables>,
+    hits: HitCounters,
 }
 
 /// One end of a packet: whose policy is asked, and as what.
@@ -12,11 +13,18 @@ pub(super) type End = (u32, Direction);
 
 impl Kernel {
     /// Takes over what is pinned.
-    pub(super) fn adopt(links: Links, pins: &Pins) -> Self {
-        let mut lab = Lab::load(links, Some(pins)).unwrap();
+    pub(super) fn adopt(links: Links, bpffs: &Path) -> Self {
+        let pins = Pins::open(bpffs).unwrap();
+        let mut lab = Lab::load(links, Some(&pins)).unwrap();
         lab.put_node(REMOTE_INDEX, REMOTE_NET, remote_node());
         let (tables, leftovers) = KernelTables::adopt(&mut lab.object.ebpf).unwrap();
-        Self { lab, policy: PolicyTables::new(tables, leftovers, Limits::default()) }
+        let policy = PolicyTables::new(tables, leftovers, Limits::default());
+        Self { lab, policy, hits: HitCounters::open(bpffs).unwrap() }
+    }
+
+    /// How many new flows were judged so.
+    pub(super) fn hits(&self, decision: u32) -> u64 {
+        self.hits.of(decision).unwrap().flows
     }
 
     /// What the loaded policy says of each, by decision and by name.

@@ -21,6 +21,7 @@ use bpf_tests::progrun::Links;
 use canal_agent::{
     compile::{Compiler, reference, reference::Reference},
     dataplane::{
+        hits::HitCounters,
         judge,
         pins::Pins,
         policy::{Desired, Limits, PolicyTables},
@@ -61,8 +62,8 @@ struct Process {
 type Locals = BTreeMap<Ipv4Addr, (EndpointKey, u32)>;
 
 impl Process {
-    fn start(links: Links, pins: &Pins) -> Self {
-        let kernel = Kernel::adopt(links, pins);
+    fn start(links: Links, bpffs: &Path) -> Self {
+        let kernel = Kernel::adopt(links, bpffs);
         Self { kernel, cluster: Cluster::default(), compiler: Compiler::new(HERE) }
     }
 
@@ -244,8 +245,7 @@ impl Round<'_> {
                 if found != *wanted {
                     return Err(format!("{packet:?}: {found:#?}, not {wanted:#?}"));
                 }
-                let lab = &mut self.kernel.lab;
-                hits.entry(decision).or_insert_with(|| (lab.hits(decision), 0)).1 += 1;
+                hits.entry(decision).or_insert_with(|| (self.kernel.hits(decision), 0)).1 += 1;
             }
             let passes = ends.iter().all(|(_, verdict)| verdict.allow);
             packets.push((local, direction, packet, passes));
@@ -264,7 +264,7 @@ impl Round<'_> {
             *sum = (sum.0 + 1, sum.1 + u64::from(passed));
         }
         for (decision, (before, more)) in hits {
-            let found = self.kernel.lab.hits(decision) - before;
+            let found = self.kernel.hits(decision) - before;
             if found != more {
                 return Err(format!("decision {decision} was hit {found} times, not {more}"));
             }
@@ -277,7 +277,7 @@ fn tell(seed: u64, bpffs: &Path, verdicts: u64) -> Tally {
     let mut dice = Dice(seed);
     let pins = Pins::open(bpffs).unwrap();
     let links = Links::make().unwrap();
-    let mut process = Process::start(links, &pins);
+    let mut process = Process::start(links, bpffs);
     let (mut content, mut tally) = (Content::new(), Tally::default());
     let mut removals = 0;
     while tally.verdicts() < verdicts {
@@ -290,7 +290,7 @@ fn tell(seed: u64, bpffs: &Path, verdicts: u64) -> Tally {
         let changes = content::advance(&mut dice, &mut content, many, removals);
         if begins && tally.clusters > 1 {
             drop(process);
-            process = Process::start(links, &pins);
+            process = Process::start(links, bpffs);
             process.list(&content);
             tally.restarts += 1;
         } else if dice.chance(5) {
