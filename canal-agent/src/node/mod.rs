@@ -17,6 +17,7 @@ mod rules;
 pub mod state;
 mod status;
 mod steering;
+mod store;
 mod told;
 pub mod uplink;
 pub mod waiting;
