@@ -96,9 +96,11 @@ async fn an_etcd_that_is_away_is_a_problem_until_it_is_back() {
     let store = etcd.store().await;
     etcd.kill();
     let mut node = start(store, "a");
-    let said =
-        timeout(DEADLINE, node.problems.wait_for(|p| p.iter().any(|p| p.contains("not initialised")))).await;
-    assert!(said.unwrap().unwrap()[0].contains("connection refused"));
+    let is_told = |problems: &Vec<String>| {
+        problems.iter().any(|p| p.contains("not initialised") && p.contains("connection refused"))
+    };
+    let said = node.problems.wait_for(is_told);
+    drop(timeout(DEADLINE, said).await.expect("in time").unwrap());
     // The file needs no etcd.
     assert!(node.folder.path().join("nodename").exists());
     etcd.restart();

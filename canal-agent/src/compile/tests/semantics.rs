@@ -395,7 +395,7 @@ fn protocols_icmp_and_their_negations() {
         (json!({ "ipVersion": 6 }), vec![], vec!["tcp 1"]),
         (json!({ "source": { "nets": ["2001:db8::/32"] } }), vec![], vec!["tcp 1"]),
         (json!({ "source": { "notNets": ["2001:db8::/32"] } }), vec![], vec!["tcp 1"]),
-        // Of both families at once it is no rule: admission makes it one that never allows.
+        // Calico's clients refuse to write this one; it never opens.
         (json!({ "source": { "nets": ["2001:db8::/32", "8.0.0.0/8"] } }), vec![], vec!["tcp 1"]),
         (json!({ "source": { "notNets": ["0.0.0.0/0"] } }), vec![], vec!["tcp 1"]),
         (json!({ "source": { "nets": ["0.0.0.0/0"] } }), vec!["tcp 1"], vec![]),
