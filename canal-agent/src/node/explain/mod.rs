@@ -82,6 +82,10 @@ impl Node {
         }
         let mut notes: Vec<String> =
             self.failure.iter().map(|f| format!("the last update failed: {f}")).collect();
+        if self.steering.waiting().is_some() {
+            let told = "etcd says datastoreReady: false: this is about what was in force before";
+            notes.push(told.to_owned());
+        }
         notes.extend(assumptions(ask, &packet, asks_src_port));
         let after_policy = after_policy(&from, &to, self.settings.flags);
         if to.end.place == Place::ThisHost && after_policy.is_none() {
