@@ -1,4 +1,5 @@
 mod cases;
+mod events;
 mod fake;
 mod random;
 
