@@ -105,8 +105,9 @@ impl Node {
         let uplink = self.follow_uplink();
         // Before the programs that may read them.
         let addresses = self.netlink.addresses(None)?;
-        if let Err(error) = self.host_addresses.apply(&host::addresses_of(addresses.iter().map(|a| a.net))) {
-            self.problems.push(error.to_string());
+        match self.host_addresses.apply(&host::addresses_of(addresses.iter().map(|a| a.net))) {
+            Ok(changed) => self.judge_anew |= changed && self.settings.flags & Settings::DROP_TO_HOST != 0,
+            Err(error) => self.problems.push(error.to_string()),
         }
         self.reload_if_changed(device.index)?;
         let routes = self.netlink.routes()?;
@@ -162,6 +163,10 @@ impl Node {
             self.locals.close_interface(&interface, &reason);
         }
         self.judge()?;
+        // By the new programs, which are in place by now.
+        if std::mem::take(&mut self.judge_anew) {
+            self.policy.judge_all_again()?;
+        }
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
         self.hooks.sweep(&wanted)?;
         for other in self.pins.remove_other_layouts()? {
@@ -208,6 +213,7 @@ impl Node {
         };
         if settings != self.settings {
             self.object = Object::load(&settings, Some(&self.pins), &self.config.sizes.by_name())?;
+            self.judge_anew |= settings.flags != self.settings.flags;
             self.settings = settings;
             self.hooks.renew();
         }

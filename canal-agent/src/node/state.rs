@@ -138,6 +138,8 @@ pub struct Node {
     /// The host's interfaces when they were last listed.
     pub(super) links: Links,
     pub(super) store: StoreState,
+    /// What is no policy decides about flows, and has changed.
+    pub(super) judge_anew: bool,
     /// Not only policy is to be looked at.
     pub(super) all_is_due: bool,
     /// The masquerade table is to be looked at: it costs a process.
@@ -228,6 +230,7 @@ impl Node {
             locals: Locals::default(),
             links: Links::default(),
             store: StoreState::default(),
+            judge_anew: false,
             all_is_due: true,
             masquerade_due: true,
             problems: Vec::new(),

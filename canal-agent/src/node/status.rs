@@ -91,7 +91,9 @@ impl Node {
         let hosts = hosts.map(|(resource, _)| {
             format!("{resource}: not enforced yet; its addresses and ports count where selectors name it")
         });
-        lists.into_iter().flatten().cloned().chain(hosts).collect()
+        let bare = self.locals.addressless.iter();
+        let bare = bare.map(|key| format!("WorkloadEndpoint {key}: it has no IPv4 address; nothing passes"));
+        lists.into_iter().flatten().cloned().chain(hosts).chain(bare).collect()
     }
 
     fn unpublished(&self) -> usize {
