@@ -49,9 +49,12 @@ impl Envelope {
     pub(super) fn parse(value: &[u8]) -> Result<Self, String> {
         let envelope: Self = serde_json::from_slice(value).map_err(|e| format!("not a resource: {e}"))?;
         match envelope.spec {
-            // An object without one says what an empty one says.
-            None | Some(Value::Null) => Ok(Self { spec: Some(Value::Object(Map::new())), ..envelope }),
+            // An object without one says what an empty one says; what has no metadata either is no object.
+            None | Some(Value::Null) if envelope.metadata.is_some() => {
+                Ok(Self { spec: Some(Value::Object(Map::new())), ..envelope })
+            }
             Some(Value::Object(_)) => Ok(envelope),
+            None | Some(Value::Null) => Err("has neither metadata nor spec".to_owned()),
             Some(_) => Err("spec is not an object".to_owned()),
         }
     }

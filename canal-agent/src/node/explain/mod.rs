@@ -65,7 +65,7 @@ impl Node {
             cluster: &self.cluster,
             node: &self.config.node_name,
             locals: self.locals.holders().map(|(address, local)| (address, as_told(local))).collect(),
-            host: host::addresses_of(addresses.into_iter().map(|address| address.net)),
+            host: host::addresses_of(addresses.into_iter().map(|address| address.net)).into_iter().collect(),
             peers: self.peers.status(self.own()),
             network: self.network.network,
         };
