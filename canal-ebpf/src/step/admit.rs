@@ -123,6 +123,10 @@ extern "C" fn judge_again(packet: *const Packet, from: *const Leg, to: *const Le
     if ends(known, from_hi).1.kind == Leg::HOST && to.kind == Leg::STACK {
         *(if from_hi { &mut flow.lo } else { &mut flow.hi }) = leg::other(Leg::HOST);
     }
+    // Somebody else has the address now: what his predecessor began is not his, whichever way he is spoken to.
+    if is_succeeded(&known.lo, &flow.lo) || is_succeeded(&known.hi, &flow.hi) {
+        return if is_new { UNKNOWN } else { IN_THE_WAY };
+    }
     if !is_new && is_kept(known, &flow) {
         note_end(&mut flow, packet, from_hi);
         put_live(&key, &flow);
@@ -236,6 +240,13 @@ fn is_same_end(known: &Leg, new: &Leg) -> bool {
     known.kind == Leg::POD
         && (known.endpoint, known.target) == (new.endpoint, new.target)
         && unsafe { POLICY.get(new.endpoint) }.is_some()
+}
+
+/// The pod of a flow's leg is gone, or another has come.
+#[inline(always)]
+fn is_succeeded(known: &Leg, new: &Leg) -> bool {
+    (known.kind == Leg::POD || new.kind == Leg::POD)
+        && (known.kind, known.endpoint, known.target) != (new.kind, new.endpoint, new.target)
 }
 
 /// First port of those that clients take by themselves (the kernel's default range begins here).
