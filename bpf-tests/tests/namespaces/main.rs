@@ -12,6 +12,8 @@ mod calico_store;
 mod cleanup;
 mod etcd_away;
 mod flannel;
+mod flip;
+mod fresh;
 mod inspection;
 mod isolation;
 mod lifecycle;
@@ -20,6 +22,7 @@ mod overlay;
 mod policy;
 mod repair;
 mod security;
+mod stage;
 mod vxlan;
 
 use std::time::Duration;
