@@ -17,6 +17,7 @@ mod fresh;
 mod inspection;
 mod isolation;
 mod lifecycle;
+mod naming_eras;
 mod outside;
 mod overlay;
 mod policy;
