@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     env, fs,
     io::{Read, Write},
     net::Ipv4Addr,
@@ -61,6 +62,7 @@ pub struct Agent {
     netns: String,
     folder: PathBuf,
     args: Mutex<Vec<String>>,
+    env: Mutex<BTreeMap<String, String>>,
     process: Mutex<Option<Proc>>,
 }
 
@@ -85,6 +87,7 @@ impl Agent {
             netns: netns.to_owned(),
             folder: folder.to_owned(),
             args: Mutex::new(args),
+            env: Mutex::default(),
             process: Mutex::default(),
         }
     }
@@ -109,6 +112,11 @@ impl Agent {
         if let Some(at) = args.iter().position(|a| a == flag) {
             args.drain(at..at + 2);
         }
+    }
+
+    /// Sets a variable for the next start.
+    pub fn set_env(&self, name: &str, value: &str) {
+        self.env.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), value.to_owned());
     }
 
     /// The flags of the next start, to run the agent in another way.
@@ -159,7 +167,11 @@ impl Agent {
 
     /// Starts it.
     pub fn spawn(&self) -> Result<()> {
-        let command = Cmd::new(binary("canal-agent")?).arg("run").args(self.flags()).in_netns(&self.netns);
+        let mut command =
+            Cmd::new(binary("canal-agent")?).arg("run").args(self.flags()).in_netns(&self.netns);
+        for (name, value) in self.env.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            command = command.env(name, value);
+        }
         *self.process() = Some(command.start(&self.log_file())?);
         Ok(())
     }

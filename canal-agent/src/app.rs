@@ -8,6 +8,7 @@
 //! | publisher | endpoints → etcd |
 //! | initialiser | objects that Calico's tools expect → etcd; the nodename file |
 //! | API server | local socket ↔ messages |
+//! | metrics | [`Message::Metrics`] → a TCP port, if one is wanted |
 //! | event watch | event ring → [`Message::Ring`] |
 //! | kernel monitor (thread) | netlink → [`Message::Kernel`] |
 //! | node (thread) | all state, all kernel writes |
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    api::server,
+    api::{metrics, server},
     config::Config,
     dataplane::{events, overlay, pins::Pins},
     endpoint::publish::{self, Wanted},
@@ -145,8 +146,19 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let lease = acquire(&mut keeper, want, &progress).await;
 
     let (wanted, wanted_rx) = watch::channel(Wanted::default());
+    let (metrics_at, metrics_at_rx) = watch::channel(None);
     let (ready, ready_rx) = oneshot::channel();
-    let start = Start { config: config.clone(), network, uplink, vtep_mac, lease, wanted, initial, ready };
+    let start = Start {
+        config: config.clone(),
+        network,
+        uplink,
+        vtep_mac,
+        lease,
+        wanted,
+        metrics_at,
+        initial,
+        ready,
+    };
     let node = blocking(Node::start, start).await?;
     let monitor = {
         let messages = messages.clone();
@@ -179,6 +191,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         &messages,
         stream::poll_fn(move |cx| left.poll_recv(cx)).map(|key| Message::Published(Published(key))),
     );
+    tasks.spawn(metrics::follow(metrics_at_rx, messages.clone()));
     let hint = messages.clone();
     tasks.spawn(async move {
         if let Err(error) = events::watch(ring, || hint.send(Message::Ring).is_ok()).await {

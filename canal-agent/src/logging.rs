@@ -11,6 +11,9 @@ use tracing_subscriber::{
 
 use crate::config::parameters::Severity;
 
+/// Target of the lines that Log rules write.
+pub(crate) const POLICY_LOG: &str = "policy_log";
+
 /// By which the level changes, unless it is the environment's.
 static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
@@ -43,14 +46,17 @@ pub(crate) fn follow(severity: Severity) {
     let mut now = NOW.lock().unwrap_or_else(PoisonError::into_inner);
     if *now != severity {
         *now = severity;
-        // Fails only when the subscriber is gone, and the log with it.
-        let _ = level.reload(EnvFilter::new(match severity {
+        let level_name = match severity {
             Severity::Off => "off",
             Severity::Error => "error",
             Severity::Warning => "warn",
             Severity::Info => "info",
             Severity::Debug => "debug",
             Severity::Trace => "trace",
-        }));
+        };
+        // What Log rules say is wanted by whoever wrote them, however quiet the daemon is to be.
+        let filter = EnvFilter::new(format!("{level_name},{POLICY_LOG}=info"));
+        // Fails only when the subscriber is gone, and the log with it.
+        let _ = level.reload(filter);
     }
 }

@@ -202,15 +202,10 @@ impl Packet {
     }
 
     #[inline(always)]
-    fn set_ports(&mut self, [src, dst]: [u16; 2]) {
-        (self.src_port, self.dst_port) = (u16::from_be(src), u16::from_be(dst));
-    }
-
-    #[inline(always)]
-    fn set_tcp(&mut self, [data_offset, flags]: [u8; 2]) {
-        self.tcp_flags = flags;
-        self.opens = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-        self.headers += u16::from(data_offset >> 4) * 4;
+    fn settle_transport(&mut self, found: &Transport) {
+        (self.src_port, self.dst_port, self.headers) = (found.src_port, found.dst_port, found.headers);
+        (self.icmp, self.query, self.is_answer) = (found.icmp, found.query, found.is_answer);
+        (self.opens, self.tcp_flags) = (found.opens, found.tcp_flags);
     }
 }
 
@@ -257,22 +252,25 @@ pub fn parse(ctx: &TcContext, offset: usize) -> Result<Packet, Reason> {
     if usize::from(total_len) < header_len + transport_len(ip.proto) {
         return Err(Reason::Malformed);
     }
-    if header_len != IPV4_LEN || !matches!(packet.proto, PROTO_TCP | PROTO_UDP) {
-        return if parse_other(ctx, offset + header_len, &mut packet) == 0 {
-            Ok(packet)
+    let mut transport = Transport { headers: header_len as u16, ..Transport::default() };
+    if header_len == IPV4_LEN && matches!(ip.proto, PROTO_TCP | PROTO_UDP) {
+        // At a constant offset: the verifier and the branch predictor like it.
+        let start = offset + IPV4_LEN;
+        transport.set_ports(read(ctx, start).ok_or(Reason::Malformed)?);
+        if ip.proto == PROTO_TCP {
+            transport.set_tcp(read(ctx, start + TCP_FLAGS).ok_or(Reason::Malformed)?);
         } else {
-            Err(Reason::Malformed)
-        };
+            transport.headers += wire::UDP_LEN as u16;
+        }
+        packet.settle_transport(&transport);
+        return Ok(packet);
     }
-    // At a constant offset: the verifier and the branch predictor like it.
-    let transport = offset + IPV4_LEN;
-    let ports: [u16; 2] = read(ctx, transport).ok_or(Reason::Malformed)?;
-    packet.set_ports(ports);
-    if packet.proto == PROTO_TCP {
-        packet.set_tcp(read(ctx, transport + TCP_FLAGS).ok_or(Reason::Malformed)?);
-    } else {
-        packet.headers += wire::UDP_LEN as u16;
+    // Another variable: what a function is given the address of stays in memory, and the packet's fields shall not.
+    let mut other = transport;
+    if parse_other(ctx, offset + header_len, ip.proto.into(), &mut other) != 0 {
+        return Err(Reason::Malformed);
     }
+    packet.settle_transport(&other);
     Ok(packet)
 }
 
@@ -290,39 +288,73 @@ const fn transport_len(proto: u8) -> usize {
     }
 }
 
-/// The transport header of packets with IP options, and of the rarer protocols; 0 unless it cannot be read. Not inlined:
-/// it would cost every hook a kilobyte of code and stack that is short.
+/// What a transport header says.
+#[derive(Clone, Copy, Default)]
+struct Transport {
+    src_port: u16,
+    dst_port: u16,
+    icmp: u16,
+    headers: u16,
+    query: u8,
+    is_answer: bool,
+    opens: bool,
+    tcp_flags: u8,
+}
+
+impl Transport {
+    #[inline(always)]
+    fn set_ports(&mut self, [src, dst]: [u16; 2]) {
+        (self.src_port, self.dst_port) = (u16::from_be(src), u16::from_be(dst));
+    }
+
+    #[inline(always)]
+    fn set_tcp(&mut self, [data_offset, flags]: [u8; 2]) {
+        self.tcp_flags = flags;
+        self.opens = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+        self.headers += u16::from(data_offset >> 4) * 4;
+    }
+}
+
+/// The transport header, at `start`, of packets with IP options and of the rarer protocols; 0 unless it cannot be read.
+/// Not inlined: it would cost every hook code, and stack, which is short.
 #[inline(never)]
-fn parse_other(ctx: &TcContext, transport: usize, packet: &mut Packet) -> u32 {
-    if packet.proto == PROTO_ICMP {
-        let Ok([icmp_type, code, _, _, i1, i0, ..]) = ctx.load::<[u8; 8]>(transport) else { return 1 };
-        packet.icmp = policy::icmp_port(icmp_type, code);
+fn parse_other(ctx: &TcContext, start: usize, proto: u32, found: &mut Transport) -> u32 {
+    let proto = proto as u8;
+    if proto == PROTO_ICMP {
+        let Some([icmp_type, code, _, _, i1, i0, ..]) = fetch::<[u8; 8]>(ctx, start) else { return 1 };
+        found.icmp = policy::icmp_port(icmp_type, code);
         if let Some(Query { kind, is_answer }) = Query::of(icmp_type, code) {
             // The identifier takes the place of both ports.
             let id = u16::from_be_bytes([i1, i0]);
-            (packet.src_port, packet.dst_port) = (id, id);
-            (packet.query, packet.is_answer) = (kind, is_answer);
+            (found.src_port, found.dst_port) = (id, id);
+            (found.query, found.is_answer) = (kind, is_answer);
         }
         return 0;
     }
-    if !has_ports(packet.proto) {
+    if !has_ports(proto) {
         return 0;
     }
-    let Ok(ports) = ctx.load::<[u16; 2]>(transport) else { return 1 };
-    packet.set_ports(ports);
-    match packet.proto {
+    let Some(ports) = fetch(ctx, start) else { return 1 };
+    found.set_ports(ports);
+    match proto {
         PROTO_TCP => {
-            let Ok(flags) = ctx.load(transport + TCP_FLAGS) else { return 1 };
-            packet.set_tcp(flags);
+            let Some(flags) = fetch(ctx, start + TCP_FLAGS) else { return 1 };
+            found.set_tcp(flags);
         }
         PROTO_SCTP => {
-            let Ok(tag) = ctx.load::<u32>(transport + 4) else { return 1 };
+            let Some(tag) = fetch::<u32>(ctx, start + 4) else { return 1 };
             // Only an INIT has no verification tag (RFC 9260 §8.5.1).
-            packet.opens = tag == 0;
+            found.opens = tag == 0;
         }
-        _ => packet.headers += wire::UDP_LEN as u16,
+        _ => found.headers += wire::UDP_LEN as u16,
     }
     0
+}
+
+/// At a variable offset, in one piece or not.
+#[inline(always)]
+fn fetch<T: Copy>(ctx: &TcContext, offset: usize) -> Option<T> {
+    read(ctx, offset).or_else(|| ctx.load(offset).ok())
 }
 
 /// What an ICMP error says of the packet that it is about.

@@ -1,6 +1,11 @@
 //! `canalctl`, for people and for scripts.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::Duration,
+};
 
 use bpf_tests::{
     Cmd, Connect, Host, Node, World, agent::binary, cmd::Output, pod::container_id, policy, until,
@@ -27,6 +32,11 @@ pub(crate) fn canalctl(node: &Node, line: &str) -> Output {
 fn json(node: &Node, line: &str) -> Value {
     let said = canalctl(node, &format!("{line} -o json"));
     serde_json::from_str(&said.stdout).unwrap_or_else(|_| panic!("{said:?}"))
+}
+
+/// The first event about this port among the answer's.
+fn event_to(answer: &Value, port: u16) -> Option<Value> {
+    answer["events"].as_array()?.iter().find(|event| event["dst"]["port"] == port).cloned()
 }
 
 /// Packets that the status counts at a hook for a reason.
@@ -175,11 +185,7 @@ fn a_denied_packet_is_told_at_once_with_its_rule_and_who_was_concerned() {
         .unwrap();
     assert!(soon(|| a.connect(b.ip(), 80) == Connect::TimedOut));
 
-    let told = || {
-        let drops = json(node, "drops");
-        let found = drops["events"].as_array().unwrap().iter().find(|e| e["dst"]["port"] == 80).cloned();
-        found
-    };
+    let told = || event_to(&json(node, "drops"), 80);
     assert!(until(PROMPT, || told().is_some()), "{}", json(node, "events"));
     let event = told().unwrap();
     assert_eq!((&event["kind"], &event["verdict"]), (&json!("dropped"), &json!("deny")), "{event:#}");
@@ -234,10 +240,7 @@ fn log_rules_are_told_and_rules_are_counted_since_this_agent_knows_them() {
     assert!(soon(|| a.connect(b.ip(), 81) == Connect::TimedOut));
     assert!(a.reaches(b.ip(), 80));
 
-    let told = |port: u16| {
-        let answer = json(node, "events");
-        answer["events"].as_array().unwrap().iter().find(|e| e["dst"]["port"] == port).cloned()
-    };
+    let told = |port: u16| event_to(&json(node, "events"), port);
     assert!(until(PROMPT, || told(80).is_some() && told(81).is_some()), "{:#}", json(node, "events"));
     let indices = |event: &Value| -> Vec<u64> {
         event["logs"].as_array().unwrap().iter().map(|rule| rule["index"].as_u64().unwrap()).collect()
@@ -283,6 +286,72 @@ fn log_rules_are_told_and_rules_are_counted_since_this_agent_knows_them() {
     node.agent().crash_and_restart().unwrap();
     assert!(soon(|| !a.reaches(b.ip(), 81) && count(3, "flows") > 0));
     assert!(count(3, "flows") < 100, "another process, another count: {:#}", of(3));
+}
+
+/// The value of a sample, written as it is exposed.
+fn sample(text: &str, series: &str) -> Option<f64> {
+    let line =
+        text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+/// What a port of this namespace answers to a monitor.
+fn scrape() -> std::io::Result<String> {
+    let mut stream = TcpStream::connect("127.0.0.1:9091")?;
+    stream.set_read_timeout(Some(PROMPT))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn metrics_are_on_the_socket_and_on_a_port_while_felixs_parameters_want_it() {
+    let world = World::builder().nodes(2).build().unwrap();
+    world.start_agents().unwrap();
+    let node = world.node(1);
+    let a = node.add_pod("a", &[("app", "a")]).unwrap();
+    world
+        .etcd()
+        .put_global_policy("p", policy::ingress(1, "app == 'a'", json!([{"action": "Deny"}])))
+        .unwrap();
+    let far = world.node(2).add_pod("far", &[]).unwrap();
+    assert!(soon(|| far.connect(a.ip(), 80) == Connect::TimedOut));
+    let said = canalctl(node, "metrics");
+    assert!(said.ok(), "{said:?}");
+    for (series, least) in [
+        ("felix_resync_state", 3.0),
+        ("felix_cluster_num_hosts", 2.0),
+        ("felix_cluster_num_workload_endpoints", 2.0),
+        ("felix_cluster_num_policies", 1.0),
+        ("felix_active_local_endpoints", 1.0),
+        ("felix_active_local_policies", 1.0),
+        ("felix_int_dataplane_apply_time_seconds_count", 1.0),
+        ("canal_endpoints{state=\"ready\"}", 1.0),
+        ("canal_store_revision", 2.0),
+        ("canal_table_entries{table=\"ENDPOINTS\"}", 1.0),
+        ("canal_table_capacity{table=\"ROWS\"}", 1024.0),
+        ("canal_dropped_packets_total{hook=\"from_wire\",reason=\"policy-ingress\"}", 1.0),
+        ("canal_events_total{kind=\"dropped\"}", 1.0),
+        ("canal_apply_seconds_count", 1.0),
+    ] {
+        assert!(sample(&said.stdout, series) >= Some(least), "{series} in:\n{}", said.stdout);
+    }
+    assert_eq!(sample(&said.stdout, "canal_problems"), Some(0.0), "{}", said.stdout);
+
+    let on_port = || node.netns().run(|| scrape().unwrap_or_default()).unwrap();
+    assert!(on_port().is_empty(), "off unless asked for");
+    let felix = |on: bool| json!({"prometheusMetricsEnabled": on, "prometheusMetricsHost": "127.0.0.1"});
+    world
+        .etcd()
+        .put_resource("felixconfigurations", "FelixConfiguration", None, "default", felix(true))
+        .unwrap();
+    assert!(soon(|| sample(&on_port(), "felix_resync_state") == Some(3.0)));
+    world
+        .etcd()
+        .put_resource("felixconfigurations", "FelixConfiguration", None, "default", felix(false))
+        .unwrap();
+    assert!(soon(|| on_port().is_empty()));
 }
 
 fn now_ms() -> u64 {

@@ -1,11 +1,16 @@
 //! `canalctl explain`: what policy says, what the kernel answers, and a difference between the two.
 
+use std::net::Ipv4Addr;
+
 use aya::maps::{HashMap, Map, MapData};
 use bpf_tests::{Host, Node, Pod, World, pod::container_id, policy};
+use canal_agent::dataplane::{judge, pins::Pins};
 use canal_common::{
     Ip4, LAYOUT,
     endpoint::{Endpoint, EndpointPolicy},
     names,
+    policy::key,
+    question::Question,
 };
 use serde_json::{Value, json};
 
@@ -155,6 +160,16 @@ fn swap_policy(node: &Node, pod: &Pod, other: &Pod) {
     policy.insert(id(pod), theirs, 0).unwrap();
 }
 
+/// What the pinned program answers to any process, also while no agent runs.
+fn pinned_judge_allows(node: &Node, to: &Pod) -> bool {
+    let pins = Pins::open(&node.bpffs()).unwrap();
+    let endpoint = judge::endpoint(&pins, to.ip()).unwrap().expect("the pod is programmed").id;
+    let peer = Ipv4Addr::new(8, 8, 8, 8).into();
+    let question =
+        Question { peer, key: key(6, 80), src_port: 40000, direction: Question::INGRESS, _pad: 0, endpoint };
+    judge::ask(&judge::open(&pins).unwrap(), &[question]).unwrap()[0].allows()
+}
+
 #[test]
 fn a_difference_between_policy_and_kernel_is_loud_and_a_restart_mends_it() {
     let world = World::builder().nodes(1).build().unwrap();
@@ -184,6 +199,7 @@ fn a_difference_between_policy_and_kernel_is_loud_and_a_restart_mends_it() {
         })
     };
     assert!(settled());
+    assert!(pinned_judge_allows(node, open) && !pinned_judge_allows(node, closed));
 
     swap_policy(node, closed, open);
     let said = ask(closed);
@@ -202,6 +218,9 @@ fn a_difference_between_policy_and_kernel_is_loud_and_a_restart_mends_it() {
     let (status, answer) = explain(node, "8.8.8.8", &open.ip().to_string(), "--proto tcp --port 80");
     assert_eq!((status, &answer["differs"]), (Some(3), &json!(true)), "{answer:#}");
 
-    node.agent().crash_and_restart().unwrap();
+    node.agent().kill_9();
+    assert!(pinned_judge_allows(node, closed), "the program is there without an agent");
+    node.agent().start().unwrap();
     assert!(settled(), "a new agent writes its tables anew");
+    assert!(pinned_judge_allows(node, open) && !pinned_judge_allows(node, closed));
 }

@@ -101,6 +101,12 @@ impl Client {
         serde_json::from_slice(&answer).map_err(|e| self.not_ours(e.to_string()))
     }
 
+    /// In Prometheus' text format.
+    pub fn metrics(&self) -> Result<String, ClientError> {
+        let body = self.call("GET", "/metrics", &[])?;
+        String::from_utf8(body).map_err(|e| self.not_ours(e.to_string()))
+    }
+
     /// Any other readable resource.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let body = self.call("GET", path, &[])?;

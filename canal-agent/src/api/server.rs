@@ -5,7 +5,7 @@ use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, time::Duration}
 use axum::{
     Json, Router,
     extract::{Path as UrlPath, State},
-    http::StatusCode,
+    http::{HeaderName, StatusCode, header::CONTENT_TYPE},
     routing::{delete, get, post},
 };
 use tokio::{
@@ -17,6 +17,7 @@ use tracing::warn;
 use super::{
     events::Events,
     explain::{Ask, Explanation},
+    exposition,
     wire::{AddEndpoint, ApiError, Rules, Status},
 };
 use crate::node::Message;
@@ -47,6 +48,7 @@ pub async fn serve(listener: UnixListener, messages: Sender) {
         .route("/v1/endpoints/{container}/{interface}", delete(remove))
         .route("/v1/status", get(status))
         .route("/v1/explain", post(explain))
+        .merge(metrics_route())
         .route("/v1/rules", get(rules))
         .route("/v1/events", get(events))
         .route("/v1/events/after/{number}", get(events_after))
@@ -54,6 +56,18 @@ pub async fn serve(listener: UnixListener, messages: Sender) {
     if let Err(error) = axum::serve(listener, router).await {
         warn!(%error, "the local socket is gone");
     }
+}
+
+/// What the TCP port serves, too.
+pub(super) fn metrics_route() -> Router<Sender> {
+    Router::new().route("/metrics", get(metrics))
+}
+
+async fn metrics(
+    State(messages): State<Sender>,
+) -> Result<([(HeaderName, &'static str); 1], String), (StatusCode, Json<ApiError>)> {
+    let text = ask(&messages, |reply| Message::Metrics { reply }).await?;
+    Ok(([(CONTENT_TYPE, exposition::CONTENT_TYPE)], text))
 }
 
 async fn add(State(messages): State<Sender>, Json(endpoint): Json<AddEndpoint>) -> Answer<serde_json::Value> {

@@ -65,7 +65,8 @@ impl Locals {
 
     /// The policy has another number, with each of which a selector goes; or none.
     pub(super) fn policy_changed(&mut self, old: Option<u32>, new: Option<(u32, &Selector)>) {
-        for (key, endpoint) in &mut self.endpoints {
+        // Of a new one it is not known yet what it looks like; it is asked about all policies then.
+        for (key, endpoint) in self.endpoints.iter_mut().filter(|(_, endpoint)| !endpoint.is_new) {
             let was = old.is_some_and(|old| endpoint.policies.remove(&old));
             let is = new.is_some_and(|(id, selector)| {
                 selector.matches(&endpoint.labels) && endpoint.policies.insert(id)

@@ -289,7 +289,8 @@ impl Side<'_> {
     fn is_about_owners(&self) -> bool {
         let entity = self.entity;
         let positive = entity.selector.is_some() || entity.service_accounts.is_some();
-        let in_own_namespace = self.namespace.is_some() && entity.not_selector.is_some();
+        let in_own_namespace =
+            self.namespace.is_some() && !entity.any_namespace && entity.not_selector.is_some();
         positive || entity.namespace_selector.is_some() || in_own_namespace
     }
 
@@ -301,8 +302,10 @@ impl Side<'_> {
             (Some(s), _) if s.is_global() => !labels.contains_key(NAMESPACE),
             (Some(s), _) if s.is_all() => labels.contains_key(NAMESPACE),
             (Some(s), _) => s.matches(&unprefixed(labels, NAMESPACE_PREFIX)),
-            (None, Some(own)) => labels.get(NAMESPACE).is_some_and(|namespace| namespace == own),
-            (None, None) => true,
+            (None, Some(own)) if !entity.any_namespace => {
+                labels.get(NAMESPACE).is_some_and(|namespace| namespace == own)
+            }
+            (None, _) => true,
         };
         let accounts = entity.service_accounts.as_ref().is_none_or(|wanted| {
             (wanted.names.is_empty() || account.is_some_and(|name| wanted.names.contains(name)))

@@ -13,7 +13,7 @@ const ALIASES: [(&str, &[&str]); 8] = [
     ("etcd-keyfile", &["ETCD_KEY_FILE", "FELIX_ETCDKEYFILE"]),
     ("etcd-username", &["ETCD_USERNAME"]),
     ("etcd-password", &["ETCD_PASSWORD"]),
-    ("node-name", &["NODENAME", "FELIX_FELIXHOSTNAME"]),
+    ("node-name", &["NODENAME"]),
     ("nodename-file", &["CALICO_NODENAME_FILE"]),
 ];
 

@@ -16,7 +16,7 @@ pub(super) struct NodeName {
     pub(super) is_stored: bool,
 }
 
-/// Flag and environment beat the stored name, which beats the host's, lower-cased.
+/// Flag and environment beat the stored name, which beats Felix's own and then the host's, lower-cased.
 pub(super) fn resolve(
     given: Option<String>,
     environment: &Environment,
@@ -25,7 +25,9 @@ pub(super) fn resolve(
     let stored = read_nodename(file);
     let lower = |value: Value| Value { text: value.text.trim().to_lowercase(), ..value };
     let told = environment.find("node-name", given);
-    let hosts = environment.variable("HOSTNAME").or_else(|| environment.hostname()).map(lower);
+    let hosts = environment
+        .variable("FELIX_FELIXHOSTNAME")
+        .or_else(|| environment.variable("HOSTNAME").or_else(|| environment.hostname()).map(lower));
     let is_stored = told.is_none() && hosts.as_ref().map(|host| &host.text) != stored.as_ref();
     let value = told
         .or_else(|| stored.clone().map(|text| Value { text, origin: file.display().to_string() }))

@@ -82,16 +82,16 @@ parameters! {
     "WorkloadSourceSpoofing" may_spoof: bool = false, spoofing, Now;
     /// Events of each rule with action Log; `None`: ours, since there is no such thing as no limit.
     "LogActionRateLimit" log_rate: Option<Rate> = None, rate, Now;
-    "LogPrefix" log_prefix: String = "calico-packet".to_owned(), text, Later;
+    "LogPrefix" log_prefix: String = "calico-packet".to_owned(), text, Now;
     /// Endpoint status files are in the folder `endpoint-status` below this one; `None`: there are none.
     "EndpointStatusPathPrefix" status_files: Option<PathBuf> = Some("/var/run/calico".into()), folder, Now;
     /// What names of pods' interfaces on the host begin with.
     "InterfacePrefix" interface_prefixes: Vec<String> = vec!["cali".to_owned()], prefixes, Now;
     "LogSeverityScreen" log_severity: Severity = Severity::Info, severity, Now;
-    "PrometheusMetricsEnabled" metrics: bool = false, boolean, Later;
+    "PrometheusMetricsEnabled" metrics: bool = false, boolean, Now;
     /// Empty: every address.
-    "PrometheusMetricsHost" metrics_host: String = String::new(), text, Later;
-    "PrometheusMetricsPort" metrics_port: u16 = 9091, port, Later;
+    "PrometheusMetricsHost" metrics_host: String = String::new(), text, Now;
+    "PrometheusMetricsPort" metrics_port: u16 = 9091, port, Now;
     "HealthEnabled" health: bool = false, boolean, Later;
     "HealthHost" health_host: String = "localhost".to_owned(), text, Later;
     "HealthPort" health_port: u16 = 9099, port, Later;

@@ -129,8 +129,8 @@ fn the_node_is_named_as_calico_names_it() {
     assert_eq!(name(&[("node-name", "flag"), stored], &all), "flag");
     assert_eq!(name(&[stored], &all), "canal");
     assert_eq!(name(&[stored], &all[1..]), "Node-A");
-    assert_eq!(name(&[stored], &all[2..]), "felix");
-    assert_eq!(name(&[stored], &all[3..]), "Stored-Name");
+    assert_eq!(name(&[stored], &all[2..]), "Stored-Name");
+    assert_eq!(name(&[], &all[2..]), "felix");
     assert_eq!(name(&[], &all[3..]), "shell-host");
     let is_stored =
         |flags: &[Given<'_>], variables: &[Given<'_>]| resolve(flags, variables).unwrap().name_is_stored;

@@ -132,7 +132,7 @@ fn judge(text: &mut String, judgement: &Judgement) {
         let _ = writeln!(text, "  but an earlier policy is in force: {reason}");
     }
     let _ = writeln!(text, "  kernel: {}", answer(&judgement.kernel));
-    if !judgement.agrees {
+    if !judgement.agrees && judgement.degraded.is_none() {
         let _ = writeln!(
             text,
             "  DIFFERENCE: the kernel does not do what policy says; restarting canal-agent writes its tables anew. \
@@ -250,7 +250,6 @@ EGRESS of default/node1-cni-abc-eth0 (10.100.1.5)
   policy: deny, profile gone does not exist, which denies everything
   but an earlier policy is in force: no room
   kernel: allow, NetworkPolicy shop/web (tier default) egress rule 7
-  DIFFERENCE: the kernel does not do what policy says; restarting canal-agent writes its tables anew. Please report this, with the output of -o json
 
 DENIED by egress of default/node1-cni-abc-eth0
 ";

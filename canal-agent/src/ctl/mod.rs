@@ -12,6 +12,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use self::events::Filter;
+use crate::api::client::Client;
 
 #[derive(Debug, Parser)]
 #[command(name = "canalctl", version = env!("CANAL_VERSION"), about = "Shows what Canal does on this node")]
@@ -49,6 +50,8 @@ enum Verb {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Figures for monitoring, in Prometheus' text format
+    Metrics,
     /// Why a connection is allowed or denied: policies and rules in the order in which they are asked, and what the loaded
     /// program answers. Exit status: 0 explained, 2 it cannot be, 3 the kernel does not do what policy says
     Explain(explain::Arguments),
@@ -70,6 +73,10 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Events(arguments) => events::run(cli, arguments, Filter::All),
         Verb::Drops(arguments) => events::run(cli, arguments, Filter::Drops),
         Verb::Rules { output } => rules::run(cli, *output),
+        Verb::Metrics => {
+            print!("{}", Client::new(&cli.socket).timeout(PATIENCE).metrics()?);
+            Ok(0)
+        }
         Verb::Explain(arguments) => explain::run(cli, arguments),
     }
 }

@@ -31,6 +31,16 @@ pub enum Change {
     Object(Kind),
 }
 
+/// How many objects have a version in force.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub policies: usize,
+    pub profiles: usize,
+    pub tiers: usize,
+    pub host_endpoints: usize,
+    pub workload_endpoints: usize,
+}
+
 #[derive(Debug, Clone)]
 pub struct Cluster {
     policies: Store<Policy>,
@@ -171,6 +181,16 @@ impl Cluster {
             .into_iter()
             .chain([self.tiers.keys().collect(), self.sets.keys().collect(), self.hosts.keys().collect()]);
         named.flatten().cloned().chain(self.endpoints().map(|(key, _)| key.resource())).collect()
+    }
+
+    pub fn counts(&self) -> Counts {
+        Counts {
+            policies: self.policies.len(),
+            profiles: self.profiles.len(),
+            tiers: self.tiers.len(),
+            host_endpoints: self.hosts.len(),
+            workload_endpoints: self.endpoints.len(),
+        }
     }
 
     /// Objects that cannot be used, wholly or in part: key → reason, one line.

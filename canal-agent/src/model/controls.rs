@@ -161,7 +161,7 @@ fn read_ready(value: Option<&[u8]>) -> Result<bool, String> {
 
 fn read_labels(value: Option<&[u8]>) -> Result<Labels, String> {
     let Some(value) = value else { return Ok(Labels::new()) };
-    Envelope::parse(value).map(|envelope| envelope.labels())
+    Envelope::parse(value)?.labels()
 }
 
 #[cfg(test)]

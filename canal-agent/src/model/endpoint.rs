@@ -210,7 +210,10 @@ impl WorkloadEndpoint {
         let mac = raw.mac.filter(|text| !text.is_empty()).and_then(|text| {
             text.parse().map_err(|e| faults.push(format!("mac: {e}; the endpoint has none"))).ok()
         });
-        let mut own = envelope.labels();
+        let mut own = match envelope.labels() {
+            Ok(labels) => labels,
+            Err(reason) => return Reading::bad(reason),
+        };
         if let Some(account) = raw.service_account_name.filter(|account| !account.is_empty()) {
             own.insert(SERVICE_ACCOUNT.to_owned(), account);
         }

@@ -64,10 +64,14 @@ impl HostEndpoint {
                 Err(_) => faults.push(format!("expectedIPs: {text:?} is not an address; it is left out")),
             }
         }
+        let own = match envelope.labels() {
+            Ok(labels) => labels,
+            Err(reason) => return Reading::bad(reason),
+        };
         let host = Self {
             node,
             interface,
-            labels: labels::without_inherited_prefixes(envelope.labels()),
+            labels: labels::without_inherited_prefixes(own),
             profiles: raw.profiles.unwrap_or_default(),
             addresses,
             ports: named_ports(raw.ports, &mut faults),

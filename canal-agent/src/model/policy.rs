@@ -34,6 +34,12 @@ pub struct Policy {
     pub apply_on_forward: bool,
 }
 
+/// An order that cannot be read puts the denial before all others.
+fn stand_in_order(envelope: &Envelope) -> Order {
+    let given = envelope.field::<serde_json::Value>("order").filter(|order| !order.is_null());
+    Order::new(given.map(|order| order.as_f64().unwrap_or(f64::NEG_INFINITY)))
+}
+
 /// Lower goes first; missing is last, and all missing ones are equal.
 #[derive(Debug, Clone, Copy)]
 pub struct Order(f64);
@@ -201,7 +207,7 @@ impl Policy {
         Some(Self {
             typed_name: envelope.typed_name(),
             tier: tier_name(envelope.field("tier")),
-            order: Order::new(envelope.field("order")),
+            order: stand_in_order(envelope),
             selector: selector("selector", text).ok()?,
             namespace_selector: optional("namespaceSelector").filter(|_| !resource.kind.namespaced()),
             service_account_selector: optional("serviceAccountSelector"),

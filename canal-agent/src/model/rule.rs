@@ -81,6 +81,8 @@ pub struct Entity {
     pub selector: Option<Selector>,
     pub not_selector: Option<Selector>,
     pub namespace_selector: Option<Selector>,
+    /// A namespace selector was given and could not be read: it is not that of the policy that is meant instead.
+    pub any_namespace: bool,
     pub service_accounts: Option<ServiceAccounts>,
     pub ports: Vec<Port>,
     pub not_ports: Vec<Port>,
@@ -307,12 +309,15 @@ impl Admission {
             names: accounts.names.unwrap_or_default(),
             selector: self.selector(&field("serviceAccounts.selector"), accounts.selector, false),
         });
+        let names_namespaces = raw.namespace_selector.as_ref().is_some_and(|text| !text.is_empty());
+        let namespace_selector = self.selector(&field("namespaceSelector"), raw.namespace_selector, true);
         Entity {
+            any_namespace: names_namespaces && namespace_selector.is_none(),
             nets: self.list(&field("nets"), raw.nets, parse_net),
             not_nets: self.list(&field("notNets"), raw.not_nets, parse_not_net),
             selector: self.selector(&field("selector"), raw.selector, false),
             not_selector: self.selector(&field("notSelector"), raw.not_selector, false),
-            namespace_selector: self.selector(&field("namespaceSelector"), raw.namespace_selector, true),
+            namespace_selector,
             service_accounts: accounts.filter(|a| !a.names.is_empty() || a.selector.is_some()),
             ports: self.list(&field("ports"), raw.ports, parse_port),
             not_ports: self.list(&field("notPorts"), raw.not_ports, parse_port),

@@ -1,6 +1,6 @@
 //! The apply cycle: desired state → kernel, in one order, and what is told when it has ended.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
 
 use canal_common::settings::Settings;
 use tracing::{info, warn};
@@ -47,6 +47,7 @@ impl Node {
     }
 
     fn bring_up_to_date(&mut self) {
+        let begun = Instant::now();
         let changed = self.cluster.take_changes();
         self.compiler.update(&self.cluster, &changed);
         // The next one looks at everything, unless this one comes to its end.
@@ -55,6 +56,7 @@ impl Node {
             self.apply_all();
         }
         self.all_is_due = self.failure.is_some();
+        self.cycles.record(begun.elapsed(), self.failure.is_some());
     }
 
     /// After a change that only policy has to follow, only policy is touched; false if it was not such a change, or failed.
@@ -103,8 +105,9 @@ impl Node {
         let uplink = self.follow_uplink();
         // Before the programs that may read them.
         let addresses = self.netlink.addresses(None)?;
-        if let Err(error) = self.host_addresses.apply(&host::addresses_of(addresses.iter().map(|a| a.net))) {
-            self.problems.push(error.to_string());
+        match self.host_addresses.apply(&host::addresses_of(addresses.iter().map(|a| a.net))) {
+            Ok(changed) => self.judge_anew |= changed && self.settings.flags & Settings::DROP_TO_HOST != 0,
+            Err(error) => self.problems.push(error.to_string()),
         }
         self.reload_if_changed(device.index)?;
         let routes = self.netlink.routes()?;
@@ -160,6 +163,10 @@ impl Node {
             self.locals.close_interface(&interface, &reason);
         }
         self.judge()?;
+        // By the new programs, which are in place by now.
+        if std::mem::take(&mut self.judge_anew) {
+            self.policy.judge_all_again()?;
+        }
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
         self.hooks.sweep(&wanted)?;
         for other in self.pins.remove_other_layouts()? {
@@ -206,6 +213,7 @@ impl Node {
         };
         if settings != self.settings {
             self.object = Object::load(&settings, Some(&self.pins), &self.config.sizes.by_name())?;
+            self.judge_anew |= settings.flags != self.settings.flags;
             self.settings = settings;
             self.hooks.renew();
         }

@@ -71,6 +71,8 @@ pub(super) struct Locals {
     by_address: BTreeMap<Ipv4Addr, Local>,
     /// Endpoints without a place in the table above.
     pub(super) shadowed: Vec<(Ipv4Addr, Local)>,
+    /// Endpoints without an IPv4 address: nothing passes.
+    pub(super) addressless: Vec<EndpointKey>,
     /// Every pod's interface that exists, with its index, also those that no endpoint describes (any more). Whatever is
     /// not programmed is closed by the hooks there.
     guarded: BTreeMap<String, u32>,
@@ -102,14 +104,20 @@ impl Locals {
             keys.filter_map(|key| Some((key, cluster.endpoint(key)?)))
         };
         let is_ours = |key: &EndpointKey| registry.records().contains_key(key);
-        let owners = interface_owners(present().map(|(key, workload)| (key, workload, is_ours(key))));
+        // Who asks for what is not granted is as good as absent.
+        let claims = present().filter(|(_, workload)| workload.spoofed.is_empty() || terms.may_spoof);
+        let owners = interface_owners(claims.map(|(key, workload)| (key, workload, is_ours(key))));
         let mut locals = Self::default();
-        let pods = links.values().filter(|link| terms.is_pods(link));
+        // Whatever kind it is of: one that cannot be served is closed, not open.
+        let pods = links.values().filter(|link| terms.is_named_as_pods(link));
         locals.guarded.extend(pods.map(|l| (l.name.clone(), l.index)));
         for (key, workload) in present() {
             let link = links.get(&workload.interface_name);
             let owner = owners.get(workload.interface_name.as_str()).copied().unwrap_or(key);
             let refusal = terms.refusal(key, workload, link, owner);
+            if workload.addresses.is_empty() {
+                locals.addressless.push(key.clone());
+            }
             for addr in &workload.addresses {
                 let judgement = compiler.endpoints().get(&(key.clone(), *addr));
                 let closed = |reason: &str| (State::Closed(reason.to_owned()), None);
@@ -304,7 +312,12 @@ impl Terms<'_> {
     }
 
     fn is_pods(&self, link: &netlink::Link) -> bool {
-        link.kind == "veth"
+        link.kind == "veth" && self.is_named_as_pods(link)
+    }
+
+    fn is_named_as_pods(&self, link: &netlink::Link) -> bool {
+        // A device without a kind is hardware: never a pod's, whatever prefix was set.
+        !link.kind.is_empty()
             && link.index != self.uplink
             && self.all_prefixes().any(|prefix| link.name.starts_with(prefix))
     }

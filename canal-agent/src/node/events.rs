@@ -20,15 +20,17 @@ use tracing::info;
 
 use super::{Node, names};
 use crate::{
-    api::events::{Event, EventEnd, Events},
+    api::{
+        events::{Event, EventEnd, Events},
+        wire::RuleName,
+    },
     compile::Final,
+    logging::POLICY_LOG,
     model::Cluster,
 };
 
 /// How many of the latest are remembered of either sort: drops do not push out what Log rules told.
 const KEPT: usize = 512;
-/// What begins the line of a Log rule in our log, as Felix's does in the kernel's.
-const LOG_PREFIX: &str = "calico-packet";
 
 /// Events that were told, and who waits for more.
 #[derive(Debug, Default)]
@@ -37,6 +39,8 @@ pub(super) struct EventLog {
     dropped: VecDeque<Event>,
     logged: VecDeque<Event>,
     followers: Vec<Follower>,
+    /// By kind, also of those forgotten.
+    counts: [u64; Kind::ALL.len()],
 }
 
 #[derive(Debug)]
@@ -47,10 +51,16 @@ struct Follower {
 }
 
 impl EventLog {
-    fn remember(&mut self, mut event: Event, logged: bool) {
+    /// How many were told since the agent started.
+    pub(super) fn count(&self, kind: Kind) -> u64 {
+        self.counts[kind as usize]
+    }
+
+    fn remember(&mut self, mut event: Event, kind: Kind) {
         self.last += 1;
+        self.counts[kind as usize] += 1;
         event.number = self.last;
-        let latest = if logged { &mut self.logged } else { &mut self.dropped };
+        let latest = if kind.is_logged() { &mut self.logged } else { &mut self.dropped };
         if latest.len() == KEPT {
             latest.pop_front();
         }
@@ -123,9 +133,9 @@ impl Node {
             told.lost = self.hits.of(event.decision).unwrap_or_default().lost;
         }
         if kind.is_logged() {
-            log(&told);
+            log(&told, &self.steering.parameters().log_prefix);
         }
-        self.event_log.remember(told, kind.is_logged());
+        self.event_log.remember(told, kind);
     }
 }
 
@@ -183,11 +193,11 @@ fn end(cluster: &Cluster, address: Ipv4Addr, port: u16) -> EventEnd {
 }
 
 /// A line for each Log rule that the flow met.
-fn log(event: &Event) {
+fn log(event: &Event, template: &str) {
     let known = |endpoint: &Option<String>| endpoint.clone().unwrap_or_default();
     for rule in &event.logs {
         info!(
-            target: "policy_log",
+            target: POLICY_LOG,
             tier = rule.tier,
             policy = format!("{} {}", rule.kind, rule.qualified_name()),
             rule = rule.index,
@@ -201,9 +211,37 @@ fn log(event: &Event) {
             dst_port = event.dst.port,
             dst_endpoint = known(&event.dst.endpoint),
             interface = event.interface,
-            "{LOG_PREFIX}"
+            "{}",
+            prefix(template, rule)
         );
     }
+}
+
+/// Felix's `LogPrefix`: `%t` is the tier, `%k` the kind in short, `%n` the name, `%p` the name with its namespace.
+fn prefix(template: &str, rule: &RuleName) -> String {
+    let mut text = String::new();
+    let mut rest = template.chars();
+    while let Some(next) = rest.next() {
+        if next != '%' {
+            text.push(next);
+            continue;
+        }
+        match rest.next() {
+            Some('t') => text.push_str(&rule.tier),
+            Some('k') => text.push_str(match rule.kind.as_str() {
+                "GlobalNetworkPolicy" => "gnp",
+                "NetworkPolicy" => "np",
+                _ => "pro",
+            }),
+            Some('n') => text.push_str(&rule.name),
+            Some('p') => text.push_str(&rule.qualified_name()),
+            other => {
+                text.push('%');
+                text.extend(other);
+            }
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -268,6 +306,19 @@ mod tests {
     }
 
     #[test]
+    fn the_prefix_of_a_log_line_names_the_rule_where_it_is_asked_to() {
+        let rule = names::rule(&world().cluster, &rule(0, Direction::Egress));
+        for (template, text) in [
+            ("calico-packet", "calico-packet"),
+            ("%t/%k/%n %p: ", "default/np/p shop/p: "),
+            ("100%% %x %", "100%% %x %"),
+            ("", ""),
+        ] {
+            assert_eq!(prefix(template, &rule), text);
+        }
+    }
+
+    #[test]
     fn verdict_and_direction_are_those_of_policy_where_it_was_asked() {
         let by = |direction| Final { allow: false, rule: Some(rule(0, direction)), logs: Vec::new() };
         let (ingress, egress) = (by(Direction::Ingress), by(Direction::Egress));
@@ -298,12 +349,13 @@ mod tests {
     fn a_flood_of_drops_pushes_out_drops_and_nothing_else() {
         let mut log = EventLog::default();
         let drop = described(Kind::Dropped, 23, None);
-        log.remember(drop.clone(), true);
+        log.remember(drop.clone(), Kind::LoggedDenied);
         for _ in 0..KEPT + 3 {
-            log.remember(drop.clone(), false);
+            log.remember(drop.clone(), Kind::Dropped);
         }
         let (numbers, forgotten) = numbers(&log, None);
         assert_eq!((numbers.len(), numbers[..2].to_vec(), forgotten), (KEPT + 1, vec![1, 5], 3));
+        assert_eq!((log.count(Kind::LoggedDenied), log.count(Kind::Dropped)), (1, KEPT as u64 + 3));
     }
 
     #[test]
@@ -311,7 +363,7 @@ mod tests {
         let mut log = EventLog::default();
         let drop = described(Kind::Dropped, 23, None);
         for _ in 0..3 {
-            log.remember(drop.clone(), false);
+            log.remember(drop.clone(), Kind::Dropped);
         }
         assert_eq!(numbers(&log, Some(1)), (vec![2, 3], 0));
         assert_eq!(numbers(&log, Some(3)), (vec![], 0));
@@ -329,7 +381,7 @@ mod tests {
         assert_eq!(log.followers.len(), 2);
         std::mem::drop(gone);
         assert_eq!((log.served().len(), log.followers.len()), (0, 1), "who has given up is forgotten");
-        log.remember(drop, false);
+        log.remember(drop, Kind::Dropped);
         assert_eq!((log.served().len(), log.followers.len()), (1, 0));
     }
 }

@@ -34,6 +34,10 @@ pub enum Message {
         ask: Ask,
         reply: oneshot::Sender<Result<Explanation, ApiError>>,
     },
+    /// In Prometheus' text format.
+    Metrics {
+        reply: oneshot::Sender<String>,
+    },
     Rules {
         reply: oneshot::Sender<Result<Rules, ApiError>>,
     },

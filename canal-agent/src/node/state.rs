@@ -15,14 +15,17 @@ use super::{
     endpoints::{Links, Locals},
     events::EventLog,
     message::{Message, Published},
+    metrics::Cycles,
     peers::{Own, Peers},
     steering::Steering,
+    store::StoreState,
     told::Told,
     uplink::{Uplink, UplinkError},
 };
 use crate::{
     api::{
         explain::{Ask, Explanation},
+        metrics,
         wire::{AddEndpoint, ApiError},
     },
     compile::Compiler,
@@ -52,10 +55,7 @@ use crate::{
     logging,
     model::{Cluster, EndpointKey, WorkloadEndpoint, endpoint::Birth, profile},
     netlink::{self, Netlink},
-    store::{
-        Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent,
-        VxlanOptions, initial,
-    },
+    store::{Backend, EtcdPrefix, Lease, NetworkConfig, VxlanOptions, initial},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +87,8 @@ pub struct Start {
     pub vtep_mac: Mac,
     pub lease: Lease,
     pub wanted: watch::Sender<Wanted>,
+    /// Where metrics are to be served.
+    pub metrics_at: watch::Sender<Option<metrics::Address>>,
     pub initial: Initial,
     /// Told once the first complete state is in the kernel.
     pub ready: oneshot::Sender<()>,
@@ -122,6 +124,7 @@ pub struct Node {
     pub(super) event_log: EventLog,
     pub(super) counters: Counters,
     pub(super) hits: HitCounters,
+    pub(super) cycles: Cycles,
     pub(super) netlink: Netlink,
 
     pub(super) steering: Steering,
@@ -135,6 +138,8 @@ pub struct Node {
     /// The host's interfaces when they were last listed.
     pub(super) links: Links,
     pub(super) store: StoreState,
+    /// What is no policy decides about flows, and has changed.
+    pub(super) judge_anew: bool,
     /// Not only policy is to be looked at.
     pub(super) all_is_due: bool,
     /// The masquerade table is to be looked at: it costs a process.
@@ -151,6 +156,7 @@ pub struct Node {
     pub(super) started: Instant,
 
     pub(super) wanted: watch::Sender<Wanted>,
+    pub(super) metrics_at: watch::Sender<Option<metrics::Address>>,
     pub(super) initial: Initial,
     pub(super) ready: Option<oneshot::Sender<()>>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
@@ -158,24 +164,10 @@ pub struct Node {
     asked: Vec<(Ask, oneshot::Sender<Result<Explanation, ApiError>>)>,
 }
 
-/// What is known about etcd.
-#[derive(Debug, Default)]
-pub(super) struct StoreState {
-    pub(super) synced: BTreeSet<Prefix>,
-    pub(super) disconnected: BTreeMap<Prefix, String>,
-    pub(super) revision: i64,
-}
-
-impl StoreState {
-    pub(super) fn in_sync(&self) -> bool {
-        self.synced.len() == 2
-    }
-}
-
 impl Node {
     /// Loads the object and adopts what an earlier process left. Attaches and writes nothing yet.
     pub fn start(start: Start) -> Result<Self, NodeError> {
-        let Start { config, network, uplink, vtep_mac, lease, wanted, initial, ready } = start;
+        let Start { config, network, uplink, vtep_mac, lease, wanted, metrics_at, initial, ready } = start;
         let pins = Pins::open(&config.bpffs)?;
         let mut netlink = Netlink::open()?;
         let overlay = netlink.link_by_name(&overlay::name(vxlan(&network).vni))?;
@@ -226,6 +218,7 @@ impl Node {
             event_log: EventLog::default(),
             counters,
             hits,
+            cycles: Cycles::default(),
             netlink,
             steering,
             cluster: Cluster::default(),
@@ -237,6 +230,7 @@ impl Node {
             locals: Locals::default(),
             links: Links::default(),
             store: StoreState::default(),
+            judge_anew: false,
             all_is_due: true,
             masquerade_due: true,
             problems: Vec::new(),
@@ -246,6 +240,7 @@ impl Node {
             failure: None,
             started: Instant::now(),
             wanted,
+            metrics_at,
             initial,
             ready: Some(ready),
             waiting: Vec::new(),
@@ -254,6 +249,7 @@ impl Node {
         };
         node.forget_vanished()?;
         node.overlay_registry();
+        node.follow_parameters();
         Ok(node)
     }
 
@@ -322,6 +318,10 @@ impl Node {
                 self.asked.push((ask, reply));
                 false
             }
+            Message::Metrics { reply } => {
+                let _ = reply.send(self.metrics());
+                false
+            }
             Message::Rules { reply } => {
                 let _ = reply.send(self.rules());
                 false
@@ -344,145 +344,6 @@ impl Node {
             }
             Message::Stop => false,
         }
-    }
-
-    fn store_event(&mut self, event: StoreEvent) -> bool {
-        match event {
-            StoreEvent::Connected { prefix } => {
-                if self.store.disconnected.remove(&prefix).is_some() {
-                    info!(?prefix, "etcd is back");
-                }
-                false
-            }
-            StoreEvent::Disconnected { prefix, error } => {
-                warn!(?prefix, error, "etcd is away; going on with what is known");
-                self.store.disconnected.insert(prefix, error);
-                false
-            }
-            StoreEvent::Snapshot { prefix, entries, revision } => {
-                self.store.revision = revision;
-                self.all_is_due = true;
-                match prefix {
-                    Prefix::Network => {
-                        let entries: Vec<_> = entries.into_iter().map(|e| (e.key, e.value)).collect();
-                        let config = self.prefix().config();
-                        match entries.iter().find(|(key, _)| *key == config) {
-                            Some((_, value)) => self.check_drift(value),
-                            None => self.config_is_gone(),
-                        }
-                        self.peers.replace_all(entries.into_iter());
-                    }
-                    Prefix::Resources => {
-                        if initial::vital().any(|vital| entries.iter().all(|entry| entry.key != vital)) {
-                            self.initial.request.send();
-                        }
-                        let taken = self.steering.take_snapshot(entries, &mut self.cluster);
-                        logging::follow(self.steering.parameters().log_severity);
-                        // What etcd lost, it gets again.
-                        self.publish();
-                        if !taken {
-                            return true;
-                        }
-                    }
-                }
-                self.has_listed(prefix);
-                true
-            }
-            StoreEvent::Changes { prefix, changes, revision } => {
-                self.store.revision = revision;
-                for change in changes {
-                    match prefix {
-                        Prefix::Network => self.network_change(change),
-                        Prefix::Resources => self.resource_change(&change),
-                    }
-                }
-                true
-            }
-        }
-    }
-
-    fn network_change(&mut self, change: Change) {
-        self.all_is_due = true;
-        match change {
-            Change::Put(entry) if entry.key == self.prefix().config() => self.check_drift(&entry.value),
-            Change::Put(entry) => self.peers.put(&entry.key, &entry.value),
-            Change::Delete { key, .. } if key == self.prefix().config() => self.config_is_gone(),
-            Change::Delete { key, .. } => self.peers.delete(&key),
-        }
-    }
-
-    fn has_listed(&mut self, prefix: Prefix) {
-        if self.store.synced.insert(prefix) {
-            info!(?prefix, revision = self.store.revision, "first complete list");
-        }
-    }
-
-    fn resource_change(&mut self, change: &Change) {
-        let complete = self.steering.take_change(change, &mut self.cluster);
-        logging::follow(self.steering.parameters().log_severity);
-        self.all_is_due |= self.steering.take_turn();
-        if complete {
-            self.has_listed(Prefix::Resources);
-        }
-        match change {
-            Change::Put(_) => {}
-            Change::Delete { key, .. } if initial::is_vital(key) => {
-                warn!(key, "somebody deleted what Calico's tools cannot do without; it is made again");
-                self.initial.request.send();
-            }
-            Change::Delete { key, .. } => {
-                let ours = key.starts_with(RESOURCES)
-                    && self
-                        .registry
-                        .records()
-                        .iter()
-                        .any(|(k, record)| !record.leaving && k.store_key() == *key);
-                if ours {
-                    warn!(key, "somebody deleted an endpoint of ours from etcd; publishing it again");
-                    self.publish();
-                }
-            }
-        }
-    }
-
-    /// The configuration is read at the start; a later change is told, not followed.
-    fn check_drift(&mut self, value: &[u8]) {
-        let drift = match NetworkConfig::parse(value) {
-            // What was merely spelt in another way is no change.
-            Ok(config) if config.agrees_with(&self.network) => None,
-            Ok(_) => Some(
-                "the network configuration in etcd has changed; restart canal-agent to use it".to_owned(),
-            ),
-            Err(error) => Some(format!(
-                "the network configuration in etcd is unusable now: {error}; going on with the old one"
-            )),
-        };
-        self.drift = drift;
-    }
-
-    fn config_is_gone(&mut self) {
-        let text = "the network configuration is gone from etcd; going on with the old one, put it back";
-        self.drift = Some(text.to_owned());
-    }
-
-    fn lease_event(&mut self, event: LeaseEvent) -> bool {
-        self.all_is_due = true;
-        match event {
-            LeaseEvent::Held(lease) => {
-                self.lease = lease;
-                self.lease_problem = None;
-            }
-            LeaseEvent::Lost { reason } => {
-                self.lease_problem = Some(format!("the subnet lease is lost: {reason}"));
-            }
-            LeaseEvent::Moved(lease) => {
-                warn!(old = %self.lease.subnet, new = %lease.subnet, "this node has another subnet now; pods keep their old addresses until they are made anew");
-                self.lease = lease;
-                self.lease_problem = None;
-                self.masquerade_due = true;
-            }
-        }
-        true
     }
 
     fn add_endpoint(&mut self, endpoint: AddEndpoint, reply: oneshot::Sender<Result<(), ApiError>>) -> bool {
@@ -586,7 +447,7 @@ impl Node {
         inner_mtu(&self.network, &self.uplink)
     }
 
-    fn prefix(&self) -> &EtcdPrefix {
+    pub(super) fn prefix(&self) -> &EtcdPrefix {
         &self.config.etcd.prefix
     }
 }

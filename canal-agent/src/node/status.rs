@@ -10,6 +10,7 @@ use super::{Node, state::vxlan};
 use crate::{
     api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus},
     compile::PolicySet,
+    model::resource::Resource,
 };
 
 impl Node {
@@ -86,7 +87,13 @@ impl Node {
     /// What has no effect, or not the one that it might be thought to have. Nothing is wrong with these.
     fn notices(&self) -> Vec<String> {
         let lists = [&self.config.notices, &self.steering.merged().notices];
-        lists.into_iter().flatten().cloned().collect()
+        let hosts = self.cluster.host_endpoints().filter(|(_, host)| host.node == self.config.node_name);
+        let hosts = hosts.map(|(resource, _)| {
+            format!("{resource}: not enforced yet; its addresses and ports count where selectors name it")
+        });
+        let bare = self.locals.addressless.iter();
+        let bare = bare.map(|key| format!("WorkloadEndpoint {key}: it has no IPv4 address; nothing passes"));
+        lists.into_iter().flatten().cloned().chain(hosts).chain(bare).collect()
     }
 
     fn unpublished(&self) -> usize {
@@ -104,6 +111,11 @@ impl Node {
     }
 
     fn endpoints_status(&self) -> Vec<EndpointStatus> {
+        let names = self.policy_names();
+        let policies = |set: Option<&Arc<PolicySet>>| -> Vec<String> {
+            let policies = set.map(|set| set.policies()).unwrap_or_default();
+            policies.into_iter().map(|policy| names.get(&policy).cloned().unwrap_or(policy)).collect()
+        };
         self.locals
             .all()
             .map(|(address, local)| EndpointStatus {
@@ -117,6 +129,16 @@ impl Node {
                 egress: policies(local.judgement.as_ref().map(|judgement| &judgement.egress)),
             })
             .collect()
+    }
+
+    /// What policies are called by their authors, where their keys say something else.
+    fn policy_names(&self) -> BTreeMap<String, String> {
+        let named = self.cluster.policies().filter_map(|(resource, policy)| {
+            let name = policy.display_name(resource);
+            let shown = Resource { name: name.to_owned(), ..resource.clone() };
+            (*name != resource.name).then(|| (resource.to_string(), shown.to_string()))
+        });
+        named.collect()
     }
 
     /// As the kernel says, not as we remember. `bpftool net` of most distributions does not know tcx.
@@ -144,7 +166,7 @@ impl Node {
         found
     }
 
-    fn tables_status(&self) -> Vec<TableStatus> {
+    pub(super) fn tables_status(&self) -> Vec<TableStatus> {
         let capacities: BTreeMap<&str, u32> = names::MAPS
             .iter()
             .filter_map(|name| {
@@ -162,9 +184,4 @@ impl Node {
             })
             .collect()
     }
-}
-
-/// In order of evaluation.
-fn policies(set: Option<&Arc<PolicySet>>) -> Vec<String> {
-    set.map(|set| set.policies()).unwrap_or_default()
 }

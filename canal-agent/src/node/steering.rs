@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     config::parameters::{self, Merged, Parameters},
@@ -69,6 +69,7 @@ impl Steering {
             cluster.replace_all(entries);
             true
         } else {
+            warn!("the datastore is not ready: what it says is held back, what is enforced stays");
             self.held = Some(HeldBack { complete: Some(entries.collect()), changes: BTreeMap::new() });
             false
         }
@@ -84,10 +85,18 @@ impl Steering {
             self.merge();
         }
         if !self.controls.ready() {
-            self.held.get_or_insert_default().change(key, value);
+            self.held
+                .get_or_insert_with(|| {
+                    warn!("the datastore is not ready any more: what it says is held back, what is enforced stays");
+                    HeldBack::default()
+                })
+                .change(key, value);
             return false;
         }
-        let released = self.held.take().map(|held| held.release(cluster));
+        let released = self.held.take().map(|held| {
+            info!(keys = held.len(), "the datastore is ready again: what was held back counts");
+            held.release(cluster)
+        });
         cluster.apply(key, value);
         released == Some(true)
     }

@@ -4,7 +4,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Message;
+use super::{Message, metrics};
 use crate::api::{
     events::Events,
     wire::{ApiError, Status},
@@ -72,6 +72,7 @@ pub async fn answer(
                 let _ = reply.send(Err(later()));
             }
             Message::Events { reply, .. } => drop(reply.send(Events::default())),
+            Message::Metrics { reply } => drop(reply.send(metrics::while_waiting())),
             Message::Rules { reply } => drop(reply.send(Err(later()))),
             Message::Explain { reply, .. } => drop(reply.send(Err(later()))),
             // Nobody sends these before the node is there.

@@ -69,7 +69,10 @@ pub fn admit(
     if bits == UNKNOWN || bits == IN_THE_WAY {
         let by_stack = if via_stack { BY_STACK } else { 0 };
         let over = if bits == IN_THE_WAY { OVER_ANOTHER } else { 0 };
-        bits = judge_first(packet_ptr, from, to, by_stack | over);
+        bits = judge_first(packet_ptr, from, to);
+        if Judged::from_bits(bits).allows() && packet.may_begin_flow() {
+            begin(packet_ptr, from, to, by_stack | over);
+        }
     }
     let judged = Judged::from_bits(bits);
     if judged.egress.logs() || judged.ingress.logs() {
@@ -150,33 +153,47 @@ extern "C" fn judge_again(packet: *const Packet, from: *const Leg, to: *const Le
     judged.to_bits()
 }
 
-/// Judges a packet without a live flow, and makes one if it may. [`Judged`] as bits; a global function, as above.
+/// Judges a packet without a live flow: [`Judged`] as bits. A global function, as above.
+///
+/// Where it is not clear who began, both directions must allow it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_first(packet: *const Packet, from: *const Leg, to: *const Leg, flags: u32) -> u64 {
+extern "C" fn judge_first(packet: *const Packet, from: *const Leg, to: *const Leg) -> u64 {
     // SAFETY: as above.
     let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) })
     else {
         return 0;
     };
-    let (judged, by_sender) = judge_unknown(packet, from, to);
-    if !judged.allows() || !packet.may_begin_flow() {
+    let (by_sender, is_clear) = who_began(packet);
+    let judged = judge_both(packet, from, to, by_sender);
+    if is_clear || !judged.allows() {
         return judged.to_bits();
     }
+    let other_way = judge_both(packet, from, to, !by_sender);
+    if other_way.allows() { judged.to_bits() } else { other_way.to_bits() }
+}
+
+/// Makes the flow of a packet that may have one. A function of its own, for the stack is short; a global one, as above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn begin(packet: *const Packet, from: *const Leg, to: *const Leg, options: u32) -> u32 {
+    // SAFETY: as above.
+    let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) })
+    else {
+        return 1;
+    };
     let (key, from_hi) = packet.flow_key();
-    let mut flow = Flow {
+    let initiator = if from_hi == who_began(packet).0 { Flow::HI_INITIATED } else { 0 };
+    let flow = Flow {
         last_seen: now(),
         state: Flow::NEW,
-        flags: if flags & BY_STACK != 0 { Flow::VIA_STACK } else { 0 },
+        flags: initiator | if options & BY_STACK != 0 { Flow::VIA_STACK } else { 0 },
         fins: 0,
         _pad: 0,
         lo: if from_hi { *to } else { *from },
         hi: if from_hi { *from } else { *to },
     };
-    if from_hi == by_sender {
-        flow.flags |= Flow::HI_INITIATED;
-    }
-    if flags & OVER_ANOTHER != 0
+    if options & OVER_ANOTHER != 0
         && let Some(place) = FLOWS.get_ptr_mut(&key)
     {
         // Its place is taken over: nothing is evicted, and the costs of two tables are saved (a client that reuses its
@@ -187,7 +204,7 @@ extern "C" fn judge_first(packet: *const Packet, from: *const Leg, to: *const Le
         // In mid-stream, too: until the other side has spoken it is one of a flood, for all we know.
         let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
     }
-    judged.to_bits()
+    0
 }
 
 /// No verdict looks like these two: pages are no verdicts.
@@ -195,9 +212,9 @@ const UNKNOWN: u64 = (Verdict::new(Verdict::PAGE, 0).bits as u64) << 32;
 /// Nothing live either, but an entry in `FLOWS` that a new flow of the same ports must not find before its own.
 const IN_THE_WAY: u64 = UNKNOWN | 1;
 
-/// For [`judge_first`]: the stack has the packet, and shall have the answers.
+/// For [`begin`]: the stack has the packet, and shall have the answers.
 const BY_STACK: u32 = 1;
-/// For [`judge_first`]: as [`IN_THE_WAY`] said.
+/// For [`begin`]: as [`IN_THE_WAY`] said.
 const OVER_ANOTHER: u32 = 2;
 
 /// With [`Settings::KEEP_ESTABLISHED`]: whether the live flow `known` goes on unjudged with the legs of `new`. It has been
@@ -224,25 +241,17 @@ fn is_same_end(known: &Leg, new: &Leg) -> bool {
 /// First port of those that clients take by themselves (the kernel's default range begins here).
 const EPHEMERAL: u16 = 32768;
 
-/// A packet without a live entry: the verdicts, and whether its sender is the one that began.
+/// Of a packet without a live entry: whether its sender began the flow, and whether that is clear.
 ///
 /// A TCP packet in mid-stream belongs to a connection whose entry was lost. Who began it is told by the ports, and only
 /// that direction's permission counts; where they do not tell, both must allow it. Anything laxer would let a connection
 /// that policy has cut come back from its other end.
 #[inline(always)]
-fn judge_unknown(packet: &Packet, from: &Leg, to: &Leg) -> (Judged, bool) {
+fn who_began(packet: &Packet) -> (bool, bool) {
     let midstream = packet.proto == PROTO_TCP && !packet.opens;
     let (from_client, to_client) = (packet.src_port >= EPHEMERAL, packet.dst_port >= EPHEMERAL);
     let answers = midstream && to_client && !from_client;
-    let unclear = midstream && to_client == from_client;
-    let judged = judge_both(packet, from, to, !answers);
-    if unclear && judged.allows() {
-        let other_way = judge_both(packet, from, to, false);
-        if !other_way.allows() {
-            return (other_way, !answers);
-        }
-    }
-    (judged, !answers)
+    (!answers, !midstream || to_client != from_client)
 }
 
 /// What the tables remember of a packet's flow.

@@ -127,19 +127,21 @@ pub fn initiated_by_hi(flow: &Flow) -> bool {
 }
 
 /// Whether this packet of an unanswered flow shows that both sides mean it: an answer, but of TCP's answers neither a
-/// reset, nor the one to a request, which everybody who forges addresses gets as well: then it is what follows.
+/// reset, nor the one to a request, which everybody who forges addresses gets as well: then it is what follows. Of SCTP's
+/// answers the first may be a refusal: there, too, it is what follows.
 #[inline(always)]
 pub fn proves_itself(flow: &mut Flow, packet: &Packet, from_hi: bool) -> bool {
-    if packet.proto != PROTO_TCP {
-        return from_hi != initiated_by_hi(flow);
+    let answers = from_hi != initiated_by_hi(flow);
+    if packet.proto != PROTO_TCP && packet.proto != PROTO_SCTP {
+        return answers;
     }
-    if packet.tcp_flags & TCP_RST != 0 {
+    if packet.proto == PROTO_TCP && packet.tcp_flags & TCP_RST != 0 {
         return false;
     }
-    if from_hi == initiated_by_hi(flow) {
+    if !answers {
         return flow.flags & Flow::HALF_OPEN != 0;
     }
-    if packet.tcp_flags & TCP_SYN == 0 {
+    if packet.proto == PROTO_TCP && packet.tcp_flags & TCP_SYN == 0 {
         return true;
     }
     flow.flags |= Flow::HALF_OPEN;

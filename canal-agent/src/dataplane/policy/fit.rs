@@ -80,6 +80,8 @@ impl<T: Tables> PolicyTables<T> {
     /// Why what the census wants does not fit. An entry that goes is removed behind those that come.
     fn overflow(&self, census: &Census) -> Option<String> {
         let limits = &self.limits;
+        // So many go at the most; who they are is only asked where that might be too many.
+        let may_leave = |present: usize| if self.settled { present.min(census.moving()) } else { present };
         let leaving = |is_net: bool| {
             let places = self.addresses.places().filter(|place| matches!(place, Place::Net(_)) == is_net);
             places.filter(|place| census.at(*place).is_none()).count()
@@ -87,7 +89,8 @@ impl<T: Tables> PolicyTables<T> {
         let full = |table, wanted: usize, present: usize, limit: u32, is_net| {
             let limit_of_entries = usize::try_from(limit).unwrap_or(usize::MAX);
             let over = wanted > limit_of_entries
-                || wanted + present > limit_of_entries && wanted + leaving(is_net) > limit_of_entries;
+                || wanted + may_leave(present) > limit_of_entries
+                    && wanted + leaving(is_net) > limit_of_entries;
             over.then(|| {
                 format!(
                     "{table} has room for {limit} entries, {wanted} are needed; \

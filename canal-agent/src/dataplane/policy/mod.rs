@@ -171,6 +171,12 @@ impl<T: Tables> PolicyTables<T> {
         }
     }
 
+    /// Has every live flow judged again: something that is not policy decides otherwise now.
+    pub fn judge_all_again(&mut self) -> Result<(), T::Error> {
+        let ids: Vec<u32> = self.endpoints.values().map(|programmed| programmed.endpoint.id).collect();
+        ids.into_iter().try_for_each(|id| self.tables.bump_generation(id))
+    }
+
     /// How a decision's id in events, hit counters and verdicts reads.
     pub fn decided(&self, id: u32) -> Option<&Arc<Final>> {
         self.sets.rows().decided(id)

@@ -100,7 +100,7 @@ fn a_namespaced_policy_cannot_be_taken_away_from_pods() {
     let resource = Resource::new(Kind::NetworkPolicy, "shop", "p");
     match Policy::read(&resource, &bytes(&spec)) {
         Reading::Good(policy) => {
-            assert!(!policy.pre_dnat && !policy.do_not_track && !policy.apply_on_forward)
+            assert!(!policy.pre_dnat && !policy.do_not_track && !policy.apply_on_forward);
         }
         other => panic!("{other:?}"),
     }

@@ -36,7 +36,7 @@ use crate::{
         Final, RuleId,
         reference::{self, Packet},
     },
-    dataplane::judge,
+    dataplane::{host, judge},
     model::rule::Direction,
 };
 
@@ -44,6 +44,12 @@ use crate::{
 struct Answered {
     answer: Answer,
     decided: Option<Arc<Final>>,
+}
+
+impl Answered {
+    fn without_rule(allow: Option<bool>, reason: String) -> Self {
+        Self { answer: Answer { allow, rule: None, logs: Vec::new(), reason: Some(reason) }, decided: None }
+    }
 }
 
 impl Node {
@@ -54,12 +60,12 @@ impl Node {
         if !self.store.in_sync() {
             return Err(later("the agent has not read the policies from etcd yet".to_owned()));
         }
-        let host = self.netlink.addresses(None).map_err(|e| later(e.to_string()))?;
+        let addresses = self.netlink.addresses(None).map_err(|e| later(e.to_string()))?;
         let around = Around {
             cluster: &self.cluster,
             node: &self.config.node_name,
             locals: self.locals.holders().map(|(address, local)| (address, as_told(local))).collect(),
-            host: host.into_iter().map(|address| address.net.addr()).collect(),
+            host: host::addresses_of(addresses.into_iter().map(|address| address.net)).into_iter().collect(),
             peers: self.peers.status(self.own()),
             network: self.network.network,
         };
@@ -75,13 +81,22 @@ impl Node {
             for (found, direction) in [(&from, Direction::Egress), (&to, Direction::Ingress)] {
                 let Some(local) = &found.local else { continue };
                 let walked = walk(&self.cluster, &local.key, direction, &packet);
-                let answered = self.ask_kernel(found.end.address, direction, &packet);
+                let holder = around.locals.get(&found.end.address);
+                let answered = if holder.is_some_and(|holder| holder.key != local.key) {
+                    Answered::without_rule(Some(false), "its address is another endpoint's".to_owned())
+                } else {
+                    self.ask_kernel(found.end.address, direction, &packet)
+                };
                 asks_src_port |= walked.asks_src_port;
                 judgements.push(judgement(found, local, direction, walked, answered));
             }
         }
         let mut notes: Vec<String> =
             self.failure.iter().map(|f| format!("the last update failed: {f}")).collect();
+        if self.steering.waiting().is_some() {
+            let told = "etcd says datastoreReady: false: this is about what was in force before";
+            notes.push(told.to_owned());
+        }
         notes.extend(assumptions(ask, &packet, asks_src_port));
         let after_policy = after_policy(&from, &to, self.settings.flags);
         if to.end.place == Place::ThisHost && after_policy.is_none() {
@@ -108,16 +123,15 @@ impl Node {
     }
 
     fn ask_kernel(&self, local: Ipv4Addr, direction: Direction, packet: &Packet) -> Answered {
-        let without_rule = |allow, reason: String| Answered {
-            answer: Answer { allow, rule: None, logs: Vec::new(), reason: Some(reason) },
-            decided: None,
-        };
         let endpoint = match judge::endpoint(&self.pins, local) {
             Ok(Some(endpoint)) => endpoint.id,
             Ok(None) => {
-                return without_rule(Some(false), "no endpoint is programmed for this address".to_owned());
+                return Answered::without_rule(
+                    Some(false),
+                    "no endpoint is programmed for this address".to_owned(),
+                );
             }
-            Err(error) => return without_rule(None, error.to_string()),
+            Err(error) => return Answered::without_rule(None, error.to_string()),
         };
         let (direction, peer) = match direction {
             Direction::Ingress => (Question::INGRESS, packet.source),
@@ -127,8 +141,8 @@ impl Node {
         let question = Question { peer, key, src_port, direction, _pad: 0, endpoint };
         match judge::ask(self.object.judge(), &[question]).as_deref() {
             Ok([verdict]) => self.meaning(*verdict),
-            Ok(_) => without_rule(None, "it did not answer".to_owned()),
-            Err(error) => without_rule(None, error.to_string()),
+            Ok(_) => Answered::without_rule(None, "it did not answer".to_owned()),
+            Err(error) => Answered::without_rule(None, error.to_string()),
         }
     }
 
