@@ -12,14 +12,18 @@ mod calico_store;
 mod cleanup;
 mod etcd_away;
 mod flannel;
+mod flip;
+mod fresh;
 mod inspection;
 mod isolation;
 mod lifecycle;
+mod naming_eras;
 mod outside;
 mod overlay;
 mod policy;
 mod repair;
 mod security;
+mod stage;
 mod vxlan;
 
 use std::time::Duration;
