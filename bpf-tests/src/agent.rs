@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     env, fs,
     io::{Read, Write},
     net::Ipv4Addr,
@@ -61,6 +62,7 @@ pub struct Agent {
     netns: String,
     folder: PathBuf,
     args: Mutex<Vec<String>>,
+    env: Mutex<BTreeMap<String, String>>,
     process: Mutex<Option<Proc>>,
 }
 
@@ -76,12 +78,16 @@ impl Agent {
             ("--state-dir", file("state")),
             ("--socket", file("agent.sock")),
             ("--bpffs", file("bpffs")),
+            // What Calico's programs share a machine by is each node's own here.
+            ("--nodename-file", file("calico/nodename")),
+            ("--felix-config-file", file("felix.cfg")),
         ];
         let args = args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
         Self {
             netns: netns.to_owned(),
             folder: folder.to_owned(),
             args: Mutex::new(args),
+            env: Mutex::default(),
             process: Mutex::default(),
         }
     }
@@ -108,6 +114,11 @@ impl Agent {
         }
     }
 
+    /// Sets a variable for the next start.
+    pub fn set_env(&self, name: &str, value: &str) {
+        self.env.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), value.to_owned());
+    }
+
     /// The flags of the next start, to run the agent in another way.
     pub fn flags(&self) -> Vec<String> {
         self.args.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -124,6 +135,15 @@ impl Agent {
 
     pub fn subnet_file(&self) -> PathBuf {
         self.folder.join("subnet.env")
+    }
+
+    /// The folder of the files that tell of enforced endpoints.
+    pub fn endpoint_status(&self) -> PathBuf {
+        self.folder.join("calico/endpoint-status")
+    }
+
+    pub fn nodename_file(&self) -> PathBuf {
+        self.folder.join("calico/nodename")
     }
 
     pub fn log_file(&self) -> PathBuf {
@@ -147,7 +167,11 @@ impl Agent {
 
     /// Starts it.
     pub fn spawn(&self) -> Result<()> {
-        let command = Cmd::new(binary("canal-agent")?).arg("run").args(self.flags()).in_netns(&self.netns);
+        let mut command =
+            Cmd::new(binary("canal-agent")?).arg("run").args(self.flags()).in_netns(&self.netns);
+        for (name, value) in self.env.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            command = command.env(name, value);
+        }
         *self.process() = Some(command.start(&self.log_file())?);
         Ok(())
     }

@@ -41,6 +41,8 @@ impl Node {
         mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("cannot mount a bpffs on {}", bpffs.display()))?;
         drop(making);
+        let felix = format!("EndpointStatusPathPrefix = {}\n", folder.join("calico").display());
+        fs::write(folder.join("felix.cfg"), felix).context("cannot write Felix's file")?;
         let agent = Agent::new(number, netns.name(), &folder);
         Ok(Self { number, prefix: prefix.to_owned(), folder, pods: Mutex::default(), agent, netns })
     }

@@ -6,7 +6,10 @@
 //! | two mirrors | etcd → [`Message::Store`] |
 //! | lease keeper | etcd ↔ [`Message::Lease`] |
 //! | publisher | endpoints → etcd |
+//! | initialiser | objects that Calico's tools expect → etcd; the nodename file |
 //! | API server | local socket ↔ messages |
+//! | metrics | [`Message::Metrics`] → a TCP port, if one is wanted |
+//! | event watch | event ring → [`Message::Ring`] |
 //! | kernel monitor (thread) | netlink → [`Message::Kernel`] |
 //! | node (thread) | all state, all kernel writes |
 
@@ -25,48 +28,29 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    api::server,
+    api::{metrics, server},
     config::Config,
-    dataplane::{overlay, pins::Pins},
+    dataplane::{events, overlay, pins::Pins},
     endpoint::publish::{self, Wanted},
     lock::AgentLock,
     netlink::{Monitor, Netlink},
     node::{
-        Message, Node, Published, Start,
+        Initial, Message, Node, Published, Start,
         uplink::{self, Host, Uplink},
         waiting::{self, Progress},
     },
-    preflight,
     store::{
-        Attributes, Backend, Lease, LeaseManager, Mirror, NetworkConfig, Prefix, RESOURCES, Store, own_entry,
-        retry::Backoff, subnet_file::read_previous_subnet,
+        Attributes, Backend, Lease, LeaseManager, Mirror, NetworkConfig, Prefix, RESOURCES, Store, initial,
+        own_entry, retry::Backoff, subnet_file::read_previous_subnet,
     },
 };
 
 /// How often everything is looked at without a reason.
 const TICK: Duration = Duration::from_secs(10);
 
-/// `RUST_LOG` sets the level (`info` if unset); `CANAL_LOG_FORMAT=json` one JSON object a line. Journald adds the time itself.
-pub fn init_logging() {
-    use tracing_subscriber::{EnvFilter, fmt};
-    // An empty variable is an unset one.
-    let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.trim().is_empty());
-    let filter =
-        wanted.and_then(|wanted| EnvFilter::try_new(wanted).ok()).unwrap_or_else(|| EnvFilter::new("info"));
-    let builder = fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
-    if std::env::var("CANAL_LOG_FORMAT").is_ok_and(|format| format == "json") {
-        builder.json().init();
-    } else if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.with_ansi(false).without_time().init();
-    } else {
-        builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
-    }
-}
-
 pub fn run(config: Config) -> anyhow::Result<()> {
     let shown = serde_json::to_string(&config).unwrap_or_default();
     info!(version = env!("CANAL_VERSION"), config = shown, "canal-agent starts");
-    preflight::check()?;
     let _lock = AgentLock::take()?;
     Pins::open(&config.bpffs)?;
     tokio::runtime::Builder::new_multi_thread()
@@ -93,7 +77,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
     };
     let signals = tokio::spawn(stopped);
-    let result = match cancel.run_until_cancelled(start(config)).await {
+    let result = match cancel.run_until_cancelled(Box::pin(start(config))).await {
         None => Ok(()), // Asked to stop before everything was up.
         Some(Err(error)) => Err(error),
         Some(Ok(running)) => running.until(cancel).await,
@@ -147,6 +131,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
 
     let store =
         Store::connect_patiently(&config.etcd, |error| progress.waits("etcd", &error.to_string())).await;
+    let initial = initialise(&mut tasks, &store, &config);
     let network = network_config(&store, &progress).await;
     let uplink = blocking(|config: Config| choose_uplink(&config), config.clone()).await?;
     let vtep_mac = vtep_mac(&store, &network, &config, &uplink, &progress).await?;
@@ -161,13 +146,25 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let lease = acquire(&mut keeper, want, &progress).await;
 
     let (wanted, wanted_rx) = watch::channel(Wanted::default());
+    let (metrics_at, metrics_at_rx) = watch::channel(None);
     let (ready, ready_rx) = oneshot::channel();
-    let start = Start { config: config.clone(), network, uplink, vtep_mac, lease, wanted, ready };
+    let start = Start {
+        config: config.clone(),
+        network,
+        uplink,
+        vtep_mac,
+        lease,
+        wanted,
+        metrics_at,
+        initial,
+        ready,
+    };
     let node = blocking(Node::start, start).await?;
     let monitor = {
         let messages = messages.clone();
         Monitor::start(move |change| drop(messages.send(Message::Kernel(change))))?
     };
+    let ring = node.ring().context("cannot wait for events of the kernel")?;
     stop_waiting.cancel();
     let inbox = waiting.await?;
     let node = std::thread::Builder::new()
@@ -194,6 +191,13 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         &messages,
         stream::poll_fn(move |cx| left.poll_recv(cx)).map(|key| Message::Published(Published(key))),
     );
+    tasks.spawn(metrics::follow(metrics_at_rx, messages.clone()));
+    let hint = messages.clone();
+    tasks.spawn(async move {
+        if let Err(error) = events::watch(ring, || hint.send(Message::Ring).is_ok()).await {
+            warn!(%error, "cannot wait for events of the kernel");
+        }
+    });
     let mut tick = tokio::time::interval(TICK);
     forward(
         &mut tasks,
@@ -207,6 +211,19 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         }
     });
     Ok(Running { messages, node, tasks, stop_tasks, _monitor: monitor })
+}
+
+/// Beside everything else: an etcd that lets us read only costs no pod anything.
+fn initialise(tasks: &mut JoinSet<()>, store: &Store, config: &Config) -> Initial {
+    let own = initial::Own {
+        node: config.node_name.clone(),
+        kubernetes_node: config.kubernetes_node.clone(),
+        cluster_type: config.cluster_type.clone(),
+    };
+    let (request, problems) = (initial::Request::default(), watch::Sender::default());
+    let known = problems.subscribe();
+    tasks.spawn(initial::run(store.clone(), own, config.nodename_file.clone(), request.clone(), problems));
+    Initial { request, problems: known }
 }
 
 /// Feeds the node from a source until either ends.

@@ -5,15 +5,15 @@ use std::{path::Path, time::Duration};
 use anyhow::Context as _;
 
 use crate::{
-    config::Config,
+    config::{Config, Parameters, parameters},
     dataplane::{masquerade, overlay, pins::Pins},
-    endpoint::Registry,
+    endpoint::{Registry, status_files},
     lock::AgentLock,
     model::EndpointKey,
     netlink::Netlink,
-    preflight,
     store::{
         Store, StoreError,
+        initial::read_nodename,
         publish::{delete_if, is_of_container},
     },
 };
@@ -21,7 +21,6 @@ use crate::{
 /// Removes every trace of Canal from this node, and its endpoints from etcd if that answers; the lease there expires by
 /// itself. `net.ipv4.ip_forward` stays as it is: others may rely on it by now.
 pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
-    preflight::check()?;
     let _lock = AgentLock::take()?;
     let mut done = withdraw_endpoints(config)?;
     if Pins::open(&config.bpffs)?.remove_all()? {
@@ -45,6 +44,22 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
     for path in [&config.subnet_file, &config.socket] {
         if std::fs::remove_file(path).is_ok() {
             done.push(format!("removed {}", path.display()));
+        }
+    }
+    // Where etcd had Felix's parameter otherwise, the files go with the next boot: they are below /var/run or the like.
+    let parameters = parameters::merge(&config.felix, &Parameters::default()).parameters;
+    if let Some(prefix) = parameters.status_files
+        && status_files::remove_all(&prefix)?
+    {
+        done.push(format!("removed the endpoint status files below {}", prefix.display()));
+    }
+    // Its name stays known to a node that has it from nowhere else.
+    let names_us = read_nodename(&config.nodename_file).is_some_and(|name| name == config.node_name);
+    if names_us && !config.name_is_stored && std::fs::remove_file(&config.nodename_file).is_ok() {
+        done.push(format!("removed {}", config.nodename_file.display()));
+        if let Some(folder) = config.nodename_file.parent() {
+            // Only if nobody else keeps anything there.
+            let _ = std::fs::remove_dir(folder);
         }
     }
     let endpoints = config.state_dir.join("endpoints");

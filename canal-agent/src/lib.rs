@@ -16,12 +16,14 @@ pub mod config;
 pub mod ctl;
 pub mod dataplane;
 pub mod endpoint;
+mod file;
 mod lock;
+pub mod logging;
 pub mod model;
 pub mod netlink;
 pub mod node;
 mod one_line;
-mod preflight;
+pub mod preflight;
 pub mod store;
 
 pub use one_line::one_line;

@@ -11,8 +11,8 @@ pub struct LocalIp {
     pub flags: u32,
 }
 
-/// Size of `LOCAL_IPS`.
-pub const MAX_LOCAL_IPS: u32 = 1024;
+/// Size of `LOCAL_IPS`: a node may hold an address for each service (kube-proxy's IPVS).
+pub const MAX_LOCAL_IPS: u32 = 65_536;
 
 /// Whether what a pod sends there ends at its node, whoever else gets it: multicast, and the limited broadcast.
 #[inline(always)]

@@ -26,6 +26,7 @@ mod list;
 pub mod names;
 pub mod node;
 pub mod policy;
+pub mod question;
 pub mod reason;
 pub mod settings;
 pub mod wire;

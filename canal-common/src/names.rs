@@ -63,7 +63,7 @@ names! {
 pub const SETTINGS: &str = "SETTINGS";
 
 names! {
-    /// Every program, named after its hook.
+    /// Every program that is attached, named after its hook.
     PROGRAMS:
     FROM_POD = "from_pod",
     TO_POD = "to_pod",
@@ -71,3 +71,6 @@ names! {
     TO_OVERLAY = "to_overlay",
     FROM_OVERLAY = "from_overlay",
 }
+
+/// The program that answers questions about the loaded policy; attached nowhere.
+pub const JUDGE: &str = "judge";

@@ -7,6 +7,7 @@
 //! | `from_wire` | tcx ingress, uplink | VXLAN from other nodes |
 //! | `to_overlay` | tcx egress, `canal.<VNI>` | what the host stack sends to other nodes' pods |
 //! | `from_overlay` | tcx ingress, `canal.<VNI>` | what the kernel device decapsulated |
+//! | `judge` | nothing | questions about the loaded policy, by BPF_PROG_RUN |
 //!
 //! An established packet makes these lookups: `FLOWS` (hash), `GENERATIONS` per local pod (array), `NODES` for a
 //! remote peer (array), `COUNTERS` (per-CPU array).
@@ -24,6 +25,7 @@
 #![expect(unreachable_pub, reason = "a binary: `pub` marks what a module offers to the others")]
 
 mod hook;
+mod judge;
 mod maps;
 mod packet;
 mod step;
@@ -55,6 +57,11 @@ pub fn to_overlay(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_overlay(ctx: TcContext) -> i32 {
     verdict::conclude(&ctx, Hook::FromOverlay, hook::from_overlay::run(&ctx))
+}
+
+#[classifier]
+pub fn judge(ctx: TcContext) -> i32 {
+    judge::run(&ctx)
 }
 
 #[cfg(target_arch = "bpf")]

@@ -37,7 +37,7 @@ pub static SPOOFABLE: LpmTrie<BorrowedSource, Borrower, { MAX_SPOOFABLE as usize
 #[btf_map]
 pub static POLICY: HashMap<u32, EndpointPolicy, { MAX_ENDPOINTS as usize }> = HashMap::new();
 #[btf_map]
-pub static LOCAL_IPS: HashMap<Ip4, LocalIp, { MAX_LOCAL_IPS as usize }> = HashMap::new();
+pub static LOCAL_IPS: HashMap<Ip4, LocalIp, { MAX_LOCAL_IPS as usize }, { NO_PREALLOC }> = HashMap::new();
 
 // Compiled policy; written by the agent.
 #[btf_map]

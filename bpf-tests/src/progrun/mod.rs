@@ -21,12 +21,13 @@ use aya::{
     maps::{Array, MapData},
     programs::{TestRun, TestRunOptions},
 };
-use canal_agent::dataplane::{object::Object, pins::Pins};
+use canal_agent::dataplane::{judge, object::Object, pins::Pins};
 use canal_common::{
     Mac,
     event::EVENTS_PER_DECISION,
     flow::FlowLimits,
-    policy::RowRef,
+    policy::{RowRef, Verdict},
+    question::Question,
     reason::{Hook, Reason},
     settings::Settings,
 };
@@ -161,10 +162,20 @@ impl Lab {
         Ran { action, reason, frame }
     }
 
+    /// What the loaded code answers from the loaded tables; nothing is counted or remembered.
+    pub fn ask(&self, questions: &[Question]) -> Vec<Verdict> {
+        judge::ask(self.object.judge(), questions).expect("BPF_PROG_RUN")
+    }
+
     /// As [`Lab::send`], without a look at the counters: for those who send many.
     pub fn try_send(&mut self, hook: Hook, frame: &[u8], context: Context) -> Result<(i32, Vec<u8>)> {
+        self.try_run(hook.slug(), frame, context)
+    }
+
+    /// Any program by its name.
+    pub fn try_run(&mut self, program: &str, frame: &[u8], context: Context) -> Result<(i32, Vec<u8>)> {
         let mut out = vec![0; frame.len() + 256];
-        let ran = self.object.program(hook.slug()).test_run(TestRunOptions {
+        let ran = self.object.program(program).test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
             ctx_in: Some(&context.bytes()),

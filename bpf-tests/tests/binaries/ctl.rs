@@ -1,18 +1,42 @@
-//! `canalctl status`, for people and for scripts.
+//! `canalctl`, for people and for scripts.
 
-use bpf_tests::{Host, Node, World, agent::binary, cmd::Output};
-use serde_json::Value;
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::Duration,
+};
+
+use bpf_tests::{
+    Cmd, Connect, Host, Node, World, agent::binary, cmd::Output, pod::container_id, policy, until,
+};
+use serde_json::{Value, json};
 
 use crate::soon;
 
-fn canalctl(node: &Node, line: &str) -> Output {
+/// Without a hint from the kernel it would be the agent's next tick, ten seconds later.
+const PROMPT: Duration = Duration::from_secs(4);
+
+fn command(node: &Node, line: &str) -> Cmd {
     let program = binary("canalctl").unwrap().display().to_string();
     node.netns()
         .cmd(&format!("{program} {line}"))
         .args(["--socket", &node.agent().socket().display().to_string()])
         .args(["--bpffs", &node.bpffs().display().to_string()])
-        .output()
-        .unwrap()
+}
+
+pub(crate) fn canalctl(node: &Node, line: &str) -> Output {
+    command(node, line).output().unwrap()
+}
+
+fn json(node: &Node, line: &str) -> Value {
+    let said = canalctl(node, &format!("{line} -o json"));
+    serde_json::from_str(&said.stdout).unwrap_or_else(|_| panic!("{said:?}"))
+}
+
+/// The first event about this port among the answer's.
+fn event_to(answer: &Value, port: u16) -> Option<Value> {
+    answer["events"].as_array()?.iter().find(|event| event["dst"]["port"] == port).cloned()
 }
 
 /// Packets that the status counts at a hook for a reason.
@@ -143,6 +167,196 @@ fn the_exit_status_tells_how_it_is_and_counters_are_shown_without_an_agent() {
     world.etcd().restart().unwrap();
     node.agent().start().unwrap();
     assert!(soon(|| canalctl(node, "status").status.code() == Some(0)));
+}
+
+#[test]
+fn a_denied_packet_is_told_at_once_with_its_rule_and_who_was_concerned() {
+    let world = crate::one_node();
+    world.start_agents().unwrap();
+    let node = world.node(1);
+    let nothing = canalctl(node, "drops");
+    assert!(nothing.ok() && nothing.stdout.is_empty() && nothing.stderr.contains("nothing"), "{nothing:?}");
+    let a = node.add_pod("a", &[]).unwrap();
+    let b = node.add_pod("b", &[("app", "b")]).unwrap();
+    let _server = b.serve_tcp(80).unwrap();
+    world
+        .etcd()
+        .put_global_policy("default.shut", policy::ingress(1, "app == 'b'", json!([{"action": "Deny"}])))
+        .unwrap();
+    assert!(soon(|| a.connect(b.ip(), 80) == Connect::TimedOut));
+
+    let told = || event_to(&json(node, "drops"), 80);
+    assert!(until(PROMPT, || told().is_some()), "{}", json(node, "events"));
+    let event = told().unwrap();
+    assert_eq!((&event["kind"], &event["verdict"]), (&json!("dropped"), &json!("deny")), "{event:#}");
+    assert_eq!(event["src"]["address"], a.ip().to_string().as_str());
+    assert_eq!(event["src"]["pod"], format!("default/{}", container_id("a")).as_str());
+    assert_eq!(event["dst"]["endpoint"], format!("default/node1-cni-{}-eth0", container_id("b")).as_str());
+    assert_eq!((&event["rule"]["name"], &event["rule"]["index"]), (&json!("shut"), &json!(0)), "{event:#}");
+    let age = event["unix_ms"].as_u64().unwrap().abs_diff(now_ms());
+    assert!(age < 60_000, "{age} ms ago");
+    let line = canalctl(node, "events").stdout;
+    let wanted = format!("→ {}:80 (default/{})", b.ip(), &container_id("b")[..12]);
+    assert!(line.contains(&wanted) && line.contains("decided by GlobalNetworkPolicy shut"), "{line}");
+
+    let file = world.folder().join("followed");
+    let mut follower = command(node, "events --follow -o json").start(&file).unwrap();
+    let lines = || fs::read_to_string(&file).unwrap_or_default();
+    let known = || json(node, "events")["last"].as_u64().unwrap();
+    assert!(soon(|| lines().lines().count() > 0), "what is known comes first");
+    let last = known();
+    a.send_udp(b.ip(), 4711, b"x").unwrap();
+    let is_new = |line: &str| {
+        let event: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("one object a line: {line}"));
+        event["number"].as_u64().unwrap() > last && event["dst"]["port"] == 4711 && event["protocol"] == 17
+    };
+    assert!(until(PROMPT, || lines().lines().any(is_new)), "{}", lines());
+    follower.kill();
+
+    // The agent ends: so does the follower, with a reason.
+    let file = world.folder().join("followed-to-the-end");
+    let mut follower = command(node, "drops -f").start(&file).unwrap();
+    assert!(soon(|| fs::read_to_string(&file).is_ok_and(|text| text.contains("shut"))));
+    node.agent().terminate().unwrap();
+    assert!(soon(|| !follower.is_running()));
+    assert!(fs::read_to_string(&file).unwrap().contains("canalctl: "));
+}
+
+#[test]
+fn log_rules_are_told_and_rules_are_counted_since_this_agent_knows_them() {
+    let world = crate::one_node();
+    world.start_agents().unwrap();
+    let node = world.node(1);
+    let a = node.add_pod("a", &[]).unwrap();
+    let b = node.add_pod("b", &[("app", "b")]).unwrap();
+    let _server = b.serve_tcp(80).unwrap();
+    let rules = json!([
+        {"action": "Log", "protocol": "TCP"},
+        {"action": "Allow", "protocol": "TCP", "destination": {"ports": [80]}},
+        {"action": "Log", "protocol": "TCP"},
+        {"action": "Deny"},
+    ]);
+    world.etcd().put_global_policy("default.watched", policy::ingress(1, "app == 'b'", rules)).unwrap();
+    assert!(soon(|| a.connect(b.ip(), 81) == Connect::TimedOut));
+    assert!(a.reaches(b.ip(), 80));
+
+    let told = |port: u16| event_to(&json(node, "events"), port);
+    assert!(until(PROMPT, || told(80).is_some() && told(81).is_some()), "{:#}", json(node, "events"));
+    let indices = |event: &Value| -> Vec<u64> {
+        event["logs"].as_array().unwrap().iter().map(|rule| rule["index"].as_u64().unwrap()).collect()
+    };
+    for (port, kind, verdict, logs, rule) in
+        [(80, "logged-allowed", "allow", vec![0], 1), (81, "logged-denied", "deny", vec![0, 2], 3)]
+    {
+        let event = told(port).unwrap();
+        assert_eq!((&event["kind"], &event["verdict"]), (&json!(kind), &json!(verdict)), "{event:#}");
+        assert_eq!((indices(&event), &event["rule"]["index"]), (logs, &json!(rule)), "{event:#}");
+        let end = format!("dst_endpoint=\"default/node1-cni-{}-eth0\"", container_id("b"));
+        let words =
+            ["calico-packet", "watched", "tier=\"default\"", verdict, &end, &format!("dst_port={port}")];
+        assert!(node.agent().says(&words, PROMPT), "{}", node.agent().log());
+    }
+    let drops = json(node, "drops");
+    let is_drop = |e: &Value| e["kind"] != "logged-allowed";
+    assert!(drops["events"].as_array().unwrap().iter().all(is_drop), "{drops:#}");
+
+    // More of one sort than the kernel tells of in a second: all are counted, some are told, the rest is counted as lost.
+    for _ in 0..300 {
+        a.send_udp(b.ip(), 4711, b"x").unwrap();
+    }
+    let of = |index: u64| -> Value {
+        let rules = json(node, "rules")["rules"].clone();
+        let is = |r: &&Value| r["rule"]["index"] == index && r["rule"]["name"] == "watched";
+        rules.as_array().unwrap().iter().find(is).cloned().unwrap_or_default()
+    };
+    let count = |index: u64, field: &str| of(index)[field].as_u64().unwrap_or_default();
+    assert!(soon(|| count(3, "flows") >= 300), "{:#}", json(node, "rules"));
+    assert!(count(3, "lost") > 0 && count(3, "lost") < count(3, "flows"), "{:#}", of(3));
+    assert_eq!(
+        (of(0)["action"].clone(), of(1)["action"].clone(), of(3)["action"].clone()),
+        (json!("Log"), json!("Allow"), json!("Deny"))
+    );
+    assert!(count(0, "flows") > count(2, "flows") && count(1, "flows") >= 1, "{:#}", json(node, "rules"));
+    let table = canalctl(node, "rules").stdout;
+    assert!(table.contains("GlobalNetworkPolicy watched") && table.contains("LOST EVENTS"), "{table}");
+    let lost = |event: &Value| event["dst"]["port"] == 4711 && event["lost"].as_u64() > Some(0);
+    a.send_udp(b.ip(), 4711, b"x").unwrap();
+    assert!(soon(|| json(node, "events")["events"].as_array().unwrap().iter().any(lost)));
+
+    node.agent().crash_and_restart().unwrap();
+    assert!(soon(|| !a.reaches(b.ip(), 81) && count(3, "flows") > 0));
+    assert!(count(3, "flows") < 100, "another process, another count: {:#}", of(3));
+}
+
+/// The value of a sample, written as it is exposed.
+fn sample(text: &str, series: &str) -> Option<f64> {
+    let line =
+        text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+/// What a port of this namespace answers to a monitor.
+fn scrape() -> std::io::Result<String> {
+    let mut stream = TcpStream::connect("127.0.0.1:9091")?;
+    stream.set_read_timeout(Some(PROMPT))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn metrics_are_on_the_socket_and_on_a_port_while_felixs_parameters_want_it() {
+    let world = World::builder().nodes(2).build().unwrap();
+    world.start_agents().unwrap();
+    let node = world.node(1);
+    let a = node.add_pod("a", &[("app", "a")]).unwrap();
+    world
+        .etcd()
+        .put_global_policy("p", policy::ingress(1, "app == 'a'", json!([{"action": "Deny"}])))
+        .unwrap();
+    let far = world.node(2).add_pod("far", &[]).unwrap();
+    assert!(soon(|| far.connect(a.ip(), 80) == Connect::TimedOut));
+    let said = canalctl(node, "metrics");
+    assert!(said.ok(), "{said:?}");
+    for (series, least) in [
+        ("felix_resync_state", 3.0),
+        ("felix_cluster_num_hosts", 2.0),
+        ("felix_cluster_num_workload_endpoints", 2.0),
+        ("felix_cluster_num_policies", 1.0),
+        ("felix_active_local_endpoints", 1.0),
+        ("felix_active_local_policies", 1.0),
+        ("felix_int_dataplane_apply_time_seconds_count", 1.0),
+        ("canal_endpoints{state=\"ready\"}", 1.0),
+        ("canal_store_revision", 2.0),
+        ("canal_table_entries{table=\"ENDPOINTS\"}", 1.0),
+        ("canal_table_capacity{table=\"ROWS\"}", 1024.0),
+        ("canal_dropped_packets_total{hook=\"from_wire\",reason=\"policy-ingress\"}", 1.0),
+        ("canal_events_total{kind=\"dropped\"}", 1.0),
+        ("canal_apply_seconds_count", 1.0),
+    ] {
+        assert!(sample(&said.stdout, series) >= Some(least), "{series} in:\n{}", said.stdout);
+    }
+    assert_eq!(sample(&said.stdout, "canal_problems"), Some(0.0), "{}", said.stdout);
+
+    let on_port = || node.netns().run(|| scrape().unwrap_or_default()).unwrap();
+    assert!(on_port().is_empty(), "off unless asked for");
+    let felix = |on: bool| json!({"prometheusMetricsEnabled": on, "prometheusMetricsHost": "127.0.0.1"});
+    world
+        .etcd()
+        .put_resource("felixconfigurations", "FelixConfiguration", None, "default", felix(true))
+        .unwrap();
+    assert!(soon(|| sample(&on_port(), "felix_resync_state") == Some(3.0)));
+    world
+        .etcd()
+        .put_resource("felixconfigurations", "FelixConfiguration", None, "default", felix(false))
+        .unwrap();
+    assert!(soon(|| on_port().is_empty()));
+}
+
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap()
 }
 
 #[test]

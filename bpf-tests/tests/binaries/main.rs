@@ -12,8 +12,12 @@ mod authority;
 mod cni;
 mod configuration;
 mod ctl;
+mod datastore;
+mod explain;
 mod objects;
+mod parameters;
 mod privileges;
+mod status_files;
 mod store;
 
 use std::time::Duration;

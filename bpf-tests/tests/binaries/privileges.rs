@@ -55,4 +55,7 @@ fn the_capabilities_that_the_agent_names_are_enough() {
     assert!(bpf_tests::until(crate::SOON, ready), "{}", node.agent().log());
     let pod = node.add_pod("a", &[]).unwrap();
     assert!(node.pings(pod.ip()));
+    let line = format!("explain --from {} --to 8.8.8.8 --proto icmp", pod.ip());
+    let said = crate::ctl::canalctl(node, &line);
+    assert_eq!(said.status.code(), Some(0), "the kernel may be asked: {said:?}");
 }

@@ -30,7 +30,7 @@ fn every_pinned_table_is_dumped_with_named_fields_and_every_program_has_its_hook
     let mut present: Vec<_> =
         fs::read_dir(&tables).unwrap().flatten().map(|e| e.file_name().into_string().unwrap()).collect();
     present.sort();
-    let mut wanted: Vec<_> = names::MAPS.iter().map(|m| (*m).to_owned()).collect();
+    let mut wanted: Vec<_> = names::MAPS.iter().chain(&[names::JUDGE]).map(|m| (*m).to_owned()).collect();
     wanted.sort();
     assert_eq!(present, wanted);
 
@@ -82,6 +82,9 @@ fn every_pinned_table_is_dumped_with_named_fields_and_every_program_has_its_hook
         assert!(shown.contains(&format!("name {name}")) && shown.contains("sched_cls"), "{shown}");
         assert!(shown.contains("btf_id"), "with types: {shown}");
     }
+    let judge = tables.join(names::JUDGE).display().to_string();
+    let shown = Cmd::line("bpftool prog show pinned").arg(judge).run().unwrap();
+    assert!(shown.contains("name judge"), "attached nowhere, found by its pin: {shown}");
 }
 
 /// The id of the table that an element of a table of tables holds: four bytes, as `"0x2f"`.

@@ -18,6 +18,7 @@ mod from_pod;
 mod from_wire;
 mod host;
 mod icmp;
+mod judge;
 mod keep;
 mod nodes;
 mod overlay;

@@ -20,7 +20,10 @@ use nix::sys::{
 };
 use serde::de::DeserializeOwned;
 
-use super::wire::{AddEndpoint, ApiError, Status};
+use super::{
+    explain::{Ask, Explanation},
+    wire::{AddEndpoint, ApiError, Status},
+};
 
 /// Where the agent listens unless told otherwise.
 pub const SOCKET: &str = "/run/canal/agent.sock";
@@ -90,6 +93,18 @@ impl Client {
 
     pub fn status(&self) -> Result<Status, ClientError> {
         self.get("/v1/status")
+    }
+
+    pub fn explain(&self, ask: &Ask) -> Result<Explanation, ClientError> {
+        let body = serde_json::to_vec(ask).map_err(|e| self.not_ours(e.to_string()))?;
+        let answer = self.call("POST", "/v1/explain", &body)?;
+        serde_json::from_slice(&answer).map_err(|e| self.not_ours(e.to_string()))
+    }
+
+    /// In Prometheus' text format.
+    pub fn metrics(&self) -> Result<String, ClientError> {
+        let body = self.call("GET", "/metrics", &[])?;
+        String::from_utf8(body).map_err(|e| self.not_ours(e.to_string()))
     }
 
     /// Any other readable resource.

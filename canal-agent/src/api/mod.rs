@@ -6,7 +6,16 @@
 //! | `POST /v1/endpoints` | [`wire::AddEndpoint`] | `200 {}` once the endpoint's policy is enforced, else [`wire::ApiError`] |
 //! | `DELETE /v1/endpoints/{container}/{interface}` | | `200 {}`, also when there is none |
 //! | `GET /v1/status` | | [`wire::Status`] |
+//! | `GET /metrics` | | Prometheus' text format |
+//! | `GET /v1/rules` | | [`wire::Rules`] |
+//! | `GET /v1/events` | | [`events::Events`]: the latest |
+//! | `GET /v1/events/after/{number}` | | the same, once there are any after that number, or after [`server::FOLLOW`] |
+//! | `POST /v1/explain` | [`explain::Ask`] | [`explain::Explanation`], else [`wire::ApiError`] |
 
 pub mod client;
+pub mod events;
+pub mod explain;
+pub mod exposition;
+pub mod metrics;
 pub mod server;
 pub mod wire;

@@ -1,11 +1,11 @@
 //! The agent's end of the local socket. Root only: whoever can connect can open pods.
 
-use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use axum::{
     Json, Router,
     extract::{Path as UrlPath, State},
-    http::StatusCode,
+    http::{HeaderName, StatusCode, header::CONTENT_TYPE},
     routing::{delete, get, post},
 };
 use tokio::{
@@ -14,11 +14,19 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::wire::{AddEndpoint, ApiError, Status};
+use super::{
+    events::Events,
+    explain::{Ask, Explanation},
+    exposition,
+    wire::{AddEndpoint, ApiError, Rules, Status},
+};
 use crate::node::Message;
 
 type Sender = mpsc::UnboundedSender<Message>;
 type Answer<T> = Result<Json<T>, (StatusCode, Json<ApiError>)>;
+
+/// How long a question for further events stays open; clients then ask anew.
+pub const FOLLOW: Duration = Duration::from_secs(20);
 
 /// Takes the socket over from an agent that is gone (the node's lock says that it is).
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -39,10 +47,27 @@ pub async fn serve(listener: UnixListener, messages: Sender) {
         .route("/v1/endpoints", post(add))
         .route("/v1/endpoints/{container}/{interface}", delete(remove))
         .route("/v1/status", get(status))
+        .route("/v1/explain", post(explain))
+        .merge(metrics_route())
+        .route("/v1/rules", get(rules))
+        .route("/v1/events", get(events))
+        .route("/v1/events/after/{number}", get(events_after))
         .with_state(messages);
     if let Err(error) = axum::serve(listener, router).await {
         warn!(%error, "the local socket is gone");
     }
+}
+
+/// What the TCP port serves, too.
+pub(super) fn metrics_route() -> Router<Sender> {
+    Router::new().route("/metrics", get(metrics))
+}
+
+async fn metrics(
+    State(messages): State<Sender>,
+) -> Result<([(HeaderName, &'static str); 1], String), (StatusCode, Json<ApiError>)> {
+    let text = ask(&messages, |reply| Message::Metrics { reply }).await?;
+    Ok(([(CONTENT_TYPE, exposition::CONTENT_TYPE)], text))
 }
 
 async fn add(State(messages): State<Sender>, Json(endpoint): Json<AddEndpoint>) -> Answer<serde_json::Value> {
@@ -62,6 +87,29 @@ async fn remove(
 
 async fn status(State(messages): State<Sender>) -> Answer<Status> {
     Ok(Json(ask(&messages, |reply| Message::Status { reply }).await?))
+}
+
+async fn explain(State(messages): State<Sender>, Json(asked): Json<Ask>) -> Answer<Explanation> {
+    let explanation =
+        ask(&messages, |reply| Message::Explain { ask: asked, reply }).await?.map_err(refused)?;
+    Ok(Json(explanation))
+}
+
+async fn rules(State(messages): State<Sender>) -> Answer<Rules> {
+    Ok(Json(ask(&messages, |reply| Message::Rules { reply }).await?.map_err(refused)?))
+}
+
+async fn events(State(messages): State<Sender>) -> Answer<Events> {
+    Ok(Json(ask(&messages, |reply| Message::Events { after: None, reply }).await?))
+}
+
+/// Waits until there is something, for a while.
+async fn events_after(State(messages): State<Sender>, UrlPath(number): UrlPath<u64>) -> Answer<Events> {
+    let answer = ask(&messages, |reply| Message::Events { after: Some(number), reply });
+    match tokio::time::timeout(FOLLOW, answer).await {
+        Ok(events) => Ok(Json(events?)),
+        Err(_) => Ok(Json(Events { last: number, ..Events::default() })),
+    }
 }
 
 async fn ask<T>(

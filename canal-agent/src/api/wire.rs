@@ -1,6 +1,6 @@
 //! What travels over the local socket.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use canal_common::Mac;
 use ipnet::Ipv4Net;
@@ -34,6 +34,44 @@ pub struct ApiError {
     pub try_again: bool,
 }
 
+/// A rule, as people and scripts find it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleName {
+    /// Empty for a profile.
+    pub tier: String,
+    /// `NetworkPolicy`, `GlobalNetworkPolicy` or `Profile`.
+    pub kind: String,
+    /// Empty for kinds without namespace.
+    pub namespace: String,
+    /// As its author knows it; the key's may have the tier in front.
+    pub name: String,
+    /// Where etcd has it.
+    pub key: String,
+    /// `ingress` or `egress`.
+    pub direction: String,
+    /// Position in the list of that direction, from 0.
+    pub index: u32,
+}
+
+impl RuleName {
+    /// With the namespace, if it has one.
+    pub fn qualified_name(&self) -> String {
+        let separator = if self.namespace.is_empty() { "" } else { "/" };
+        format!("{}{separator}{}", self.namespace, self.name)
+    }
+}
+
+/// `NetworkPolicy shop/allow-web (tier default) ingress rule 2`, `Profile canal egress rule 0`.
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.qualified_name())?;
+        if !self.tier.is_empty() {
+            write!(f, " (tier {})", self.tier)?;
+        }
+        write!(f, " {} rule {}", self.direction, self.index)
+    }
+}
+
 /// What `canalctl status` shows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -50,10 +88,10 @@ pub struct Status {
     pub tables: Vec<TableStatus>,
     /// Policies and other objects that cannot be used, by key, with the reason.
     pub invalid: BTreeMap<String, String>,
-    pub counters: Vec<CounterStatus>,
-    /// The latest dropped packets, newest first: a sample, not all.
+    /// What has no effect here, or another than one might think. Nothing is wrong with these.
     #[serde(default)]
-    pub drops: Vec<DropStatus>,
+    pub notices: Vec<String>,
+    pub counters: Vec<CounterStatus>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,19 +165,24 @@ pub struct CounterStatus {
     pub bytes: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DropStatus {
-    pub seconds_ago: f64,
-    pub hook: String,
-    pub reason: String,
-    pub sentence: String,
-    /// IP protocol number.
-    pub protocol: u8,
-    pub src: Ipv4Addr,
-    pub src_port: u16,
-    pub dst: Ipv4Addr,
-    pub dst_port: u16,
-    pub interface: Option<String>,
-    /// The policy rule that decided, if one did.
-    pub rule: Option<String>,
+/// What the rules of this node have decided.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// How long the agent has been counting. A rule's count begins when it comes into force on this node, and is lost
+    /// when it goes out of force.
+    pub seconds: u64,
+    /// Those with a count, in a fixed order.
+    pub rules: Vec<RuleStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleStatus {
+    /// `None`: no rule decided, or what should have decided is missing.
+    pub rule: Option<RuleName>,
+    /// `Allow` or `Deny` for a rule that decided, `Log` for one that was met on the way.
+    pub action: String,
+    /// New flows; one that is judged again counts again.
+    pub flows: u64,
+    /// Events that the kernel did not tell of: over its limits.
+    pub lost: u64,
 }

@@ -6,7 +6,7 @@ use canal_agent::{
     app, cleanup,
     config::{Config, RunArgs, go_flags},
     dataplane::inspect,
-    one_line,
+    logging, one_line, preflight,
 };
 use clap::{Parser, Subcommand};
 
@@ -52,10 +52,13 @@ fn main() -> ExitCode {
 fn perform(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Run(args) => {
-            app::init_logging();
+            logging::init();
+            preflight::check()?;
+            preflight::raise_file_limit();
             app::run(Config::from_args(*args)?)
         }
         Verb::Cleanup(args) => {
+            preflight::check()?;
             let mut done = cleanup::run(&Config::from_args(*args)?)?;
             if done.is_empty() {
                 done.push("nothing to remove".to_owned());

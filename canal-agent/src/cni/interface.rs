@@ -19,7 +19,7 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Every host end has this MAC, as with Calico.
 pub const HOST_MAC: Mac = Mac::new([0xee; 6]);
 /// Host ends are called this and something of the container.
-const PREFIX: &str = "cali";
+pub const HOST_PREFIX: &str = "cali";
 /// What fits behind the prefix.
 const SUFFIX_MAX: usize = 11;
 /// How many names to try.
@@ -146,7 +146,7 @@ fn inside(pod: &Netns, attachment: &Attachment) -> Option<Link> {
 /// ends name each other.
 fn is_unmarked_peer(host: &Link, inside: &Link) -> bool {
     host.alias.is_none()
-        && host.name.starts_with(PREFIX)
+        && host.name.starts_with(HOST_PREFIX)
         && host.kind == "veth"
         && inside.kind == "veth"
         && host.peer_ifindex == Some(inside.index)
@@ -167,10 +167,10 @@ pub(super) fn mark(attachment: &Attachment) -> String {
 pub(super) fn names(attachment: &Attachment) -> impl Iterator<Item = String> {
     let id = &attachment.container_id;
     // Identifiers are ASCII, so this cuts no character.
-    let calico = format!("{PREFIX}{}", id.get(..SUFFIX_MAX).unwrap_or(id));
+    let calico = format!("{HOST_PREFIX}{}", id.get(..SUFFIX_MAX).unwrap_or(id));
     let others = (1..NAMES).map(|number| {
         let digest = hash(&[id.as_bytes(), attachment.interface.as_bytes(), &[number]]);
-        format!("{PREFIX}{:011x}", digest & 0xfff_ffff_ffff)
+        format!("{HOST_PREFIX}{:011x}", digest & 0xfff_ffff_ffff)
     });
     std::iter::once(calico).chain(others)
 }

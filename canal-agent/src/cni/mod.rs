@@ -37,7 +37,7 @@ use std::{
 
 pub use config::{Config, LATEST, VERSIONS};
 pub use error::{CniError, Code};
-pub use interface::{GATEWAY, HOST_MAC};
+pub use interface::{GATEWAY, HOST_MAC, HOST_PREFIX};
 pub use request::{Attachment, Environment, Verb};
 pub use subnet::Subnet;
 

@@ -73,7 +73,7 @@ impl SrcPorts {
         ))
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         matches!(self, Self::Some(intervals) if intervals.is_empty())
     }
 
@@ -186,6 +186,18 @@ impl Open {
                 taken.push(Piece { low, high, src });
             }
         }
+    }
+
+    /// What of it lies in `area`, and stays.
+    pub(super) fn meeting(&self, area: &Area) -> impl Iterator<Item = Piece> {
+        let within = move |(low, high): (u32, u32)| {
+            let before = self.0.range(..low).next_back();
+            before.into_iter().chain(self.0.range(low..high)).filter_map(move |(start, (end, src))| {
+                let (low, high, src) = (low.max(*start), high.min(*end), src.intersect(&area.src));
+                (low < high && !src.is_empty()).then_some(Piece { low, high, src })
+            })
+        };
+        area.keys.0.iter().copied().flat_map(within)
     }
 
     /// All that is left.

@@ -55,6 +55,7 @@ pub(super) fn entity(namespace: Option<&str>, entity: &Entity) -> Folded {
         (Some(selector), _) if selector.is_global() => Some(Selector::has(NAMESPACE).negated()),
         (Some(selector), _) => Some(any_or_prefixed(selector, NAMESPACE, NAMESPACE_PREFIX)),
         // A rule that only names nets or ports is about everybody, also in a namespaced policy.
+        (None, Some(_)) if entity.any_namespace => None,
         (None, Some(_)) if positive.is_empty() && entity.not_selector.is_none() => None,
         (None, Some(namespace)) => Some(Selector::equals(NAMESPACE, namespace)),
         (None, None) => None,

@@ -1,46 +1,79 @@
 //! Which of many selectors match some labels, without trying them all: a selector is filed under something
 //! that labels must have for it to match, and only what is filed under the labels at hand is tried.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::model::{Labels, Selector, selector::Requirement};
 
-#[derive(Default)]
-pub(super) struct SelectorIndex<'a> {
-    selectors: Vec<&'a Selector>,
-    by_pair: HashMap<(&'a str, &'a str), Vec<usize>>,
-    by_label: HashMap<&'a str, Vec<usize>>,
-    others: Vec<usize>,
+/// Selectors by number; numbers are the caller's.
+#[derive(Debug, Default)]
+pub(super) struct SelectorIndex {
+    selectors: HashMap<u32, Selector>,
+    by_label: HashMap<String, Shelf>,
+    others: BTreeSet<u32>,
 }
 
-impl<'a> SelectorIndex<'a> {
-    pub(super) fn new(selectors: impl IntoIterator<Item = &'a Selector>) -> Self {
-        let mut index = Self::default();
-        for (id, selector) in selectors.into_iter().enumerate() {
-            index.selectors.push(selector);
-            match selector.requirement() {
-                Requirement::OneOf(pairs) => {
-                    for pair in pairs {
-                        index.by_pair.entry(pair).or_default().push(id);
-                    }
+/// What is filed under one label.
+#[derive(Debug, Default)]
+struct Shelf {
+    any_value: BTreeSet<u32>,
+    by_value: HashMap<String, BTreeSet<u32>>,
+}
+
+impl SelectorIndex {
+    pub(super) fn insert(&mut self, id: u32, selector: &Selector) {
+        match selector.requirement() {
+            Requirement::OneOf(pairs) => {
+                for (label, value) in pairs {
+                    let shelf = self.by_label.entry(label.to_owned()).or_default();
+                    shelf.by_value.entry(value.to_owned()).or_default().insert(id);
                 }
-                Requirement::Label(label) => index.by_label.entry(label).or_default().push(id),
-                Requirement::Nothing => index.others.push(id),
             }
+            Requirement::Label(label) => {
+                self.by_label.entry(label.to_owned()).or_default().any_value.insert(id);
+            }
+            Requirement::Nothing => _ = self.others.insert(id),
         }
-        index
+        self.selectors.insert(id, selector.clone());
     }
 
-    /// Positions of the matching selectors, ascending.
-    pub(super) fn matches(&self, labels: &Labels) -> Vec<usize> {
-        let filed = labels.iter().flat_map(|(label, value)| {
-            let pairs = self.by_pair.get(&(label.as_str(), value.as_str()));
-            pairs.into_iter().chain(self.by_label.get(label.as_str())).flatten()
+    pub(super) fn remove(&mut self, id: u32) {
+        let Some(selector) = self.selectors.remove(&id) else { return };
+        match selector.requirement() {
+            Requirement::OneOf(pairs) => pairs.into_iter().for_each(|(label, value)| {
+                self.take_down(label, |shelf| {
+                    if let Some(filed) = shelf.by_value.get_mut(value) {
+                        filed.remove(&id);
+                        if filed.is_empty() {
+                            shelf.by_value.remove(value);
+                        }
+                    }
+                });
+            }),
+            Requirement::Label(label) => self.take_down(label, |shelf| _ = shelf.any_value.remove(&id)),
+            Requirement::Nothing => _ = self.others.remove(&id),
+        }
+    }
+
+    fn take_down(&mut self, label: &str, take: impl FnOnce(&mut Shelf)) {
+        if let Some(shelf) = self.by_label.get_mut(label) {
+            take(shelf);
+            if shelf.any_value.is_empty() && shelf.by_value.is_empty() {
+                self.by_label.remove(label);
+            }
+        }
+    }
+
+    /// Numbers of the matching selectors, ascending.
+    pub(super) fn matches(&self, labels: &Labels) -> Vec<u32> {
+        let filed = labels.iter().filter_map(|(label, value)| {
+            let shelf = self.by_label.get(label)?;
+            Some(shelf.any_value.iter().chain(shelf.by_value.get(value).into_iter().flatten()))
         });
-        let mut found: Vec<usize> = filed.chain(&self.others).copied().collect();
+        let mut found: Vec<u32> = filed.flatten().chain(&self.others).copied().collect();
         found.sort_unstable();
         found.dedup();
-        found.retain(|id| self.selectors[*id].matches(labels));
+        found.retain(|id| self.selectors[id].matches(labels));
         found
     }
 }
@@ -54,13 +87,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_index_finds_what_trying_all_finds(
-            texts in proptest::collection::vec(any_selector(), 0..12),
+        fn the_index_finds_what_trying_all_finds_also_after_some_were_removed(
+            texts in proptest::collection::vec((any_selector(), any::<bool>()), 0..12),
             labels in any_labels(),
         ) {
-            let selectors: Vec<Selector> = texts.iter().map(|text| Selector::parse(text).unwrap()).collect();
-            let all = (0..selectors.len()).filter(|at| selectors[*at].matches(&labels));
-            prop_assert_eq!(SelectorIndex::new(&selectors).matches(&labels), all.collect::<Vec<_>>());
+            let selectors: Vec<(Selector, bool)> =
+                texts.iter().map(|(text, stays)| (Selector::parse(text).unwrap(), *stays)).collect();
+            let mut index = SelectorIndex::default();
+            for (id, (selector, _)) in (0..).zip(&selectors) {
+                index.insert(id, selector);
+            }
+            for (id, _) in (0..).zip(&selectors).filter(|(_, (_, stays))| !stays) {
+                index.remove(id);
+            }
+            let all = (0..).zip(&selectors).filter(|(_, (selector, stays))| *stays && selector.matches(&labels));
+            prop_assert_eq!(index.matches(&labels), all.map(|(id, _)| id).collect::<Vec<u32>>());
+            for (id, _) in (0..).zip(&selectors) {
+                index.remove(id);
+            }
+            prop_assert!(index.by_label.is_empty() && index.others.is_empty() && index.selectors.is_empty());
         }
     }
 }

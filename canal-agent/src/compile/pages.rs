@@ -1,10 +1,10 @@
 //! A row as the kernel reads it: pages of at most [`FANOUT`] bounds, a tree where there are more.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use canal_common::policy::{self, FANOUT, MAX_DEPTH, Verdict, key};
 
-use super::verdict::{Decision, Final, Row, RuleId};
+use super::verdict::{Decision, Final, Row};
 
 /// Levels by destination port; as many again by source port.
 const LEVELS: u32 = 4;
@@ -48,12 +48,13 @@ pub struct TooBig {
     pub by: &'static str,
 }
 
-/// `rule_id`: the kernel's number for a rule, 0 for none.
-pub fn encode(row: &Row, rule_id: &mut dyn FnMut(Option<&Arc<RuleId>>) -> u32) -> Result<PageTree, TooBig> {
+/// `number`: the kernel's number for a decision, 0 for those of which nothing is to be told.
+pub fn encode(row: &Row, number: &mut dyn FnMut(&Final) -> u32) -> Result<PageTree, TooBig> {
     let mut builder = Builder::default();
     let mut verdict = |decided: &Final| {
         let kind = if decided.allow { Verdict::ALLOW } else { Verdict::DENY };
-        Slot::Verdict(Verdict::new(kind, rule_id(decided.rule.as_ref())))
+        let verdict = Verdict::new(kind, number(decided));
+        Slot::Verdict(if decided.logs.is_empty() { verdict } else { verdict.with_log() })
     };
     let mut slots = Vec::with_capacity(row.0.len());
     for (bound, decision) in &row.0 {

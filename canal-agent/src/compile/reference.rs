@@ -36,10 +36,27 @@ pub struct Packet {
 pub struct Verdict {
     pub allow: bool,
     pub rule: Option<RuleId>,
+    /// Log rules that were met on the way, in order.
+    pub logs: Vec<RuleId>,
 }
 
 impl Verdict {
-    const DENY: Self = Self { allow: false, rule: None };
+    const DENY: Self = Self { allow: false, rule: None, logs: Vec::new() };
+}
+
+/// What an evaluation meets, in order.
+#[derive(Debug, Clone, Copy)]
+pub enum Met<'a> {
+    /// One that selects the endpoint and governs the direction; its tier is the one before, or the next.
+    Policy { resource: &'a Resource, policy: &'a Policy, rules: usize },
+    /// A rule of the policy or profile that was met last.
+    Rule { index: u32, rule: &'a Rule, matches: bool },
+    /// Of a tier with such a policy: no rule has decided.
+    EndOfTier { tier: Tier },
+    /// `rules`: how many, or `None` when the profile does not exist, which denies.
+    Profile { name: &'a str, rules: Option<usize> },
+    /// No profile has decided, or there is none. That denies.
+    EndOfProfiles,
 }
 
 /// A known object: what selectors see of it, and its addresses.
@@ -58,36 +75,54 @@ pub struct Reference<'a> {
 
 impl<'a> Reference<'a> {
     pub fn new(cluster: &'a Cluster) -> Self {
+        Self::of(cluster, |_| true)
+    }
+
+    /// For packets between these addresses alone: made quickly, also of a large cluster.
+    pub fn between(cluster: &'a Cluster, addresses: [Ipv4Addr; 2]) -> Self {
+        Self::of(cluster, |nets| addresses.iter().any(|a| nets.iter().any(|net| contains(net, *a))))
+    }
+
+    fn of(cluster: &'a Cluster, wanted: impl Fn(&[IpNet]) -> bool) -> Self {
         let hosts = |addresses: &[Ipv4Addr]| {
             addresses.iter().map(|a| IpNet::from(std::net::IpAddr::V4(*a))).collect()
         };
         let mut objects = Vec::new();
+        let mut add = |nets: Vec<IpNet>, ports: &[NamedPort], labels: &dyn Fn() -> Labels| {
+            if wanted(&nets) {
+                objects.push(Object { labels: labels(), ports: ports.to_vec(), nets });
+            }
+        };
         for (_, endpoint) in cluster.endpoints() {
-            objects.push(Object {
-                labels: cluster.inherited(&endpoint.labels, &endpoint.profiles),
-                ports: endpoint.ports.clone(),
-                nets: hosts(&endpoint.addresses),
-            });
+            let labels = || cluster.inherited(&endpoint.labels, &endpoint.profiles);
+            add(hosts(&endpoint.addresses), &endpoint.ports, &labels);
         }
         for (_, host) in cluster.host_endpoints() {
-            objects.push(Object {
-                labels: cluster.inherited(&host.labels, &host.profiles),
-                ports: host.ports.clone(),
-                nets: hosts(&host.addresses),
-            });
+            add(hosts(&host.addresses), &host.ports, &|| cluster.inherited(&host.labels, &host.profiles));
         }
         for (resource, set) in cluster.network_sets() {
-            let labels = cluster.set_labels(resource, set);
-            objects.push(Object { labels, ports: Vec::new(), nets: set.nets.clone() });
+            add(set.nets.clone(), &[], &|| cluster.set_labels(resource, set));
         }
         Self { cluster, objects }
     }
 
     /// What the policy of `endpoint` says about a packet that no connection accounts for.
     pub fn judge(&self, endpoint: &EndpointKey, direction: Direction, packet: &Packet) -> Verdict {
+        self.walk(endpoint, direction, packet, |_| {})
+    }
+
+    /// The same, and `tell` hears of everything that was met on the way.
+    pub fn walk(
+        &self,
+        endpoint: &EndpointKey,
+        direction: Direction,
+        packet: &Packet,
+        mut tell: impl FnMut(Met<'_>),
+    ) -> Verdict {
         let Some(endpoint) = self.cluster.endpoint(endpoint) else { return Verdict::DENY };
         let view =
             View { packet, source: self.owners(packet.source), destination: self.owners(packet.destination) };
+        let mut logs = Vec::new();
         'tiers: for (name, tier, policies) in self.tiers() {
             let mut applied = false;
             for (resource, policy) in policies {
@@ -96,34 +131,53 @@ impl<'a> Reference<'a> {
                     continue;
                 }
                 applied = true;
+                tell(Met::Policy { resource, policy, rules: rules.len() });
                 for (index, rule) in (0..).zip(rules.iter()) {
-                    if !rule_matches(resource, rule, &view) {
+                    let matches = rule_matches(resource, rule, &view);
+                    tell(Met::Rule { index, rule, matches });
+                    if !matches {
                         continue;
                     }
                     let id = || RuleId { tier: name.to_owned(), policy: resource.clone(), direction, index };
                     match rule.action {
-                        Action::Allow => return Verdict { allow: true, rule: Some(id()) },
-                        Action::Deny => return Verdict { allow: false, rule: Some(id()) },
+                        Action::Allow => return Verdict { allow: true, rule: Some(id()), logs },
+                        Action::Deny => return Verdict { allow: false, rule: Some(id()), logs },
                         Action::Pass => continue 'tiers,
-                        Action::Log => {}
+                        Action::Log => logs.push(id()),
                     }
                 }
             }
-            if applied && !tier.passes {
-                return Verdict::DENY;
-            }
-        }
-        for name in &endpoint.profiles {
-            let Some(profile) = self.cluster.profile(name) else { return Verdict::DENY };
-            let resource = Resource::new(Kind::Profile, "", name);
-            for (index, rule) in (0..).zip(profile.rules(direction).iter()) {
-                if rule.action != Action::Log && rule_matches(&resource, rule, &view) {
-                    let rule_id = RuleId { tier: String::new(), policy: resource, direction, index };
-                    return Verdict { allow: rule.action == Action::Allow, rule: Some(rule_id) };
+            if applied {
+                tell(Met::EndOfTier { tier });
+                if !tier.passes {
+                    return Verdict { logs, ..Verdict::DENY };
                 }
             }
         }
-        Verdict::DENY
+        for name in &endpoint.profiles {
+            let Some(profile) = self.cluster.profile(name) else {
+                tell(Met::Profile { name, rules: None });
+                return Verdict { logs, ..Verdict::DENY };
+            };
+            let resource = Resource::new(Kind::Profile, "", name);
+            let rules = profile.rules(direction);
+            tell(Met::Profile { name, rules: Some(rules.len()) });
+            for (index, rule) in (0..).zip(rules.iter()) {
+                let matches = rule_matches(&resource, rule, &view);
+                tell(Met::Rule { index, rule, matches });
+                if !matches {
+                    continue;
+                }
+                let id = RuleId { tier: String::new(), policy: resource.clone(), direction, index };
+                if rule.action == Action::Log {
+                    logs.push(id);
+                } else {
+                    return Verdict { allow: rule.action == Action::Allow, rule: Some(id), logs };
+                }
+            }
+        }
+        tell(Met::EndOfProfiles);
+        Verdict { logs, ..Verdict::DENY }
     }
 
     fn owners(&self, address: Ipv4Addr) -> Vec<&Object> {
@@ -235,7 +289,8 @@ impl Side<'_> {
     fn is_about_owners(&self) -> bool {
         let entity = self.entity;
         let positive = entity.selector.is_some() || entity.service_accounts.is_some();
-        let in_own_namespace = self.namespace.is_some() && entity.not_selector.is_some();
+        let in_own_namespace =
+            self.namespace.is_some() && !entity.any_namespace && entity.not_selector.is_some();
         positive || entity.namespace_selector.is_some() || in_own_namespace
     }
 
@@ -247,8 +302,10 @@ impl Side<'_> {
             (Some(s), _) if s.is_global() => !labels.contains_key(NAMESPACE),
             (Some(s), _) if s.is_all() => labels.contains_key(NAMESPACE),
             (Some(s), _) => s.matches(&unprefixed(labels, NAMESPACE_PREFIX)),
-            (None, Some(own)) => labels.get(NAMESPACE).is_some_and(|namespace| namespace == own),
-            (None, None) => true,
+            (None, Some(own)) if !entity.any_namespace => {
+                labels.get(NAMESPACE).is_some_and(|namespace| namespace == own)
+            }
+            (None, _) => true,
         };
         let accounts = entity.service_accounts.as_ref().is_none_or(|wanted| {
             (wanted.names.is_empty() || account.is_some_and(|name| wanted.names.contains(name)))

@@ -10,8 +10,8 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::{
     area::{self, Area, Intervals, SrcPorts},
+    census::Census,
     fold,
-    members::Members,
     predicate::{Class, NamedPort, Predicate},
     verdict::RuleId,
 };
@@ -32,6 +32,8 @@ pub(super) enum Verb {
     Allow,
     Deny,
     Pass,
+    /// Take note, and go on.
+    Log,
 }
 
 /// A conjunction about one address.
@@ -74,6 +76,8 @@ pub(super) struct Step {
 pub(super) struct Template {
     steps: Vec<(Step, Criteria)>,
     local: BTreeSet<Predicate>,
+    /// Port names that its rules use.
+    names: BTreeSet<String>,
 }
 
 /// Where rules stand.
@@ -84,14 +88,14 @@ pub(super) struct Place<'a> {
 }
 
 impl Template {
-    pub(super) fn new(place: &Place<'_>, rules: &[Rule], members: &Members) -> Self {
+    pub(super) fn new(place: &Place<'_>, rules: &[Rule], census: &Census) -> Self {
         let mut steps = Vec::new();
         for (index, rule) in (0..).zip(rules) {
             let verb = match rule.action {
                 Action::Allow => Verb::Allow,
                 Action::Deny => Verb::Deny,
                 Action::Pass => Verb::Pass,
-                Action::Log => continue,
+                Action::Log => Verb::Log,
             };
             let id = Arc::new(RuleId {
                 tier: place.tier.to_owned(),
@@ -99,7 +103,7 @@ impl Template {
                 direction: place.direction,
                 index,
             });
-            for Alternative { area, source, destination } in alternatives(place, rule, members) {
+            for Alternative { area, source, destination } in alternatives(place, rule, census) {
                 let (peer, local) = match place.direction {
                     Direction::Ingress => (source, destination),
                     Direction::Egress => (destination, source),
@@ -108,7 +112,17 @@ impl Template {
             }
         }
         let local = steps.iter().flat_map(|(_, local)| local.predicates()).cloned().collect();
-        Self { steps, local }
+        let entities = rules.iter().flat_map(|rule| [&rule.source, &rule.destination]);
+        let ports = entities.flat_map(|entity| entity.ports.iter().chain(&entity.not_ports));
+        let names = ports.filter_map(|port| match port {
+            Port::Name(name) => Some(name.clone()),
+            Port::Range(..) => None,
+        });
+        Self { steps, local, names: names.collect() }
+    }
+
+    pub(super) fn mentions(&self, names: &BTreeSet<String>) -> bool {
+        !self.names.is_disjoint(names)
     }
 
     /// What it asks about the endpoint's own address.
@@ -187,13 +201,13 @@ impl PortsOption {
     }
 }
 
-fn alternatives(place: &Place<'_>, rule: &Rule, members: &Members) -> Vec<Alternative> {
+fn alternatives(place: &Place<'_>, rule: &Rule, census: &Census) -> Vec<Alternative> {
     let foreign = rule.ip_version == Some(6) || rule.protocol.is_some_and(|p| p.ip_version == Some(6));
     if rule.inert || foreign {
         return Vec::new();
     }
     let namespace = place.policy.kind.namespaced().then_some(place.policy.namespace.as_str());
-    let side = |entity| Side::new(namespace, entity, rule.protocol, members);
+    let side = |entity| Side::new(namespace, entity, rule.protocol, census);
     let (Some(source), Some(destination)) = (side(&rule.source), side(&rule.destination)) else {
         return Vec::new();
     };
@@ -271,7 +285,7 @@ impl Side {
         namespace: Option<&str>,
         entity: &Entity,
         protocol: Option<Protocol>,
-        members: &Members,
+        census: &Census,
     ) -> Option<Self> {
         let folded = fold::entity(namespace, entity);
         let mut criteria = Criteria::default();
@@ -295,7 +309,7 @@ impl Side {
                 Port::Name(name) => Some(name),
                 Port::Range(..) => None,
             });
-            names.flat_map(|name| meanings(name, protocol, &owner, members)).collect()
+            names.flat_map(|name| meanings(name, protocol, &owner, census)).collect()
         };
         let mut options = Vec::new();
         if entity.ports.is_empty() {
@@ -374,10 +388,10 @@ fn ranges(ports: &[Port]) -> Vec<(u16, u16)> {
 }
 
 /// What a port name stands for where a rule uses it.
-fn meanings(name: &str, protocol: Option<Protocol>, owner: &Selector, members: &Members) -> Vec<NamedPort> {
+fn meanings(name: &str, protocol: Option<Protocol>, owner: &Selector, census: &Census) -> Vec<NamedPort> {
     let wanted = protocol.map(|p| p.number);
     let name: Arc<str> = name.into();
-    members
+    census
         .ports_named(&name)
         .filter(|(protocol, _)| wanted.map_or(WITH_PORTS.contains(protocol), |wanted| wanted == *protocol))
         .map(|(protocol, port)| NamedPort { selector: owner.clone(), name: name.clone(), protocol, port })

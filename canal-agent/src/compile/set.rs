@@ -104,19 +104,29 @@ impl PolicySet {
 
     /// Verdicts for peers of this class.
     pub fn row(&self, class: &Class) -> Row {
+        self.row_of(&self.aspect(class))
+    }
+
+    /// What of the class makes a difference here.
+    pub fn aspect(&self, class: &Class) -> Aspect {
         let mut held: Vec<usize> =
             class.predicates().iter().filter_map(|p| self.ids.get(p)).copied().collect();
         held.sort_unstable();
-        let mut decided: Vec<(u32, u32, (SrcPorts, Final))> = Vec::new();
+        Aspect(held.into())
+    }
+
+    /// Verdicts for peers of every class with this aspect.
+    pub fn row_of(&self, Aspect(held): &Aspect) -> Row {
+        let mut course = Course::default();
         let mut open = Open::everything();
         for (stage, plan) in self.stages.iter().zip(&self.plan) {
-            open = stage.walk(plan, &held, open, &mut decided);
+            open = stage.walk(plan, held, open, &mut course);
             if open.is_empty() {
                 break;
             }
         }
-        decided.extend(open.into_pieces().map(|piece| done(piece, &Final::DENY)));
-        assemble(decided)
+        course.decide(open.into_pieces(), &Final::DENY);
+        assemble(course.finish())
     }
 
     /// What the rows depend on.
@@ -136,6 +146,53 @@ impl PolicySet {
     }
 }
 
+/// The predicates of one set that hold for some class, by position: classes that agree in it have equal rows there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Aspect(Box<[usize]>);
+
+/// What has become of packets so far.
+#[derive(Default)]
+struct Course {
+    decided: Vec<(u32, u32, (SrcPorts, Final))>,
+    /// What met a rule that takes note.
+    noted: Vec<(Piece, Arc<RuleId>)>,
+}
+
+impl Course {
+    fn decide(&mut self, pieces: impl IntoIterator<Item = Piece>, verdict: &Final) {
+        self.decided
+            .extend(pieces.into_iter().map(|piece| (piece.low, piece.high, (piece.src, verdict.clone()))));
+    }
+
+    /// Each verdict with the notes that were taken of it.
+    fn finish(self) -> Vec<(u32, u32, (SrcPorts, Final))> {
+        let mut decided = self.decided;
+        for (noted, rule) in self.noted {
+            let mut split = Vec::with_capacity(decided.len());
+            for (low, high, (src, verdict)) in decided {
+                let (from, to) = (low.max(noted.low), high.min(noted.high));
+                let met = src.intersect(&noted.src);
+                if from >= to || met.is_empty() {
+                    split.push((low, high, (src, verdict)));
+                    continue;
+                }
+                let beside =
+                    [(low, from, src.clone()), (to, high, src.clone()), (from, to, src.without(&noted.src))];
+                let beside = beside.into_iter().filter(|(low, high, src)| low < high && !src.is_empty());
+                split.extend(beside.map(|(low, high, src)| (low, high, (src, verdict.clone()))));
+                let mut verdict = verdict;
+                // One rule may be several steps, as with a named port and its number, and a packet may meet them all.
+                if verdict.logs.last() != Some(&rule) {
+                    verdict.logs.push(rule.clone());
+                }
+                split.push((from, to, (met, verdict)));
+            }
+            decided = split;
+        }
+        decided
+    }
+}
+
 impl Stage {
     /// No packet goes on from here.
     pub(super) fn is_last(&self) -> bool {
@@ -143,13 +200,7 @@ impl Stage {
         self.end != End::Pass && !self.blocks.iter().any(passes)
     }
 
-    fn walk(
-        &self,
-        plan: &Plan,
-        held: &[usize],
-        mut open: Open,
-        decided: &mut Vec<(u32, u32, (SrcPorts, Final))>,
-    ) -> Open {
+    fn walk(&self, plan: &Plan, held: &[usize], mut open: Open, course: &mut Course) -> Open {
         let mut passed = Vec::new();
         let mut taken = Vec::new();
         for planned in plan.candidates(held) {
@@ -163,20 +214,24 @@ impl Stage {
             for ((_, hole), _) in holes {
                 hole.cut(cut.get_or_insert_with(|| step.area.clone()));
             }
-            open.take(cut.as_ref().unwrap_or(&step.area), &mut taken);
-            let verdict = match step.verb {
-                Verb::Pass if self.end != End::Profiles => {
-                    passed.append(&mut taken);
-                    continue;
-                }
-                verb => Final { allow: verb == Verb::Allow, rule: step.rule.clone() },
-            };
-            decided.extend(taken.drain(..).map(|piece| done(piece, &verdict)));
+            let area = cut.as_ref().unwrap_or(&step.area);
+            if let (Verb::Log, Some(rule)) = (step.verb, &step.rule) {
+                course.noted.extend(open.meeting(area).map(|piece| (piece, rule.clone())));
+                continue;
+            }
+            open.take(area, &mut taken);
+            if step.verb == Verb::Pass && self.end != End::Profiles {
+                passed.append(&mut taken);
+                continue;
+            }
+            let verdict =
+                Final { allow: step.verb == Verb::Allow, rule: step.rule.clone(), logs: Vec::new() };
+            course.decide(taken.drain(..), &verdict);
         }
         match self.end {
             End::Pass => passed.extend(open.into_pieces()),
             End::Deny | End::Profiles => {
-                decided.extend(open.into_pieces().map(|piece| done(piece, &Final::DENY)));
+                course.decide(open.into_pieces(), &Final::DENY);
             }
         }
         Open::from_pieces(passed)
@@ -223,10 +278,6 @@ impl Plan {
             step.any.iter().all(|list| list.iter().any(holds)) && !step.none.iter().any(holds)
         })
     }
-}
-
-fn done(piece: Piece, verdict: &Final) -> (u32, u32, (SrcPorts, Final)) {
-    (piece.low, piece.high, (piece.src, verdict.clone()))
 }
 
 fn assemble(decided: Vec<(u32, u32, (SrcPorts, Final))>) -> Row {

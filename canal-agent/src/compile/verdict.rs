@@ -24,10 +24,17 @@ pub struct Final {
     pub allow: bool,
     /// `None`: no rule matched, or what should have decided is missing.
     pub rule: Option<Arc<RuleId>>,
+    /// Log rules that were met on the way, in order.
+    pub logs: Vec<Arc<RuleId>>,
 }
 
 impl Final {
-    pub const DENY: Self = Self { allow: false, rule: None };
+    pub const DENY: Self = Self { allow: false, rule: None, logs: Vec::new() };
+
+    /// Nothing is to be told of it beyond what it is.
+    pub fn is_nameless(&self) -> bool {
+        self.rule.is_none() && self.logs.is_empty()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -25,10 +25,10 @@ pub struct RunArgs {
     /// The key of --etcd-certfile [env also: ETCD_KEY_FILE]
     #[arg(long, value_name = "PEM")]
     pub etcd_keyfile: Option<String>,
-    /// User for etcd's authentication
+    /// User for etcd's authentication [env also: ETCD_USERNAME]
     #[arg(long, value_name = "NAME")]
     pub etcd_username: Option<String>,
-    /// Password of that user; better given by environment, where `ps` does not show it
+    /// Password of that user; better given by environment, where `ps` does not show it [env also: ETCD_PASSWORD]
     #[arg(long, value_name = "TEXT")]
     pub etcd_password: Option<Secret>,
     /// Uplink to the other nodes, by name or address [default: that of the default route]
@@ -43,9 +43,40 @@ pub struct RunArgs {
     /// Masquerade what pods send out of the network [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub ip_masq: Option<String>,
-    /// Name of this node in keys and policies [default: host name] [env also: NODENAME, FELIX_FELIXHOSTNAME, HOSTNAME]
+    /// Name of this node in keys and policies [default: what --nodename-file says, HOSTNAME, or the host name]
+    /// [env also: NODENAME, FELIX_FELIXHOSTNAME]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// Where Calico's CNI plugin reads the name of this node; the agent writes it [default: /var/lib/calico/nodename]
+    /// [env also: CALICO_NODENAME_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub nodename_file: Option<String>,
+    /// Felix's parameters in a file; they count behind FELIX_… of the environment and before those in etcd
+    /// [default: /etc/calico/felix.cfg]
+    #[arg(long, value_name = "FILE")]
+    pub felix_config_file: Option<String>,
+    /// What a change of policy does to live connections: judge them anew, or keep them as Calico does [default: judge]
+    #[arg(long, value_name = "judge|keep")]
+    pub established: Option<String>,
+    /// How long connections may be idle [default: tcp-new=20s,tcp-established=1h,closing=30s,udp=1m,icmp=5s,
+    /// sctp-new=20s,sctp-established=10m,other=10m]
+    #[arg(long, value_name = "NAME=DURATION,…")]
+    pub flow_timeouts: Option<String>,
+    /// Connections that the kernel remembers [default: by memory; 262144 with 4 GB]
+    #[arg(long, value_name = "N")]
+    pub max_flows: Option<String>,
+    /// Connections not answered yet that it remembers [default: by memory; 65536 with 4 GB]
+    #[arg(long, value_name = "N")]
+    pub max_new_flows: Option<String>,
+    /// Addresses in the selectors that concern this node [default: by memory; 262144 with 4 GB]
+    #[arg(long, value_name = "N")]
+    pub max_peers: Option<String>,
+    /// CIDRs in the rules and network sets that concern this node [default: by memory; 131072 with 4 GB]
+    #[arg(long, value_name = "N")]
+    pub max_nets: Option<String>,
+    /// Pages of verdicts that this node's policies compile to [default: by memory; 65536 with 2 GB, which is the most]
+    #[arg(long, value_name = "N")]
+    pub max_rows: Option<String>,
     /// What must survive a reboot [default: /var/lib/canal]
     #[arg(long, value_name = "FOLDER")]
     pub state_dir: Option<String>,

@@ -20,7 +20,15 @@ pub(super) fn options(args: &RunArgs, environment: &Environment) -> Result<EtcdO
     let certificate = find("etcd-certfile", &args.etcd_certfile);
     let key = find("etcd-keyfile", &args.etcd_keyfile);
     let tls_setting = [&ca, &certificate, &key].into_iter().flatten().next();
-    let endpoints = find("etcd-endpoints", &args.etcd_endpoints)
+    let endpoints = find("etcd-endpoints", &args.etcd_endpoints).or_else(|| felix_address(environment));
+    if endpoints.is_none()
+        && let Some(srv) = environment.variable("ETCD_DISCOVERY_SRV")
+    {
+        return Err(
+            srv.wrong("asks DNS for the servers, which is not supported; name them with ETCD_ENDPOINTS")
+        );
+    }
+    let endpoints = endpoints
         .unwrap_or_else(|| Value { text: DEFAULT_ENDPOINT.into(), origin: "--etcd-endpoints".into() });
     let prefix = find("etcd-prefix", &args.etcd_prefix);
     Ok(EtcdOptions {
@@ -42,6 +50,13 @@ pub(super) fn options(args: &RunArgs, environment: &Environment) -> Result<EtcdO
                 .find("etcd-password", args.etcd_password.as_ref().map(|text| text.reveal().to_owned())),
         )?,
     })
+}
+
+/// Felix's older way to name one server.
+fn felix_address(environment: &Environment) -> Option<Value> {
+    let address = environment.variable("FELIX_ETCDADDR")?;
+    let scheme = environment.variable("FELIX_ETCDSCHEME").map(|scheme| format!("{}://", scheme.text));
+    Some(Value { text: format!("{}{}", scheme.unwrap_or_default(), address.text), origin: address.origin })
 }
 
 /// `tls` is any TLS file that was given: it decides the scheme of endpoints that name none.

@@ -6,17 +6,32 @@
 //! is an unset one: manifests rely on it.
 
 mod args;
+mod calico_node;
+mod duration;
 mod environment;
 mod etcd;
+mod flows;
+mod node_name;
+pub mod parameters;
+mod sizes;
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
-use self::environment::{Environment, Value};
-use crate::store::EtcdOptions;
+use self::{
+    environment::{Environment, Value},
+    node_name::NodeName,
+};
+use crate::{model::felix::Source, store::EtcdOptions};
 
 pub use args::{RunArgs, go_flags};
+pub use flows::{Established, FlowTimeouts};
+pub use parameters::Parameters;
+pub use sizes::TableSizes;
 
 /// Everything the daemon was told. Prints and serialises without its secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -29,9 +44,24 @@ pub struct Config {
     pub subnet_file: PathBuf,
     pub ip_masq: bool,
     pub node_name: String,
+    /// Tells Calico's CNI plugin the node's name.
+    pub nodename_file: PathBuf,
+    /// Nothing but that file says the node's name.
+    pub name_is_stored: bool,
+    /// This node's name in Kubernetes, if it was told one.
+    pub kubernetes_node: Option<String>,
+    /// Members of the cluster's type beside our own.
+    pub cluster_type: Vec<String>,
     pub state_dir: PathBuf,
     pub socket: PathBuf,
     pub bpffs: PathBuf,
+    pub established: Established,
+    pub flow_timeouts: FlowTimeouts,
+    pub sizes: TableSizes,
+    /// Felix's parameters as they are set on this machine, what beats the rest first.
+    pub felix: Vec<Source>,
+    /// What was said in vain, or may surprise; one line each.
+    pub notices: Vec<String>,
 }
 
 /// One wrong setting: where it comes from, what is wrong, and what to write instead.
@@ -52,24 +82,70 @@ impl ConfigError {
 impl Config {
     /// Completes the flags from the process's environment and checks the whole.
     pub fn from_args(args: RunArgs) -> Result<Self, ConfigError> {
-        Self::resolve(args, &Environment::of_process())
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        // Every kernel tells; if one did not, it would be a small one.
+        Self::resolve(args, Environment::of_process(), sizes::mem_total(&meminfo).unwrap_or(512 << 20))
     }
 
-    fn resolve(args: RunArgs, environment: &Environment) -> Result<Self, ConfigError> {
+    /// `memory`: that of the machine, in bytes.
+    fn resolve(args: RunArgs, mut environment: Environment, memory: u64) -> Result<Self, ConfigError> {
+        let file = environment.find("felix-config-file", args.felix_config_file.clone());
+        let file = file.map_or_else(|| "/etc/calico/felix.cfg".to_owned(), |value| value.text);
+        environment.read_felix_file(Path::new(&file))?;
+        let environment = &environment;
+        calico_node::check_datastore(environment)?;
+
         let find = |flag: &'static str, given: Option<String>| environment.find(flag, given);
         let path = |flag, given: Option<String>, default: &str| {
             find(flag, given).map_or_else(|| PathBuf::from(default), |value| PathBuf::from(value.text))
         };
+        let nodename_file = path("nodename-file", args.nodename_file.clone(), "/var/lib/calico/nodename");
+        let NodeName { name: node_name, other, is_stored: name_is_stored } =
+            node_name::resolve(args.node_name.clone(), environment, &nodename_file)?;
+        let mut notices: Vec<String> = calico_node::notice(environment).into_iter().collect();
+        notices.extend(other.map(|other| {
+            format!(
+                "{} said {other}, and this node is called {node_name} now: endpoints that Calico's plugin made under the \
+                 other name are not this node's any more",
+                nodename_file.display()
+            )
+        }));
         Ok(Self {
             etcd: etcd::options(&args, environment)?,
             public_ip: find("public-ip", args.public_ip).as_ref().map(public_ip).transpose()?,
             ip_masq: find("ip-masq", args.ip_masq).as_ref().map(boolean).transpose()?.unwrap_or(false),
             iface: find("iface", args.iface).map(|value| value.text),
             subnet_file: path("subnet-file", args.subnet_file, "/run/flannel/subnet.env"),
-            node_name: node_name(args.node_name, environment)?,
+            node_name,
+            nodename_file,
+            name_is_stored,
+            kubernetes_node: environment.variable("CALICO_K8S_NODE_REF").map(|value| value.text),
+            cluster_type: calico_node::cluster_type(environment),
             state_dir: path("state-dir", args.state_dir, "/var/lib/canal"),
             socket: path("socket", args.socket, "/run/canal/agent.sock"),
             bpffs: path("bpffs", args.bpffs, "/sys/fs/bpf"),
+            established: find("established", args.established)
+                .as_ref()
+                .map(flows::established)
+                .transpose()?
+                .unwrap_or_default(),
+            flow_timeouts: find("flow-timeouts", args.flow_timeouts)
+                .as_ref()
+                .map(flows::timeouts)
+                .transpose()?
+                .unwrap_or_default(),
+            sizes: sizes::resolve(memory, |flag| {
+                let given = match flag {
+                    "max-flows" => &args.max_flows,
+                    "max-new-flows" => &args.max_new_flows,
+                    "max-peers" => &args.max_peers,
+                    "max-nets" => &args.max_nets,
+                    _ => &args.max_rows,
+                };
+                find(flag, given.clone())
+            })?,
+            felix: environment.felix(),
+            notices,
         })
     }
 }
@@ -91,26 +167,6 @@ fn boolean(value: &Value) -> Result<bool, ConfigError> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err(value.wrong("is not a truth value; write true or false")),
     }
-}
-
-/// The name that is part of every key of this node: the same as Calico's programs on this host arrive at.
-fn node_name(given: Option<String>, environment: &Environment) -> Result<String, ConfigError> {
-    let lower = |value: Value| Value { text: value.text.trim().to_lowercase(), ..value };
-    let value = environment
-        .find("node-name", given)
-        .or_else(|| environment.variable("FELIX_FELIXHOSTNAME"))
-        .or_else(|| environment.variable("HOSTNAME").map(lower))
-        .or_else(|| environment.hostname().map(lower))
-        .ok_or_else(|| ConfigError::new("--node-name", "this host has no name; give one"))?;
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    let edges = |c: char| !c.is_ascii_alphanumeric();
-    if value.text.len() > 253 || !value.text.chars().all(legal) {
-        return Err(value.wrong("is no node name; use letters, digits, dots and dashes (--node-name)"));
-    }
-    if value.text.starts_with(edges) || value.text.ends_with(edges) {
-        return Err(value.wrong("must begin and end with a letter or digit (--node-name)"));
-    }
-    Ok(value.text)
 }
 
 #[cfg(test)]

@@ -5,7 +5,12 @@ use super::*;
 type Given<'a> = (&'a str, &'a str);
 
 fn resolve(flags: &[Given<'_>], variables: &[Given<'_>]) -> Result<Config, ConfigError> {
-    let mut args = RunArgs::default();
+    // What this machine has of these is not the tests' business.
+    let mut args = RunArgs {
+        nodename_file: Some("/no/such/nodename".to_owned()),
+        felix_config_file: Some("/no/such/felix.cfg".to_owned()),
+        ..RunArgs::default()
+    };
     for (flag, value) in flags {
         if *flag == "etcd-password" {
             args.etcd_password = Some(crate::store::Secret::new(*value));
@@ -22,11 +27,20 @@ fn resolve(flags: &[Given<'_>], variables: &[Given<'_>]) -> Result<Config, Confi
             "public-ip" => &mut args.public_ip,
             "ip-masq" => &mut args.ip_masq,
             "node-name" => &mut args.node_name,
+            "nodename-file" => &mut args.nodename_file,
+            "felix-config-file" => &mut args.felix_config_file,
+            "established" => &mut args.established,
+            "flow-timeouts" => &mut args.flow_timeouts,
+            "max-flows" => &mut args.max_flows,
+            "max-new-flows" => &mut args.max_new_flows,
+            "max-peers" => &mut args.max_peers,
+            "max-nets" => &mut args.max_nets,
+            "max-rows" => &mut args.max_rows,
             other => panic!("no flag {other}"),
         };
         *field = Some((*value).to_owned());
     }
-    Config::resolve(args, &Environment::of(variables))
+    Config::resolve(args, Environment::of(variables), 4 << 30)
 }
 
 fn pem_files(folder: &Path) -> (String, String) {
@@ -46,6 +60,9 @@ fn with_nothing_given_the_defaults_are_flannels() {
     assert_eq!(config.socket, Path::new("/run/canal/agent.sock"));
     assert_eq!(config.bpffs, Path::new("/sys/fs/bpf"));
     assert_eq!(config.node_name, "host-1");
+    assert_eq!((config.established, config.flow_timeouts), (Established::Judge, FlowTimeouts::default()));
+    assert_eq!(config.sizes, TableSizes::for_memory(4 << 30));
+    assert_eq!((config.notices, config.felix.len()), (Vec::new(), 1));
     assert_eq!((config.iface, config.public_ip, config.ip_masq), (None, None, false));
     assert_eq!((config.etcd.credentials, config.etcd.tls), (None, crate::store::TlsFiles::default()));
 }
@@ -68,14 +85,116 @@ fn the_flag_beats_our_variable_beats_flannels_beats_calicos() {
 }
 
 #[test]
+fn calicos_and_felixs_names_for_etcd_are_understood() {
+    let endpoint = |variables: &[Given<'_>]| resolve(&[], variables).map(|c| c.etcd.endpoints.join(" "));
+    let all = [
+        ("ETCD_ENDPOINTS", "http://node:1"),
+        ("felix_EtcdEndpoints", "http://felix:1,http://felix:2"),
+        ("FELIX_ETCDADDR", "addr:1"),
+    ];
+    assert_eq!(endpoint(&all).unwrap(), "http://node:1");
+    assert_eq!(endpoint(&all[1..]).unwrap(), "http://felix:1 http://felix:2");
+    assert_eq!(endpoint(&all[2..]).unwrap(), "http://addr:1");
+    assert_eq!(endpoint(&[all[2], ("FELIX_ETCDSCHEME", "https")]).unwrap(), "https://addr:1");
+    let user = [("ETCD_USERNAME", "u"), ("ETCD_PASSWORD", "hunter2")];
+    assert_eq!(resolve(&[], &user).unwrap().etcd.credentials.unwrap().password.reveal(), "hunter2");
+
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = pem_files(folder.path());
+    for names in [
+        ["ETCD_CA_CERT_FILE", "ETCD_CERT_FILE", "ETCD_KEY_FILE"],
+        ["FELIX_ETCDCAFILE", "FELIX_ETCDCERTFILE", "FELIX_ETCDKEYFILE"],
+    ] {
+        let files = [(names[0], cert.as_str()), (names[1], cert.as_str()), (names[2], key.as_str())];
+        let config = resolve(&[("etcd-endpoints", "a:1")], &files).unwrap();
+        assert_eq!(config.etcd.endpoints, ["https://a:1"]);
+        assert!(config.etcd.tls.client.is_some());
+    }
+}
+
+#[test]
 fn the_node_is_named_as_calico_names_it() {
-    let all = [("NODENAME", "Node-A"), ("FELIX_FELIXHOSTNAME", "felix"), ("HOSTNAME", "Shell-Host")];
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("nodename");
+    fs::write(&file, "Stored-Name\n").unwrap();
+    let file = file.to_str().unwrap();
+    let all = [
+        ("CANAL_NODE_NAME", "canal"),
+        ("NODENAME", "Node-A"),
+        ("FELIX_FELIXHOSTNAME", "felix"),
+        ("HOSTNAME", "Shell-Host"),
+    ];
     let name = |flags: &[Given<'_>], variables: &[Given<'_>]| resolve(flags, variables).unwrap().node_name;
-    assert_eq!(name(&[("node-name", "flag")], &all), "flag");
-    assert_eq!(name(&[], &all), "Node-A");
-    assert_eq!(name(&[], &all[1..]), "felix");
-    assert_eq!(name(&[], &all[2..]), "shell-host");
+    let stored = ("nodename-file", file);
+    assert_eq!(name(&[("node-name", "flag"), stored], &all), "flag");
+    assert_eq!(name(&[stored], &all), "canal");
+    assert_eq!(name(&[stored], &all[1..]), "Node-A");
+    assert_eq!(name(&[stored], &all[2..]), "Stored-Name");
+    assert_eq!(name(&[], &all[2..]), "felix");
+    assert_eq!(name(&[], &all[3..]), "shell-host");
+    let is_stored =
+        |flags: &[Given<'_>], variables: &[Given<'_>]| resolve(flags, variables).unwrap().name_is_stored;
+    assert!(is_stored(&[stored], &[]) && !is_stored(&[stored], &all) && !is_stored(&[], &[]));
+    assert!(!is_stored(&[stored], &[("HOSTNAME", "Stored-Name"), ("NODENAME", "Stored-Name")]));
+    assert_eq!(name(&[], &[("CALICO_NODENAME_FILE", "/no/such")]), "host-1");
     assert_eq!(name(&[], &[("NODENAME", "192.0.2.11")]), "192.0.2.11");
+    let renamed = resolve(&[stored], &all).unwrap();
+    assert!(renamed.notices[0].contains("said Stored-Name") && renamed.notices[0].contains("called canal"));
+    fs::write(file, "not a name").unwrap();
+    let error = resolve(&[stored], &[]).unwrap_err().to_string();
+    assert!(error.starts_with(file) && error.contains("--node-name"), "{error}");
+}
+
+#[test]
+fn the_unit_of_calico_node_works_as_it_is() {
+    let unit = [
+        ("CALICO_DISABLE_FILE_LOGGING", "true"),
+        ("NODENAME", "192.0.2.11"),
+        ("IP", "192.0.2.11"),
+        ("FELIX_FELIXHOSTNAME", "192.0.2.11"),
+        ("CALICO_NETWORKING", "false"),
+        ("NO_DEFAULT_POOLS", "true"),
+        ("ETCD_ENDPOINTS", "http://192.0.2.1:2379"),
+    ];
+    let config = resolve(&[], &unit).unwrap();
+    assert_eq!((config.node_name.as_str(), config.public_ip), ("192.0.2.11", None));
+    assert_eq!(config.etcd.endpoints, ["http://192.0.2.1:2379"]);
+    assert_eq!(config.notices, ["environment of calico/node: no effect here: IP"]);
+    let more = [
+        ("NO_DEFAULT_POOLS", "false"),
+        ("CALICO_NETWORKING_BACKEND", "bird"),
+        ("CALICO_IPV4POOL_CIDR", "10.0.0.0/8"),
+        ("DATASTORE_TYPE", "etcdv3"),
+        ("CLUSTER_TYPE", "k8s, bgp"),
+        ("CALICO_K8S_NODE_REF", "kube-a"),
+        ("WAIT_FOR_DATASTORE", "true"),
+    ];
+    let config = resolve(&[], &more).unwrap();
+    assert_eq!(
+        config.notices,
+        [
+            "environment of calico/node: no effect here: CALICO_NETWORKING_BACKEND, CALICO_IPV4POOL_CIDR, NO_DEFAULT_POOLS"
+        ]
+    );
+    assert_eq!(
+        (config.cluster_type.join(" ").as_str(), config.kubernetes_node.as_deref()),
+        ("k8s bgp", Some("kube-a"))
+    );
+}
+
+#[test]
+fn sizes_and_timeouts_are_read_in_any_usual_spelling() {
+    let config = resolve(
+        &[("max-flows", "1_000_000"), ("max-nets", "65536")],
+        &[("CANAL_ESTABLISHED", "keep"), ("CANAL_FLOW_TIMEOUTS", "tcp-established=2h, udp=90s,")],
+    )
+    .unwrap();
+    assert_eq!((config.sizes.flows, config.sizes.nets, config.sizes.peers), (1_000_000, 65_536, 262_144));
+    assert_eq!(config.established, Established::Keep);
+    let seconds = std::time::Duration::from_secs;
+    let expected =
+        FlowTimeouts { tcp_established: seconds(7200), udp: seconds(90), ..FlowTimeouts::default() };
+    assert_eq!(config.flow_timeouts, expected);
 }
 
 #[test]
@@ -147,6 +266,26 @@ fn every_mistake_names_its_setting_and_the_remedy() {
         (vec![], vec![("FLANNELD_IP_MASQ", "yes")], r#"FLANNELD_IP_MASQ: "yes" is not a truth value"#),
         (vec![("node-name", "a/b")], vec![], r#"--node-name: "a/b" is no node name"#),
         (vec![], vec![("NODENAME", "-a")], "NODENAME: \"-a\" must begin and end"),
+        (vec![], vec![("DATASTORE_TYPE", "kubernetes")], "DATASTORE_TYPE: \"kubernetes\" is not supported"),
+        (vec![], vec![("ETCD_DISCOVERY_SRV", "x.example")], "name them with ETCD_ENDPOINTS"),
+        (vec![("established", "forget")], vec![], "--established: \"forget\" is neither judge nor keep"),
+        (vec![("flow-timeouts", "tcp=1h")], vec![], "known are tcp-new, tcp-established, closing"),
+        (vec![("flow-timeouts", "udp")], vec![], "write tcp-established=1h"),
+        (vec![("flow-timeouts", "udp=60")], vec![], "\"udp=60\" is no duration; write 90s"),
+        (vec![("flow-timeouts", "udp=1s")], vec![], "not between 2s and 720h"),
+        (vec![("flow-timeouts", "udp=721h")], vec![], "not between 2s and 720h"),
+        (
+            vec![("max-flows", "many")],
+            vec![],
+            "--max-flows: \"many\" is not a number of entries between 1024 and",
+        ),
+        (vec![("max-nets", "0")], vec![], "--max-nets: \"0\" is not a number"),
+        (vec![("max-rows", "65537")], vec![], "between 1024 and 65536"),
+        (
+            vec![],
+            vec![("CANAL_MAX_NEW_FLOWS", "16000000")],
+            "CANAL_MAX_NEW_FLOWS: \"16000000\" is too large: the tables would take 2489 MB of this machine's 4096 MB",
+        ),
     ];
     for (flags, variables, want) in cases {
         let error = resolve(&flags, &variables).map(|config| config.node_name).expect_err(want).to_string();

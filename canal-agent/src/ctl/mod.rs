@@ -1,12 +1,18 @@
 //! `canalctl`: what the agent of this node does, for people and for scripts.
 
-mod drops;
+mod events;
+mod explain;
+mod protocol;
+mod rules;
 mod status;
 mod table;
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
+
+use self::events::Filter;
+use crate::api::client::Client;
 
 #[derive(Debug, Parser)]
 #[command(name = "canalctl", version = env!("CANAL_VERSION"), about = "Shows what Canal does on this node")]
@@ -35,11 +41,20 @@ enum Verb {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
-    /// The latest dropped packets and why, newest first: a sample, not all
-    Drops {
+    /// Dropped packets, and new connections that met a Log rule, with the rules and who was concerned: a sample, not all
+    Events(events::Arguments),
+    /// The dropped packets among the events, and why
+    Drops(events::Arguments),
+    /// New connections by the rule that decided or logged them
+    Rules {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Figures for monitoring, in Prometheus' text format
+    Metrics,
+    /// Why a connection is allowed or denied: policies and rules in the order in which they are asked, and what the loaded
+    /// program answers. Exit status: 0 explained, 2 it cannot be, 3 the kernel does not do what policy says
+    Explain(explain::Arguments),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -55,6 +70,22 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.verb {
         Verb::Status { output } => status::run(cli, *output),
-        Verb::Drops { output } => drops::run(cli, *output),
+        Verb::Events(arguments) => events::run(cli, arguments, Filter::All),
+        Verb::Drops(arguments) => events::run(cli, arguments, Filter::Drops),
+        Verb::Rules { output } => rules::run(cli, *output),
+        Verb::Metrics => {
+            print!("{}", Client::new(&cli.socket).timeout(PATIENCE).metrics()?);
+            Ok(0)
+        }
+        Verb::Explain(arguments) => explain::run(cli, arguments),
+    }
+}
+
+fn duration(seconds: u64) -> String {
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds} s"),
+        (0, _) => format!("{minutes} min"),
+        _ => format!("{hours} h {minutes} min"),
     }
 }

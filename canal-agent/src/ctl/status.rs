@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Context as _;
 
-use super::{Cli, Output, PATIENCE, table::table};
+use super::{Cli, Output, PATIENCE, duration, table::table};
 use crate::{
     api::{
         client::Client,
@@ -91,6 +91,9 @@ fn render(status: &Status) -> String {
     for (key, reason) in &status.invalid {
         line("INVALID", format!("{key}: {reason}"));
     }
+    for notice in &status.notices {
+        line("NOTICE", notice.clone());
+    }
     text.push('\n');
     let mut peers = table(["PEER SUBNET", "NODE", "ADDRESS", "VTEP MAC"]);
     for peer in &status.peers {
@@ -142,13 +145,4 @@ fn counters_table(counters: &[CounterStatus]) -> String {
         ]);
     }
     format!("{rows}\n")
-}
-
-fn duration(seconds: u64) -> String {
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{seconds} s"),
-        (0, _) => format!("{minutes} min"),
-        _ => format!("{hours} h {minutes} min"),
-    }
 }

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray};
+use aya::{
+    Pod,
+    maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues},
+};
 use canal_common::{
     names,
     reason::{Counter, Hook, REASONS, Reason},
@@ -18,9 +21,7 @@ pub struct Counters {
 impl Counters {
     /// From the pin: works without an agent, too.
     pub fn open(bpffs: &Path) -> Result<Self, MapError> {
-        let pins = Pins::open(bpffs).map_err(|e| MapError::IoError(std::io::Error::other(e.to_string())))?;
-        let data = MapData::from_pin(pins.table(names::COUNTERS))?;
-        Ok(Self { map: PerCpuArray::try_from(Map::PerCpuArray(data))? })
+        Ok(Self { map: per_cpu(bpffs, names::COUNTERS)? })
     }
 
     /// Everything that was counted at least once, by hook and reason.
@@ -29,8 +30,8 @@ impl Counters {
         for hook in Hook::ALL {
             for reason in Reason::ALL {
                 let per_cpu = self.map.get(&(*hook as u32 * REASONS + *reason as u32), 0)?;
-                let (packets, bytes) =
-                    per_cpu.iter().fold((0, 0), |(packets, bytes), c| (packets + c.packets, bytes + c.bytes));
+                let packets = sum(&per_cpu, |cpu| cpu.packets);
+                let bytes = sum(&per_cpu, |cpu| cpu.bytes);
                 if packets > 0 {
                     rows.push(CounterStatus {
                         hook: hook.slug().to_owned(),
@@ -45,4 +46,15 @@ impl Counters {
         }
         Ok(rows)
     }
+}
+
+/// A pinned per-CPU table.
+pub(super) fn per_cpu<V: Pod>(bpffs: &Path, table: &str) -> Result<PerCpuArray<MapData, V>, MapError> {
+    let pins = Pins::open(bpffs).map_err(|e| MapError::IoError(std::io::Error::other(e.to_string())))?;
+    PerCpuArray::try_from(Map::PerCpuArray(MapData::from_pin(pins.table(table))?))
+}
+
+/// One field of a per-CPU value over all CPUs.
+pub(super) fn sum<V: Pod>(cpus: &PerCpuValues<V>, field: impl Fn(&V) -> u64) -> u64 {
+    cpus.iter().map(field).fold(0, u64::wrapping_add)
 }

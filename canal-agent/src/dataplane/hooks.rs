@@ -1,4 +1,4 @@
-//! Attachments: one pinned tcx link per interface and program.
+//! Attachments: one pinned tcx link per interface and program; and the one program that is pinned without any.
 //!
 //! A fresh process knows an attachment as ours by its pin below `links/`. A restart or upgrade updates the link in
 //! place, so no packet passes unseen; an interface that is gone leaves a dead link, whose pin is swept.
@@ -29,6 +29,8 @@ pub enum HookError {
     Link { program: &'static str, interface: String, source: LinkError },
     #[error("cannot pin {program} on {interface}: {source}")]
     PinLink { program: &'static str, interface: String, source: aya::pin::PinError },
+    #[error("cannot pin judge: {0}")]
+    PinJudge(#[source] aya::pin::PinError),
     #[error(transparent)]
     Pin(#[from] PinError),
 }
@@ -56,7 +58,7 @@ impl Place {
 #[derive(Debug)]
 pub struct Hooks {
     pins: Pins,
-    /// File names of the pins that hold this process's programs, and the interface they are on.
+    /// File names of the pins that hold this process's programs, and the interface they are on, or 0.
     current: BTreeMap<String, u32>,
 }
 
@@ -104,6 +106,21 @@ impl Hooks {
             info!(program, interface, "attached");
             self.current.insert(file, ifindex);
         }
+        Ok(())
+    }
+
+    /// Pins the program that is attached nowhere, in the place of an earlier process's.
+    pub fn pin_judge(&mut self, object: &mut Object) -> Result<(), HookError> {
+        let path = self.pins.judge();
+        let file = file_name(&path);
+        if self.current.contains_key(&file) && path.exists() {
+            return Ok(());
+        }
+        let fresh = path.with_file_name(format!("{file}-new"));
+        Pins::unpin(&fresh)?;
+        object.program(names::JUDGE).pin(&fresh).map_err(HookError::PinJudge)?;
+        Pins::replace(&fresh, &path)?;
+        self.current.insert(file, 0);
         Ok(())
     }
 

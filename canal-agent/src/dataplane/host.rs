@@ -40,8 +40,10 @@ impl HostAddresses {
         Ok(Self { table, programmed })
     }
 
-    /// Makes the table hold `wanted`; what is right is not touched. Of too many, the lowest are held.
-    pub fn apply(&mut self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), HostError> {
+    /// Makes the table hold `wanted`; what is right is not touched. Of too many, the lowest are held. Tells whether anything
+    /// changed.
+    pub fn apply(&mut self, wanted: &BTreeSet<Ipv4Addr>) -> Result<bool, HostError> {
+        let changed = *wanted != self.programmed;
         // Removals first: they make room.
         for addr in self.programmed.difference(wanted).copied().collect::<Vec<_>>() {
             absent_is_fine(self.table.remove(&addr.into()))?;
@@ -54,7 +56,7 @@ impl HostAddresses {
             self.table.insert(Ip4::from(addr), LocalIp::default(), 0)?;
             self.programmed.insert(addr);
         }
-        Ok(())
+        Ok(changed)
     }
 }
 

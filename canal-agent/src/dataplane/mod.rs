@@ -5,11 +5,14 @@
 //! after, never half; a fresh process recognises what an earlier one left (see each module for how).
 //! Does not: decide what should be, or talk to etcd. Everything here blocks and runs on the agent's own thread.
 
+mod batch;
 pub mod counters;
 pub mod events;
+pub mod hits;
 pub mod hooks;
 pub mod host;
 pub mod inspect;
+pub mod judge;
 pub mod masquerade;
 pub mod nodes;
 pub mod object;

@@ -76,12 +76,20 @@ impl Object {
             }
         }
         let mut ebpf = loader.load(BYTES).map_err(|e| ObjectError::Load(Box::new(e)))?;
-        for name in names::PROGRAMS {
+        for name in names::PROGRAMS.iter().chain(&[names::JUDGE]) {
             classifier(&mut ebpf, name)
                 .load()
                 .map_err(|source| ObjectError::Program { name, source: Box::new(source) })?;
         }
         Ok(Self { ebpf })
+    }
+
+    /// What [`super::judge::ask`] runs.
+    pub fn judge(&self) -> &SchedClassifier {
+        self.ebpf
+            .program(names::JUDGE)
+            .and_then(|p| p.try_into().ok())
+            .expect("it was loaded as a classifier")
     }
 
     pub fn program(&mut self, name: &str) -> &mut SchedClassifier {
@@ -168,7 +176,7 @@ mod tests {
         for name in names::MAPS {
             assert!(parsed.maps.contains_key(*name), "{name}");
         }
-        for name in names::PROGRAMS {
+        for name in names::PROGRAMS.iter().chain(&[names::JUDGE]) {
             assert!(parsed.programs.contains_key(*name), "{name}");
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <bpffs>/canal/v<LAYOUT>/<TABLE>            maps, by the layout that they were made with
+//! <bpffs>/canal/v<LAYOUT>/judge              the program that answers questions about them
 //! <bpffs>/canal/links/<interface>-<program>  attachments: they survive the agent, and an upgrade swaps their program
 //! ```
 //!
@@ -12,7 +13,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use canal_common::{LAYOUT, names::PIN_DIR};
+use canal_common::{
+    LAYOUT,
+    names::{self, PIN_DIR},
+};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,11 @@ impl Pins {
         self.tables_dir().join(name)
     }
 
+    /// Beside the tables that it reads.
+    pub fn judge(&self) -> PathBuf {
+        self.tables_dir().join(names::JUDGE)
+    }
+
     pub fn link(&self, interface: &str, program: &str) -> PathBuf {
         // A bpffs file name may not hold a dot, an interface name may; it may not hold a colon (Linux dev_valid_name).
         self.links_dir().join(format!("{}-{program}", interface.replace('.', ":")))
@@ -116,6 +125,15 @@ impl Pins {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Takes the place of what is pinned at `to`, without a moment of neither.
+    pub fn replace(from: &Path, to: &Path) -> Result<(), PinError> {
+        fs::rename(from, to).map_err(|source| PinError::Io {
+            operation: "replace",
+            path: to.to_owned(),
+            source,
+        })
     }
 
     /// Removes every pin: the kernel detaches the programs and frees the tables.

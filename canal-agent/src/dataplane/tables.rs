@@ -3,17 +3,23 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    os::fd::{AsFd, OwnedFd},
 };
 
+use super::batch;
 use aya::{
     Ebpf,
-    maps::{Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
+    maps::{
+        Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, PerCpuArray,
+        PerCpuValues, lpm_trie::Key,
+    },
+    util::nr_cpus,
 };
 use canal_common::{
     Ip4,
     endpoint::{Endpoint, EndpointPolicy, Generation},
     names,
-    policy::{Class, MAX_ROWS, MAX_SETS, Row, RowRef, Verdict},
+    policy::{Class, Hits, MAX_ROWS, MAX_SETS, Row, RowRef, Verdict},
 };
 use ipnet::Ipv4Net;
 
@@ -31,8 +37,8 @@ pub trait Tables {
     type Error: std::error::Error + Send + Sync + 'static;
 
     fn write_row(&mut self, row: u32, page: &Row) -> Result<(), Self::Error>;
-    /// Puts a set with these columns (class → row) in place, as a whole.
-    fn write_set(&mut self, set: u32, columns: &[u32]) -> Result<(), Self::Error>;
+    /// Puts sets with these columns (class → row) in place, each as a whole.
+    fn write_sets(&mut self, sets: &[(u32, Vec<u32>)]) -> Result<(), Self::Error>;
     fn write_column(&mut self, set: u32, class: u32, row: u32) -> Result<(), Self::Error>;
     fn delete_set(&mut self, set: u32) -> Result<(), Self::Error>;
     fn write_peer(&mut self, addr: Ipv4Addr, class: u32) -> Result<(), Self::Error>;
@@ -41,6 +47,8 @@ pub trait Tables {
     fn delete_net(&mut self, net: Ipv4Net) -> Result<(), Self::Error>;
     fn write_policy(&mut self, endpoint: u32, policy: EndpointPolicy) -> Result<(), Self::Error>;
     fn delete_policy(&mut self, endpoint: u32) -> Result<(), Self::Error>;
+    /// Counts begin anew: the decision's id means something else from now on.
+    fn clear_hits(&mut self, decision: u32) -> Result<(), Self::Error>;
     /// Makes every flow of the endpoint be judged again.
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), Self::Error>;
     fn write_endpoint(&mut self, addr: Ipv4Addr, endpoint: Endpoint) -> Result<(), Self::Error>;
@@ -63,6 +71,8 @@ pub struct Leftovers {
 pub struct KernelTables {
     rows: Array<MapData, Row>,
     sets: ArrayOfMaps<MapData, Array<MapData, RowRef>>,
+    /// `sets` again, for writes of many at once.
+    sets_fd: OwnedFd,
     /// The inner arrays of the sets.
     columns: BTreeMap<u32, Array<MapData, RowRef>>,
     peers: BpfHashMap<MapData, Ip4, Class>,
@@ -70,11 +80,19 @@ pub struct KernelTables {
     policy: BpfHashMap<MapData, u32, EndpointPolicy>,
     generations: Array<MapData, Generation>,
     endpoints: BpfHashMap<MapData, Ip4, Endpoint>,
+    hits: PerCpuArray<MapData, Hits>,
+    /// Those that this machine could have: a per-CPU value has one for each.
+    cpus: usize,
 }
 
 impl KernelTables {
     pub fn adopt(ebpf: &mut Ebpf) -> Result<(Self, Leftovers), MapError> {
+        let sets =
+            ebpf.map(names::SETS).ok_or_else(|| MapError::InvalidName { name: names::SETS.to_owned() })?;
+        let Map::ArrayOfMaps(data) = sets else { return Err(MapError::InvalidMapType { map_type: 0 }) };
+        let sets_fd = data.fd().as_fd().try_clone_to_owned()?;
         let mut tables = Self {
+            sets_fd,
             rows: take(ebpf, names::ROWS)?,
             sets: take(ebpf, names::SETS)?,
             columns: BTreeMap::new(),
@@ -83,6 +101,8 @@ impl KernelTables {
             policy: take(ebpf, names::POLICY)?,
             generations: take(ebpf, names::GENERATIONS)?,
             endpoints: take(ebpf, names::ENDPOINTS)?,
+            hits: take(ebpf, names::RULE_HITS)?,
+            cpus: nr_cpus().map_err(|(_, error)| error)?,
         };
         let leftovers = tables.read_back()?;
         Ok((tables, leftovers))
@@ -151,14 +171,21 @@ impl Tables for KernelTables {
         self.rows.set(row, page, 0)
     }
 
-    fn write_set(&mut self, set: u32, columns: &[u32]) -> Result<(), MapError> {
-        let size = u32::try_from(columns.len()).unwrap_or(u32::MAX).max(1);
-        let mut inner = Array::<MapData, RowRef>::create(size, INNER_MAP)?;
-        for (class, row) in columns.iter().enumerate().filter(|(_, row)| **row != 0) {
-            inner.set(u32::try_from(class).unwrap_or(u32::MAX), RowRef { row: *row }, 0)?;
+    fn write_sets(&mut self, sets: &[(u32, Vec<u32>)]) -> Result<(), MapError> {
+        let mut arrays = Vec::with_capacity(sets.len());
+        for (_, columns) in sets {
+            let size = u32::try_from(columns.len()).unwrap_or(u32::MAX).max(1);
+            let array = batch::create_array(size, INNER_MAP)?;
+            let classes: Vec<u32> = (0..size).collect();
+            batch::update_array(&array, &classes[..columns.len()], columns)?;
+            arrays.push(array);
         }
-        self.sets.set(set, &inner, 0)?;
-        self.columns.insert(set, inner);
+        let ids: Vec<u32> = sets.iter().map(|(set, _)| *set).collect();
+        let descriptors: Vec<u32> = arrays.iter().map(batch::descriptor).collect();
+        batch::update_array(&self.sets_fd, &ids, &descriptors)?;
+        for (set, array) in ids.into_iter().zip(arrays) {
+            self.columns.insert(set, Array::try_from(Map::Array(MapData::from_fd(array)?))?);
+        }
         Ok(())
     }
 
@@ -197,6 +224,10 @@ impl Tables for KernelTables {
 
     fn delete_policy(&mut self, endpoint: u32) -> Result<(), MapError> {
         absent_is_fine(self.policy.remove(&endpoint))
+    }
+
+    fn clear_hits(&mut self, decision: u32) -> Result<(), MapError> {
+        self.hits.set(decision, PerCpuValues::try_from(vec![Hits::default(); self.cpus])?, 0)
     }
 
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), MapError> {

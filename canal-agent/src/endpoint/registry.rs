@@ -182,6 +182,7 @@ impl Record {
             labels: labels.into_iter().collect(),
             profiles: vec![network],
             ports: Vec::new(),
+            spoofed: Vec::new(),
         }
     }
 }

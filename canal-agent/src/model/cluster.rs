@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt,
+    net::Ipv4Addr,
     sync::Arc,
 };
 
@@ -30,6 +31,16 @@ pub enum Change {
     Object(Kind),
 }
 
+/// How many objects have a version in force.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub policies: usize,
+    pub profiles: usize,
+    pub tiers: usize,
+    pub host_endpoints: usize,
+    pub workload_endpoints: usize,
+}
+
 #[derive(Debug, Clone)]
 pub struct Cluster {
     policies: Store<Policy>,
@@ -38,9 +49,13 @@ pub struct Cluster {
     sets: Store<NetworkSet>,
     hosts: Store<HostEndpoint>,
     endpoints: BTreeMap<EndpointKey, Slot>,
+    /// Who has which address, of the endpoints in force.
+    holders: BTreeSet<(Ipv4Addr, EndpointKey)>,
     /// Keys that the store holds, of the kinds that count.
     keys: BTreeSet<Resource>,
     invalid: BTreeMap<String, String>,
+    /// Objects whose version in force changed since [`Cluster::take_changes`], perhaps more than once.
+    changed: Vec<Resource>,
     allow_all: Arc<Profile>,
 }
 
@@ -75,8 +90,10 @@ impl Default for Cluster {
             sets: BTreeMap::new(),
             hosts: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            holders: BTreeSet::new(),
             keys: BTreeSet::new(),
             invalid: BTreeMap::new(),
+            changed: Vec::new(),
             allow_all: Arc::new(Profile::allow_all()),
         }
     }
@@ -99,7 +116,9 @@ impl Cluster {
                 install(&mut self.policies, &resource, value.map(|value| Policy::read(&resource, value)))
             }
             Kind::Profile => install(&mut self.profiles, &resource, value.map(Profile::read)),
-            Kind::Tier => install(&mut self.tiers, &resource, value.map(Tier::read)),
+            Kind::Tier => {
+                install(&mut self.tiers, &resource, value.map(|value| Tier::read(&resource, value)))
+            }
             Kind::NetworkSet | Kind::GlobalNetworkSet => {
                 install(&mut self.sets, &resource, value.map(|value| NetworkSet::read(&resource, value)))
             }
@@ -110,7 +129,12 @@ impl Cluster {
             Some(reason) => self.invalid.insert(key.to_owned(), reason),
             None => self.invalid.remove(key),
         };
-        if changed { Change::Object(resource.kind) } else { Change::None }
+        if !changed {
+            return Change::None;
+        }
+        let kind = resource.kind;
+        self.changed.push(resource);
+        Change::Object(kind)
     }
 
     /// The complete content of the store: keys that are not in it are gone.
@@ -130,7 +154,43 @@ impl Cluster {
     /// What this node itself knows about an endpoint of its own stands before what the store says.
     pub fn set_local_endpoint(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) -> Change {
         let endpoint = endpoint.map(|endpoint| Arc::new(endpoint.normalised(&key)));
-        self.update_slot(key, |slot| slot.local = endpoint)
+        let resource = key.resource();
+        let change = self.update_slot(key, |slot| slot.local = endpoint);
+        if change != Change::None {
+            self.changed.push(resource);
+        }
+        change
+    }
+
+    /// Whose version in force has changed since the last call, each once.
+    pub fn take_changes(&mut self) -> Vec<Resource> {
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.sort_unstable();
+        changed.dedup();
+        changed
+    }
+
+    /// Something has changed since [`Cluster::take_changes`].
+    pub fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Every object that has a version in force.
+    pub fn objects(&self) -> Vec<Resource> {
+        let named = [self.policies.keys().collect::<Vec<_>>(), self.profiles.keys().collect()]
+            .into_iter()
+            .chain([self.tiers.keys().collect(), self.sets.keys().collect(), self.hosts.keys().collect()]);
+        named.flatten().cloned().chain(self.endpoints().map(|(key, _)| key.resource())).collect()
+    }
+
+    pub fn counts(&self) -> Counts {
+        Counts {
+            policies: self.policies.len(),
+            profiles: self.profiles.len(),
+            tiers: self.tiers.len(),
+            host_endpoints: self.hosts.len(),
+            workload_endpoints: self.endpoints.len(),
+        }
     }
 
     /// Objects that cannot be used, wholly or in part: key → reason, one line.
@@ -140,6 +200,18 @@ impl Cluster {
 
     pub fn policies(&self) -> impl Iterator<Item = (&Resource, &Arc<Policy>)> {
         in_force(&self.policies)
+    }
+
+    pub fn policy(&self, resource: &Resource) -> Option<&Arc<Policy>> {
+        self.policies.get(resource).map(|held| &held.value)
+    }
+
+    pub fn network_set(&self, resource: &Resource) -> Option<&Arc<NetworkSet>> {
+        self.sets.get(resource).map(|held| &held.value)
+    }
+
+    pub fn host_endpoint(&self, resource: &Resource) -> Option<&Arc<HostEndpoint>> {
+        self.hosts.get(resource).map(|held| &held.value)
     }
 
     /// `None`: missing, which denies everything.
@@ -176,6 +248,13 @@ impl Cluster {
         self.endpoints.get(key)?.in_force().map(|endpoint| &**endpoint)
     }
 
+    /// The endpoints that have this address.
+    pub fn endpoints_at(&self, address: Ipv4Addr) -> impl Iterator<Item = (&EndpointKey, &WorkloadEndpoint)> {
+        let first = (address, EndpointKey { namespace: String::new(), name: String::new() });
+        let held = self.holders.range(first..).take_while(move |(held, _)| *held == address);
+        held.filter_map(|(_, key)| Some((key, self.endpoint(key)?)))
+    }
+
     pub fn endpoints_of(&self, node: &str) -> impl Iterator<Item = (&EndpointKey, &WorkloadEndpoint)> {
         self.endpoints().filter(move |(_, endpoint)| endpoint.node == node)
     }
@@ -186,13 +265,8 @@ impl Cluster {
         labels::inherit(own, parents.map(|profile| &profile.labels))
     }
 
-    /// A network set inherits from the profile of its namespace.
     pub fn set_labels(&self, resource: &Resource, set: &NetworkSet) -> Labels {
-        if resource.kind.namespaced() {
-            self.inherited(&set.labels, &[format!("kns.{}", resource.namespace)])
-        } else {
-            set.labels.clone()
-        }
+        self.inherited(&set.labels, &set_profiles(resource))
     }
 
     fn apply_endpoint(&mut self, resource: &Resource, value: Option<&[u8]>) -> (Option<String>, bool) {
@@ -212,11 +286,26 @@ impl Cluster {
         let before = slot.get().in_force().cloned();
         update(slot.get_mut());
         let after = slot.get().in_force().cloned();
+        let key = slot.key().clone();
         if after.is_none() {
             slot.remove();
         }
-        if before == after { Change::None } else { Change::Object(Kind::WorkloadEndpoint) }
+        if before == after {
+            return Change::None;
+        }
+        for address in before.iter().flat_map(|endpoint| &endpoint.addresses) {
+            self.holders.remove(&(*address, key.clone()));
+        }
+        for address in after.iter().flat_map(|endpoint| &endpoint.addresses) {
+            self.holders.insert((*address, key.clone()));
+        }
+        Change::Object(Kind::WorkloadEndpoint)
     }
+}
+
+/// A network set inherits from the profile of its namespace.
+pub fn set_profiles(set: &Resource) -> Vec<String> {
+    if set.kind.namespaced() { vec![format!("kns.{}", set.namespace)] } else { Vec::new() }
 }
 
 fn in_force<T>(store: &Store<T>) -> impl Iterator<Item = (&Resource, &Arc<T>)> {

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::{
     Labels,
     labels::{self, NAMESPACE, ORCHESTRATOR, SERVICE_ACCOUNT},
+    name,
     reading::{Envelope, Reading},
     resource::{Kind, Resource},
     rule::parse_net,
 };
+use crate::store::json::escape_as_go;
 
 /// Identity of a workload endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,9 +28,13 @@ impl EndpointKey {
         Self { namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
+    pub fn resource(&self) -> Resource {
+        Resource::new(Kind::WorkloadEndpoint, &self.namespace, &self.name)
+    }
+
     /// Where etcd has it.
     pub fn store_key(&self) -> String {
-        Resource::new(Kind::WorkloadEndpoint, &self.namespace, &self.name).key()
+        self.resource().key()
     }
 }
 
@@ -106,6 +112,8 @@ pub struct WorkloadEndpoint {
     pub labels: Labels,
     pub profiles: Vec<String>,
     pub ports: Vec<NamedPort>,
+    /// Source addresses beside its own that it asks to be let use.
+    pub spoofed: Vec<IpNet>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,14 +134,21 @@ pub(super) fn named_ports(raw: Option<Vec<RawPort>>, faults: &mut Vec<String>) -
     let mut ports = Vec::new();
     for RawPort { name, protocol, port } in raw.unwrap_or_default() {
         let Some(name) = name.filter(|name| !name.is_empty()) else { continue };
+        if !name::is_port(&name) {
+            faults.push(format!("port {name:?}: not a port's name; it is left out"));
+            continue;
+        }
         let protocol = match &protocol {
             None => Ok(6),
             Some(protocol) => super::rule::parse_protocol(protocol).map(|p| p.number),
         };
         match (protocol, port) {
-            (Ok(protocol), Some(port)) => ports.push(NamedPort { name, protocol, port }),
+            (Ok(protocol), _) if !matches!(protocol, 6 | 17 | 132) => {
+                faults.push(format!("port {name:?}: protocol {protocol} has no ports; it is left out"));
+            }
+            (Ok(protocol), Some(port @ 1..)) => ports.push(NamedPort { name, protocol, port }),
             (Err(problem), _) => faults.push(format!("port {name:?}: {problem}; it is left out")),
-            (_, None) => faults.push(format!("port {name:?} has no number; it is left out")),
+            (_, None | Some(0)) => faults.push(format!("port {name:?} has no number; it is left out")),
         }
     }
     ports
@@ -152,8 +167,10 @@ impl WorkloadEndpoint {
             interface_name: Option<String>,
             mac: Option<String>,
             ports: Option<Vec<RawPort>>,
+            allow_spoofed_source_prefixes: Option<Vec<String>>,
+            node: Option<String>,
         }
-        let Some(name) = EndpointName::parse(&key.name) else {
+        let Some(parsed) = EndpointName::parse(&key.name) else {
             return Reading::bad("the name is not <node>-<orchestrator>-<workload>-<endpoint>");
         };
         let envelope = match Envelope::parse(value) {
@@ -173,25 +190,46 @@ impl WorkloadEndpoint {
                 _ => faults.push(format!("ipNetworks: {text:?} is not one address; it is left out")),
             }
         }
+        if let Some(node) = raw.node.filter(|node| !node.is_empty() && *node != parsed.node) {
+            faults.push(format!("node: {node:?} is not the {:?} of the name, which counts", parsed.node));
+        }
+        let mut interface_name = raw.interface_name.unwrap_or_default();
+        if !interface_name.is_empty() && !name::is_interface(&interface_name) {
+            faults.push(format!(
+                "interfaceName: {interface_name:?} can be no interface's; the endpoint has none"
+            ));
+            interface_name.clear();
+        }
+        let mut spoofed = Vec::new();
+        for text in raw.allow_spoofed_source_prefixes.unwrap_or_default() {
+            match parse_net(&text) {
+                Ok(net) => spoofed.push(net),
+                Err(problem) => faults.push(format!("allowSpoofedSourcePrefixes: {problem}; it is left out")),
+            }
+        }
         let mac = raw.mac.filter(|text| !text.is_empty()).and_then(|text| {
             text.parse().map_err(|e| faults.push(format!("mac: {e}; the endpoint has none"))).ok()
         });
-        let mut own = envelope.labels();
+        let mut own = match envelope.labels() {
+            Ok(labels) => labels,
+            Err(reason) => return Reading::bad(reason),
+        };
         if let Some(account) = raw.service_account_name.filter(|account| !account.is_empty()) {
             own.insert(SERVICE_ACCOUNT.to_owned(), account);
         }
         let endpoint = Self {
-            node: name.node,
-            orchestrator: name.orchestrator,
-            workload: name.workload,
-            endpoint: name.endpoint,
+            node: parsed.node,
+            orchestrator: parsed.orchestrator,
+            workload: parsed.workload,
+            endpoint: parsed.endpoint,
             container_id: raw.container_id.unwrap_or_default(),
-            interface_name: raw.interface_name.unwrap_or_default(),
+            interface_name,
             addresses,
             mac,
             labels: own,
             profiles: raw.profiles.unwrap_or_default(),
             ports: named_ports(raw.ports, &mut faults),
+            spoofed,
         };
         Reading::with_faults(endpoint.normalised(key), &faults)
     }
@@ -278,9 +316,9 @@ struct OutSpec<'a> {
     mac: Option<Mac>,
 }
 
-/// JSON as Go writes it: compact, and with three characters escaped that only ever stand inside strings.
+/// Compact JSON as Go writes it.
 pub(super) fn go_json(value: &impl Serialize) -> String {
-    let text =
-        serde_json::to_string(value).expect("a struct of strings and maps with string keys serialises");
-    text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+    escape_as_go(
+        &serde_json::to_string(value).expect("a struct of strings and maps with string keys serialises"),
+    )
 }

@@ -5,9 +5,12 @@
 //! affects nothing else. Does not: evaluate policy (that is [`crate::compile`]), talk to etcd, know the time.
 
 pub mod cluster;
+pub mod controls;
 pub mod endpoint;
+pub mod felix;
 pub mod host;
 pub mod labels;
+pub mod name;
 pub mod netset;
 pub mod policy;
 pub mod profile;
@@ -18,6 +21,7 @@ pub mod selector;
 pub mod tier;
 
 pub use cluster::{Change, Cluster};
+pub use controls::Controls;
 pub use endpoint::{EndpointKey, WorkloadEndpoint};
 pub use labels::Labels;
 pub use selector::Selector;

@@ -40,14 +40,29 @@ impl NetworkSet {
                 Err(problem) => faults.push(format!("nets: {problem}")),
             }
         }
-        let mut own = labels::without_inherited_prefixes(envelope.labels());
-        own.remove(NAMESPACE);
+        let written = match envelope.labels() {
+            Ok(labels) => labels,
+            Err(reason) => return Reading::bad(reason),
+        };
+        // Only a namespace's own profile may say what the namespace is; of a global set nobody else says anything.
+        let mut own = if resource.kind.namespaced() {
+            labels::without_inherited_prefixes(written.clone())
+        } else {
+            written.clone()
+        };
+        let dropped = written.keys().find(|name| !own.contains_key(*name)).cloned();
+        let claimed = own.remove(NAMESPACE);
+        let claim = claimed.filter(|claimed| !resource.kind.namespaced() || *claimed != resource.namespace);
         if resource.kind.namespaced() {
             own.insert(NAMESPACE.to_owned(), resource.namespace.clone());
         }
         let set = Self { labels: own, nets };
         if faults.is_empty() {
-            Reading::Good(set)
+            let claim = claim
+                .map(|claim| format!("label {NAMESPACE}={claim}: not for a writer to set; it is left out"));
+            let dropped =
+                dropped.map(|name| format!("label {name}: only a profile may say so; it is left out"));
+            Reading::with_faults(set, &claim.into_iter().chain(dropped).collect::<Vec<_>>())
         } else {
             // Some Deny may rest on the last good version; without one, on the entries that can be read.
             Reading::Bad { reason: faults.join("; "), stand_in: Some(set) }

@@ -5,7 +5,7 @@ use std::{cmp::Ordering, sync::Arc};
 use serde::Deserialize;
 
 use super::{
-    Selector,
+    Selector, name,
     reading::{Envelope, Reading},
     resource::Resource,
     rule::{self, Action, Direction, Entity, RawRule, Rule},
@@ -16,6 +16,8 @@ pub const DEFAULT_TIER: &str = "default";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
+    /// The name that its author typed, if the object says so.
+    typed_name: Option<String>,
     pub tier: String,
     pub order: Order,
     pub selector: Option<Selector>,
@@ -30,6 +32,12 @@ pub struct Policy {
     /// For host endpoints before DNAT; workloads never see such a policy.
     pub pre_dnat: bool,
     pub apply_on_forward: bool,
+}
+
+/// An order that cannot be read puts the denial before all others.
+fn stand_in_order(envelope: &Envelope) -> Order {
+    let given = envelope.field::<serde_json::Value>("order").filter(|order| !order.is_null());
+    Order::new(given.map(|order| order.as_f64().unwrap_or(f64::NEG_INFINITY)))
 }
 
 /// Lower goes first; missing is last, and all missing ones are equal.
@@ -76,10 +84,43 @@ struct RawPolicy {
     types: Option<Vec<String>>,
     ingress: Option<Vec<RawRule>>,
     egress: Option<Vec<RawRule>>,
-    do_not_track: Option<bool>,
-    #[serde(rename = "preDNAT")]
-    pre_dnat: Option<bool>,
-    apply_on_forward: Option<bool>,
+}
+
+/// What only a GlobalNetworkPolicy can say: elsewhere these are unknown fields, which would take a policy away from
+/// the pods that it is for.
+#[derive(Clone, Copy)]
+struct ForHosts {
+    do_not_track: bool,
+    pre_dnat: bool,
+    apply_on_forward: bool,
+}
+
+impl ForHosts {
+    fn of(resource: &Resource, envelope: &Envelope) -> Self {
+        let field = |name: &str| !resource.kind.namespaced() && envelope.field(name).unwrap_or_default();
+        Self {
+            do_not_track: field("doNotTrack"),
+            pre_dnat: field("preDNAT"),
+            apply_on_forward: field("applyOnForward"),
+        }
+    }
+
+    fn check(self, raw: &RawPolicy) -> Result<(), String> {
+        let governs_egress =
+            raw.types.as_ref().is_some_and(|types| types.iter().any(|t| t.eq_ignore_ascii_case("egress")))
+                || raw.egress.as_ref().is_some_and(|rules| !rules.is_empty());
+        match self {
+            Self { pre_dnat: true, do_not_track: true, .. } => {
+                Err("preDNAT and doNotTrack exclude each other".to_owned())
+            }
+            Self { pre_dnat: true, .. } if governs_egress => Err("preDNAT is for ingress only".to_owned()),
+            Self { pre_dnat: true, apply_on_forward: false, .. }
+            | Self { do_not_track: true, apply_on_forward: false, .. } => {
+                Err("preDNAT and doNotTrack need applyOnForward: true".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Policy {
@@ -89,7 +130,7 @@ impl Policy {
             Err(reason) => return Reading::bad(reason),
         };
         let mut faults = Vec::new();
-        match envelope.spec::<RawPolicy>().and_then(|raw| Self::admit(resource, raw, &mut faults)) {
+        match Self::admit(resource, &envelope, &mut faults) {
             Ok(policy) => Reading::with_faults(policy, &faults),
             Err(reason) => Reading::Bad { reason, stand_in: Self::stand_in(resource, &envelope) },
         }
@@ -107,23 +148,45 @@ impl Policy {
         format!("{}/{}/{}", resource.name, resource.namespace, resource.kind.name())
     }
 
-    fn admit(resource: &Resource, raw: RawPolicy, faults: &mut Vec<String>) -> Result<Self, String> {
+    /// The name that people know it by. Up to Calico 3.31 the key has the tier in front.
+    pub fn display_name<'a>(&'a self, resource: &'a Resource) -> &'a str {
+        match &self.typed_name {
+            Some(name) => name,
+            None if self.tier == DEFAULT_TIER => untiered(&resource.name),
+            None => &resource.name,
+        }
+    }
+
+    fn admit(resource: &Resource, envelope: &Envelope, faults: &mut Vec<String>) -> Result<Self, String> {
+        let raw: RawPolicy = envelope.spec()?;
+        if !name::is_subdomain(&resource.name) {
+            return Err("name: not lower-case letters, digits, dashes and dots".to_owned());
+        }
+        let for_hosts = ForHosts::of(resource, envelope);
+        for_hosts.check(&raw)?;
+        let tier = tier_name(raw.tier);
+        if !name::is_label(&tier) {
+            faults.push(format!(
+                "tier: {tier:?} can be no tier's name; the policy counts as one of a missing tier"
+            ));
+        }
         let (ingress, egress) = directions(raw.types)?;
         let mut rules = |raw: Option<Vec<RawRule>>, direction, governs: bool| -> Option<Arc<[Rule]>> {
             governs.then(|| rule::admit(raw.unwrap_or_default(), direction, faults).into())
         };
         let namespace_selector = if resource.kind.namespaced() { None } else { raw.namespace_selector };
         Ok(Self {
-            tier: tier_name(raw.tier),
+            typed_name: envelope.typed_name(),
+            tier,
             order: Order::new(raw.order),
             selector: selector("selector", raw.selector)?,
             namespace_selector: selector("namespaceSelector", namespace_selector)?,
             service_account_selector: selector("serviceAccountSelector", raw.service_account_selector)?,
             ingress: rules(raw.ingress, Direction::Ingress, ingress),
             egress: rules(raw.egress, Direction::Egress, egress),
-            do_not_track: raw.do_not_track.unwrap_or_default(),
-            pre_dnat: raw.pre_dnat.unwrap_or_default(),
-            apply_on_forward: raw.apply_on_forward.unwrap_or_default(),
+            do_not_track: for_hosts.do_not_track,
+            pre_dnat: for_hosts.pre_dnat,
+            apply_on_forward: for_hosts.apply_on_forward,
         })
     }
 
@@ -140,19 +203,25 @@ impl Policy {
         let optional = |name: &str| -> Option<Selector> {
             selector(name, envelope.field::<Option<String>>(name).flatten()).ok().flatten()
         };
+        let for_hosts = ForHosts::of(resource, envelope);
         Some(Self {
+            typed_name: envelope.typed_name(),
             tier: tier_name(envelope.field("tier")),
-            order: Order::new(envelope.field("order")),
+            order: stand_in_order(envelope),
             selector: selector("selector", text).ok()?,
             namespace_selector: optional("namespaceSelector").filter(|_| !resource.kind.namespaced()),
             service_account_selector: optional("serviceAccountSelector"),
             ingress: deny(ingress),
             egress: deny(egress),
-            do_not_track: envelope.field("doNotTrack").unwrap_or_default(),
-            pre_dnat: envelope.field("preDNAT").unwrap_or_default(),
-            apply_on_forward: envelope.field("applyOnForward").unwrap_or_default(),
+            do_not_track: for_hosts.do_not_track,
+            pre_dnat: for_hosts.pre_dnat,
+            apply_on_forward: for_hosts.apply_on_forward,
         })
     }
+}
+
+fn untiered(name: &str) -> &str {
+    name.strip_prefix(DEFAULT_TIER).and_then(|rest| rest.strip_prefix('.')).unwrap_or(name)
 }
 
 /// The rule of a stand-in.

@@ -3,19 +3,23 @@
 //! Promises: a criterion that cannot be understood never opens anything: an Allow or Pass rule with one never
 //! matches, a Deny rule matches on what remains. Does not: fold selectors into namespaces, resolve names.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Selector;
+use super::{Selector, name};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// Towards the endpoint: the peer is the source.
     Ingress,
     Egress,
+}
+
+impl Direction {
+    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,6 +81,8 @@ pub struct Entity {
     pub selector: Option<Selector>,
     pub not_selector: Option<Selector>,
     pub namespace_selector: Option<Selector>,
+    /// A namespace selector was given and could not be read: it is not that of the policy that is meant instead.
+    pub any_namespace: bool,
     pub service_accounts: Option<ServiceAccounts>,
     pub ports: Vec<Port>,
     pub not_ports: Vec<Port>,
@@ -137,7 +143,8 @@ pub(super) fn admit(raw: Vec<RawRule>, direction: Direction, faults: &mut Vec<St
     raw.into_iter()
         .enumerate()
         .map(|(index, raw)| {
-            let mut admission = Admission { action: Action::Deny, inert: false, problems: Vec::new() };
+            let mut admission =
+                Admission { direction, action: Action::Deny, inert: false, problems: Vec::new() };
             let rule = admission.rule(raw);
             faults.extend(
                 admission.problems.iter().map(|problem| format!("{direction} rule {index}: {problem}")),
@@ -148,6 +155,7 @@ pub(super) fn admit(raw: Vec<RawRule>, direction: Direction, faults: &mut Vec<St
 }
 
 struct Admission {
+    direction: Direction,
     action: Action,
     inert: bool,
     problems: Vec<String>,
@@ -209,6 +217,7 @@ impl Admission {
             self.unusable("icmp", "needs protocol ICMP or ICMPv6");
             (rule.icmp, rule.not_icmp) = (None, None);
         }
+        self.families(rule);
         let numeric = |ports: &[Port]| ports.iter().any(|port| matches!(port, Port::Range(..)));
         let entities = [&rule.source, &rule.destination];
         let any_numeric = entities.iter().any(|e| numeric(&e.ports) || numeric(&e.not_ports));
@@ -229,24 +238,86 @@ impl Admission {
         }
     }
 
-    fn entity(&mut self, side: &str, raw: RawEntity) -> Entity {
-        let field = |name: &str| format!("{side}.{name}");
-        if raw.services.is_some_and(|services| !services.is_null()) {
-            // Nobody writes services to etcd, so their addresses are the empty set, whatever the action.
-            self.inert = true;
-            self.problems
-                .push(format!("{}: services are not known here; the rule never matches", field("services")));
+    /// All that names an IP version must name the same one.
+    fn families(&mut self, rule: &mut Rule) {
+        let of_protocol = rule.protocol.and_then(|protocol| protocol.ip_version);
+        if let (Some(named), Some(implied)) = (rule.ip_version, of_protocol)
+            && named != implied
+        {
+            self.unusable("ipVersion", "is not that of the protocol");
+            rule.ip_version = None;
         }
+        let version = |net: &IpNet| if net.addr().is_ipv4() { 4 } else { 6 };
+        let named: BTreeSet<u8> = [&rule.source, &rule.destination]
+            .into_iter()
+            .flat_map(|entity| entity.nets.iter().chain(&entity.not_nets))
+            .map(version)
+            .chain(rule.ip_version.or(of_protocol))
+            .collect();
+        if named.len() < 2 {
+            return;
+        }
+        if rule.ip_version.or(of_protocol).is_none() && self.action == Action::Deny {
+            // It would match each version by its own nets, which is what it says.
+            self.problems.push("nets: IPv4 and IPv6 in one rule; each is taken by itself".to_owned());
+            return;
+        }
+        self.unusable("nets", "IPv4 and IPv6 do not go together in one rule");
+        for entity in [&mut rule.source, &mut rule.destination] {
+            entity.nets.clear();
+            entity.not_nets.clear();
+        }
+    }
+
+    /// Nobody writes services to etcd, so their addresses are the empty set, whatever the action; but a place where they
+    /// cannot stand is a mistake like any other.
+    fn services(&mut self, side: &'static str, raw: &RawEntity) {
+        if raw.services.as_ref().is_none_or(Value::is_null) {
+            return;
+        }
+        let field = format!("{side}.services");
+        let place = match self.direction {
+            Direction::Ingress => "source",
+            Direction::Egress => "destination",
+        };
+        let has = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        let has_ports = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        let is_said = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+        let company = has(&raw.nets)
+            || has(&raw.not_nets)
+            || has_ports(&raw.ports)
+            || has_ports(&raw.not_ports)
+            || [&raw.selector, &raw.not_selector, &raw.namespace_selector].into_iter().any(is_said)
+            || raw.service_accounts.is_some();
+        if side != place {
+            self.unusable(
+                &field,
+                "services stand in the source of ingress or the destination of egress only",
+            );
+        } else if company {
+            self.unusable(&field, "services stand alone, without ports, nets and selectors");
+        } else {
+            self.inert = true;
+            self.problems.push(format!("{field}: services are not known here; the rule never matches"));
+        }
+    }
+
+    fn entity(&mut self, side: &'static str, raw: RawEntity) -> Entity {
+        let field = |name: &str| format!("{side}.{name}");
+        self.services(side, &raw);
         let accounts = raw.service_accounts.map(|accounts| ServiceAccounts {
             names: accounts.names.unwrap_or_default(),
             selector: self.selector(&field("serviceAccounts.selector"), accounts.selector, false),
         });
+        let names_namespaces = raw.namespace_selector.as_ref().is_some_and(|text| !text.is_empty());
+        let namespace_selector = self.selector(&field("namespaceSelector"), raw.namespace_selector, true);
         Entity {
+            any_namespace: names_namespaces && namespace_selector.is_none(),
             nets: self.list(&field("nets"), raw.nets, parse_net),
-            not_nets: self.list(&field("notNets"), raw.not_nets, parse_net),
+            not_nets: self.list(&field("notNets"), raw.not_nets, parse_not_net),
             selector: self.selector(&field("selector"), raw.selector, false),
             not_selector: self.selector(&field("notSelector"), raw.not_selector, false),
-            namespace_selector: self.selector(&field("namespaceSelector"), raw.namespace_selector, true),
+            namespace_selector,
             service_accounts: accounts.filter(|a| !a.names.is_empty() || a.selector.is_some()),
             ports: self.list(&field("ports"), raw.ports, parse_port),
             not_ports: self.list(&field("notPorts"), raw.not_ports, parse_port),
@@ -347,12 +418,7 @@ pub(super) fn parse_port(raw: &Value) -> Result<Port, String> {
     if raw.is_number() || text.bytes().all(|byte| byte.is_ascii_digit()) {
         return number(&text).map(|port| Port::Range(port, port));
     }
-    if is_port_name(&text) { Ok(Port::Name(text)) } else { Err(bad()) }
-}
-
-fn is_port_name(text: &str) -> bool {
-    (1..=128).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+    if name::is_port(&text) { Ok(Port::Name(text)) } else { Err(bad()) }
 }
 
 /// A CIDR, of which the host bits are dropped, or a plain address.
@@ -361,6 +427,12 @@ pub(super) fn parse_net(text: &String) -> Result<IpNet, String> {
         .map(|net| net.trunc())
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
         .map_err(|_| format!("{text:?} is not a CIDR"))
+}
+
+/// In a list of what is not meant, everything would leave nothing.
+fn parse_not_net(text: &String) -> Result<IpNet, String> {
+    let net = parse_net(text)?;
+    if net.prefix_len() == 0 { Err(format!("{text:?} leaves nothing that could match")) } else { Ok(net) }
 }
 
 impl fmt::Display for Direction {

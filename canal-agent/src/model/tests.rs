@@ -11,6 +11,8 @@ use super::{
     rule::{Action, Icmp, Port, Protocol, parse_port},
 };
 
+mod admission;
+
 const STORE: &str = include_str!("testdata/store.txt");
 
 /// The value that a real cluster has at a key.
@@ -128,9 +130,11 @@ mod endpoints {
                 "unknown": { "field": [1] },
             },
         });
-        let Reading::Good(endpoint) = WorkloadEndpoint::read(&key, value.to_string().as_bytes()) else {
+        let Reading::Partly(endpoint, reason) = WorkloadEndpoint::read(&key, value.to_string().as_bytes())
+        else {
             panic!()
         };
+        assert_eq!(reason, r#"node: "liar" is not the "node-a" of the name, which counts"#);
         assert_eq!(endpoint.node, "node-a");
         let labels = [
             ("app", "web"),
@@ -386,6 +390,39 @@ mod cluster {
         assert_eq!(cluster.endpoints_of("n").count(), 1);
         cluster.set_local_endpoint(endpoint, None);
         assert_eq!(cluster.endpoints().count(), 0);
+    }
+
+    #[test]
+    fn the_holders_of_an_address_follow_the_endpoints_in_force() {
+        let mut cluster = Cluster::default();
+        let key = |name: &str| EndpointKey::new("shop", &format!("n-cni-{name}-eth0"));
+        let put = |cluster: &mut Cluster, name: &str, nets: &str| {
+            cluster.apply(
+                &key(name).store_key(),
+                Some(format!(r#"{{"spec":{{"ipNetworks":[{nets}]}}}}"#).as_bytes()),
+            );
+        };
+        let holders = |cluster: &Cluster, address: [u8; 4]| -> Vec<String> {
+            cluster.endpoints_at(address.into()).map(|(_, endpoint)| endpoint.workload.clone()).collect()
+        };
+        put(&mut cluster, "b", r#""10.0.0.1/32","10.0.0.2/32""#);
+        put(&mut cluster, "a", r#""10.0.0.1/32""#);
+        assert_eq!(holders(&cluster, [10, 0, 0, 1]), ["a", "b"]);
+        assert_eq!(holders(&cluster, [10, 0, 0, 2]), ["b"]);
+        put(&mut cluster, "b", r#""10.0.0.2/32","10.0.0.3/32""#);
+        let all = |cluster: &Cluster| [1, 2, 3].map(|n| holders(cluster, [10, 0, 0, n]).concat());
+        assert_eq!(all(&cluster), ["a", "b", "b"]);
+        let local = WorkloadEndpoint {
+            workload: "local".to_owned(),
+            addresses: vec![[10, 0, 0, 3].into()],
+            ..WorkloadEndpoint::default()
+        };
+        cluster.set_local_endpoint(key("b"), Some(local));
+        assert_eq!(all(&cluster), ["a", "", "local"]);
+        cluster.set_local_endpoint(key("b"), None);
+        assert_eq!(all(&cluster), ["a", "b", "b"]);
+        cluster.apply(&key("b").store_key(), None);
+        assert_eq!(all(&cluster), ["a", "", ""]);
     }
 
     #[test]

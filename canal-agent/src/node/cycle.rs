@@ -1,24 +1,27 @@
 //! The apply cycle: desired state → kernel, in one order, and what is told when it has ended.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
 
+use canal_common::settings::Settings;
 use tracing::{info, warn};
 
 use super::{
     Node,
-    endpoints::{Local, Locals},
+    endpoints::{Local, Locals, Terms},
     state::{NodeError, settings},
     uplink::{self, Host},
 };
 use crate::{
     api::wire::{AddEndpoint, ApiError},
-    compile::{self, Compiled},
     dataplane::{
         hooks::Place,
+        host,
         masquerade::{self, MasqueradeError},
-        object::{Object, Sizes},
+        object::Object,
         overlay,
+        policy::Problem,
     },
+    endpoint::status_files::{self, StatusFileError},
     store::{SubnetEnv, subnet_file::SubnetFileError},
 };
 
@@ -44,13 +47,33 @@ impl Node {
     }
 
     fn bring_up_to_date(&mut self) {
+        let begun = Instant::now();
+        let changed = self.cluster.take_changes();
+        self.compiler.update(&self.cluster, &changed);
+        // The next one looks at everything, unless this one comes to its end.
+        let everything = std::mem::replace(&mut self.all_is_due, true) || self.failure.is_some();
+        if everything || !self.follow_policy() {
+            self.apply_all();
+        }
+        self.all_is_due = self.failure.is_some();
+        self.cycles.record(begun.elapsed(), self.failure.is_some());
+    }
+
+    /// After a change that only policy has to follow, only policy is touched; false if it was not such a change, or failed.
+    fn follow_policy(&mut self) -> bool {
+        let locals = self.find_locals();
+        if locals.wires() != self.locals.wires() {
+            return false;
+        }
+        self.locals = locals;
+        self.judge().is_ok()
+    }
+
+    fn apply_all(&mut self) {
         self.problems.clear();
         // Policy does not wait for a broken underlay, nor the other way round.
         let overlay = self.apply_overlay();
-        let compiled =
-            self.compiled.take().unwrap_or_else(|| compile::compile(&self.cluster, &self.config.node_name));
-        let policy = self.apply_policy(&compiled);
-        self.compiled = Some(compiled);
+        let policy = self.apply_policy();
         let failures: Vec<String> =
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         self.failure = (!failures.is_empty()).then(|| failures.join("; "));
@@ -80,12 +103,19 @@ impl Node {
         let overlay = self.overlay();
         let device = overlay::ensure(&mut self.netlink, &overlay)?;
         let uplink = self.follow_uplink();
+        // Before the programs that may read them.
+        let addresses = self.netlink.addresses(None)?;
+        match self.host_addresses.apply(&host::addresses_of(addresses.iter().map(|a| a.net))) {
+            Ok(changed) => self.judge_anew |= changed && self.settings.flags & Settings::DROP_TO_HOST != 0,
+            Err(error) => self.problems.push(error.to_string()),
+        }
         self.reload_if_changed(device.index)?;
         let routes = self.netlink.routes()?;
         let on_link = |ip| uplink::leads_straight(&routes, self.uplink.index, ip);
         let problems = self.nodes.apply(&self.peers.desired(self.own(), on_link));
         self.problems.extend(problems);
         self.problems.extend(self.peers.conflicts(self.own()));
+        self.hooks.pin_judge(&mut self.object)?;
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
         uplink?;
         self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
@@ -113,10 +143,10 @@ impl Node {
     }
 
     /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
-    fn apply_policy(&mut self, compiled: &Compiled) -> Result<(), NodeError> {
+    fn apply_policy(&mut self) -> Result<(), NodeError> {
         let overlay = self.overlay().name();
-        self.locals =
-            Locals::find(&self.cluster, &self.registry, &self.config.node_name, compiled, &mut self.netlink)?;
+        self.links = self.netlink.links()?.into_iter().map(|link| (link.name.clone(), link)).collect();
+        self.locals = self.find_locals();
         let mut wanted: BTreeSet<(Place, String)> =
             [(Place::Overlay, overlay), (Place::Uplink, self.uplink.name.clone())].into();
         let mut unhooked: Vec<(String, String)> = Vec::new();
@@ -132,9 +162,10 @@ impl Node {
         for (interface, reason) in unhooked {
             self.locals.close_interface(&interface, &reason);
         }
-        let problems = self.policy.apply(compiled, &self.locals.desired())?;
-        for (addr, reason) in problems {
-            self.locals.close(addr, reason);
+        self.judge()?;
+        // By the new programs, which are in place by now.
+        if std::mem::take(&mut self.judge_anew) {
+            self.policy.judge_all_again()?;
         }
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
         self.hooks.sweep(&wanted)?;
@@ -144,11 +175,45 @@ impl Node {
         Ok(())
     }
 
-    /// The programs know some interfaces by index: when one was made anew, so must they be. The tables stay.
+    fn find_locals(&self) -> Locals {
+        let parameters = self.steering.parameters();
+        let terms = Terms {
+            prefixes: &parameters.interface_prefixes,
+            uplink: self.uplink.index,
+            may_spoof: parameters.may_spoof,
+        };
+        Locals::find(&self.cluster, &self.registry, &terms, &self.compiler, &self.links)
+    }
+
+    /// Has the kernel judge as policy says.
+    fn judge(&mut self) -> Result<(), NodeError> {
+        let problems = self.policy.apply(self.compiler.census(), &self.locals.desired())?;
+        self.of_endpoints.clear();
+        for (addr, Problem { reason, keeps_last }) in problems {
+            let effect = if keeps_last { "keeps its last policy" } else { "is closed" };
+            self.of_endpoints.push(format!("endpoint {addr} {effect}: {reason}"));
+            if keeps_last { self.locals.degrade(addr, reason) } else { self.locals.close(addr, reason) }
+        }
+        match self.spoofing.apply(&self.locals.borrowed()) {
+            Ok(lost) => lost.into_iter().try_for_each(|addr| self.policy.judge_again(addr))?,
+            Err(error) => self.of_endpoints.push(error.to_string()),
+        }
+        if let Err(error) = self.write_status_files() {
+            self.of_endpoints.push(error.to_string());
+        }
+        Ok(())
+    }
+
+    /// What the programs know of this node is constant in them: when an interface was made anew, or a parameter changed,
+    /// so must they be. The tables stay.
     fn reload_if_changed(&mut self, overlay_ifindex: u32) -> Result<(), NodeError> {
-        let settings = settings(&self.network, &self.uplink, self.vtep_mac, overlay_ifindex);
+        let settings = Settings {
+            overlay_ifindex,
+            ..settings(&self.config, self.steering.parameters(), &self.network, &self.uplink, self.vtep_mac)
+        };
         if settings != self.settings {
-            self.object = Object::load(&settings, Some(&self.pins), &Sizes::new())?;
+            self.object = Object::load(&settings, Some(&self.pins), &self.config.sizes.by_name())?;
+            self.judge_anew |= settings.flags != self.settings.flags;
             self.settings = settings;
             self.hooks.renew();
         }
@@ -214,6 +279,15 @@ impl Node {
             warn!(%error, "cannot remove the record of a refused endpoint");
         }
         self.set_local(key, None);
+    }
+
+    fn write_status_files(&mut self) -> Result<(), StatusFileError> {
+        let wanted = self.locals.enforced().into_iter().filter_map(|key| {
+            let endpoint = self.cluster.endpoint(key)?;
+            Some((status_files::name(key, endpoint), status_files::content(endpoint)))
+        });
+        let wanted = wanted.collect();
+        self.status_files.apply(self.steering.parameters().status_files.as_deref(), &wanted)
     }
 
     fn write_subnet_file(&self) -> Result<(), SubnetFileError> {

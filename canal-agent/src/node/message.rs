@@ -3,7 +3,11 @@
 use tokio::sync::oneshot;
 
 use crate::{
-    api::wire::{AddEndpoint, ApiError, Status},
+    api::{
+        events::Events,
+        explain::{Ask, Explanation},
+        wire::{AddEndpoint, ApiError, Rules, Status},
+    },
     model::EndpointKey,
     netlink,
     store::{LeaseEvent, StoreEvent},
@@ -26,6 +30,24 @@ pub enum Message {
     Status {
         reply: oneshot::Sender<Status>,
     },
+    Explain {
+        ask: Ask,
+        reply: oneshot::Sender<Result<Explanation, ApiError>>,
+    },
+    /// In Prometheus' text format.
+    Metrics {
+        reply: oneshot::Sender<String>,
+    },
+    Rules {
+        reply: oneshot::Sender<Result<Rules, ApiError>>,
+    },
+    /// What the kernel told of; with `after`, not before something has come after that number.
+    Events {
+        after: Option<u64>,
+        reply: oneshot::Sender<Events>,
+    },
+    /// The event ring has something.
+    Ring,
     Published(Published),
     /// Look at everything again: something may have failed, or changed without a hint.
     Tick,

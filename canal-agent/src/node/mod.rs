@@ -7,13 +7,20 @@
 
 mod cycle;
 mod endpoints;
+mod events;
+mod explain;
 mod message;
+mod metrics;
+mod names;
 pub mod peers;
+mod rules;
 pub mod state;
 mod status;
+mod steering;
+mod store;
 mod told;
 pub mod uplink;
 pub mod waiting;
 
 pub use message::{Message, Published};
-pub use state::{Node, NodeError, Start};
+pub use state::{Initial, Node, NodeError, Start};

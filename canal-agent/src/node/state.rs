@@ -2,46 +2,60 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
     time::Instant,
 };
 
-use canal_common::{Mac, event::EVENTS_PER_DECISION, flow::FlowLimits, settings::Settings};
+use canal_common::{Mac, event::EVENTS_PER_DECISION, settings::Settings};
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    endpoints::Locals,
+    endpoints::{Links, Locals},
+    events::EventLog,
     message::{Message, Published},
+    metrics::Cycles,
     peers::{Own, Peers},
+    steering::Steering,
+    store::StoreState,
     told::Told,
     uplink::{Uplink, UplinkError},
 };
 use crate::{
-    api::wire::{AddEndpoint, ApiError},
-    compile::Compiled,
-    config::Config,
+    api::{
+        explain::{Ask, Explanation},
+        metrics,
+        wire::{AddEndpoint, ApiError},
+    },
+    compile::Compiler,
+    config::{
+        Config, Established, Parameters,
+        parameters::{Rate, ToHost},
+    },
     dataplane::{
         counters::Counters,
         events::Events,
+        hits::HitCounters,
         hooks::{HookError, Hooks},
+        host::HostAddresses,
         nodes::Nodes,
-        object::{Object, ObjectError, Sizes},
+        object::{Object, ObjectError},
         overlay::{self, Overlay, OverlayError},
         pins::{PinError, Pins},
-        policy::PolicyTables,
+        policy::{Limits, PolicyTables},
+        spoofing::Spoofing,
         tables::KernelTables,
     },
     endpoint::{
         Registry, RegistryError,
         publish::{self, Wanted},
+        status_files::StatusFiles,
     },
+    logging,
     model::{Cluster, EndpointKey, WorkloadEndpoint, endpoint::Birth, profile},
     netlink::{self, Netlink},
-    store::{
-        Backend, Change, EtcdPrefix, Lease, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent,
-        VxlanOptions,
-    },
+    store::{Backend, EtcdPrefix, Lease, NetworkConfig, VxlanOptions, initial},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +87,18 @@ pub struct Start {
     pub vtep_mac: Mac,
     pub lease: Lease,
     pub wanted: watch::Sender<Wanted>,
+    /// Where metrics are to be served.
+    pub metrics_at: watch::Sender<Option<metrics::Address>>,
+    pub initial: Initial,
     /// Told once the first complete state is in the kernel.
     pub ready: oneshot::Sender<()>,
+}
+
+/// The way to the task that initialises the datastore, and back.
+#[derive(Debug)]
+pub struct Initial {
+    pub request: initial::Request,
+    pub problems: watch::Receiver<Vec<String>>,
 }
 
 /// All of it lives on one thread.
@@ -93,22 +117,36 @@ pub struct Node {
     pub(super) settings: Settings,
     pub(super) hooks: Hooks,
     pub(super) nodes: Nodes,
+    pub(super) host_addresses: HostAddresses,
+    pub(super) spoofing: Spoofing,
     pub(super) policy: PolicyTables<KernelTables>,
     pub(super) events: Events,
+    pub(super) event_log: EventLog,
     pub(super) counters: Counters,
+    pub(super) hits: HitCounters,
+    pub(super) cycles: Cycles,
     pub(super) netlink: Netlink,
 
+    pub(super) steering: Steering,
     pub(super) cluster: Cluster,
-    /// `None` once the cluster has changed.
-    pub(super) compiled: Option<Compiled>,
+    pub(super) compiler: Compiler,
     pub(super) registry: Registry,
+    pub(super) status_files: StatusFiles,
     pub(super) broken_records: BTreeMap<String, String>,
     pub(super) peers: Peers,
     pub(super) locals: Locals,
+    /// The host's interfaces when they were last listed.
+    pub(super) links: Links,
     pub(super) store: StoreState,
+    /// What is no policy decides about flows, and has changed.
+    pub(super) judge_anew: bool,
+    /// Not only policy is to be looked at.
+    pub(super) all_is_due: bool,
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
     pub(super) problems: Vec<String>,
+    /// What went wrong for some endpoint when its policy was last followed.
+    pub(super) of_endpoints: Vec<String>,
     /// Something changed that only a new process takes up.
     pub(super) restart: Option<String>,
     /// What the log has been told of.
@@ -118,34 +156,33 @@ pub struct Node {
     pub(super) started: Instant,
 
     pub(super) wanted: watch::Sender<Wanted>,
+    pub(super) metrics_at: watch::Sender<Option<metrics::Address>>,
+    pub(super) initial: Initial,
     pub(super) ready: Option<oneshot::Sender<()>>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
-}
-
-/// What is known about etcd.
-#[derive(Debug, Default)]
-pub(super) struct StoreState {
-    pub(super) synced: BTreeSet<Prefix>,
-    pub(super) disconnected: BTreeMap<Prefix, String>,
-    pub(super) revision: i64,
-}
-
-impl StoreState {
-    pub(super) fn in_sync(&self) -> bool {
-        self.synced.len() == 2
-    }
+    /// To be answered once the kernel has followed what came before.
+    asked: Vec<(Ask, oneshot::Sender<Result<Explanation, ApiError>>)>,
 }
 
 impl Node {
     /// Loads the object and adopts what an earlier process left. Attaches and writes nothing yet.
     pub fn start(start: Start) -> Result<Self, NodeError> {
-        let Start { config, network, uplink, vtep_mac, lease, wanted, ready } = start;
+        let Start { config, network, uplink, vtep_mac, lease, wanted, metrics_at, initial, ready } = start;
         let pins = Pins::open(&config.bpffs)?;
         let mut netlink = Netlink::open()?;
         let overlay = netlink.link_by_name(&overlay::name(vxlan(&network).vni))?;
-        let settings = settings(&network, &uplink, vtep_mac, overlay.map_or(0, |link| link.index));
-        let mut object = Object::load(&settings, Some(&pins), &Sizes::new())?;
+        let steering = Steering::new(&config.node_name, config.felix.clone());
+        logging::follow(steering.parameters().log_severity);
+        // Nothing is attached before etcd was read. Until then this is a guess, and what an initialised cluster says.
+        let parameters = Parameters { to_host: ToHost::Return, ..steering.parameters().clone() };
+        let settings = Settings {
+            overlay_ifindex: overlay.map_or(0, |link| link.index),
+            ..settings(&config, &parameters, &network, &uplink, vtep_mac)
+        };
+        let mut object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
+        let host_addresses = HostAddresses::adopt(&mut object.ebpf)?;
+        let spoofing = Spoofing::adopt(&mut object.ebpf)?;
         let (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
         if !leftovers.endpoints.is_empty() || !nodes.is_empty() {
             info!(
@@ -156,6 +193,7 @@ impl Node {
         }
         let events = Events::adopt(&mut object.ebpf)?;
         let counters = Counters::open(&config.bpffs)?;
+        let hits = HitCounters::open(&config.bpffs)?;
         let (registry, broken_records) = Registry::open(&config.state_dir, &config.node_name)?;
         for (file, reason) in &broken_records {
             error!(file, reason, "cannot read the record of an endpoint; it is closed");
@@ -173,31 +211,51 @@ impl Node {
             object,
             settings,
             nodes,
-            policy: PolicyTables::new(tables, leftovers),
+            host_addresses,
+            spoofing,
+            policy: PolicyTables::new(tables, leftovers, limits(&config)),
             events,
+            event_log: EventLog::default(),
             counters,
+            hits,
+            cycles: Cycles::default(),
             netlink,
+            steering,
             cluster: Cluster::default(),
-            compiled: None,
+            compiler: Compiler::new(&config.node_name),
             registry,
+            status_files: StatusFiles::default(),
             broken_records,
             peers,
             locals: Locals::default(),
+            links: Links::default(),
             store: StoreState::default(),
+            judge_anew: false,
+            all_is_due: true,
             masquerade_due: true,
             problems: Vec::new(),
+            of_endpoints: Vec::new(),
             restart: None,
             told: Told::default(),
             failure: None,
             started: Instant::now(),
             wanted,
+            metrics_at,
+            initial,
             ready: Some(ready),
             waiting: Vec::new(),
+            asked: Vec::new(),
             config,
         };
         node.forget_vanished()?;
         node.overlay_registry();
+        node.follow_parameters();
         Ok(node)
+    }
+
+    /// What [`crate::dataplane::events::watch`] waits on.
+    pub fn ring(&self) -> std::io::Result<OwnedFd> {
+        self.events.ring()
     }
 
     /// Runs until told to stop, or until nobody can send messages any more. The data path stays as it is.
@@ -217,6 +275,9 @@ impl Node {
             if reconcile {
                 self.reconcile();
             }
+            for (ask, reply) in std::mem::take(&mut self.asked) {
+                let _ = reply.send(self.explain(&ask));
+            }
             if let Some(reason) = &self.restart {
                 error!("{reason}; restarting to take it up, the data path stays as it is");
                 return;
@@ -231,6 +292,7 @@ impl Node {
             Message::Lease(event) => self.lease_event(event),
             Message::Kernel(change) => {
                 debug!(?change, "the host's network changed");
+                self.all_is_due = true;
                 true
             }
             Message::AddEndpoint { endpoint, reply } => self.add_endpoint(endpoint, reply),
@@ -249,13 +311,33 @@ impl Node {
                 false
             }
             Message::Status { reply } => {
-                self.events.drain();
                 let _ = reply.send(self.status());
                 false
             }
+            Message::Explain { ask, reply } => {
+                self.asked.push((ask, reply));
+                false
+            }
+            Message::Metrics { reply } => {
+                let _ = reply.send(self.metrics());
+                false
+            }
+            Message::Rules { reply } => {
+                let _ = reply.send(self.rules());
+                false
+            }
+            Message::Events { after, reply } => {
+                self.give_events(after, reply);
+                false
+            }
+            Message::Ring => {
+                self.drain_events();
+                false
+            }
             Message::Tick => {
-                self.events.drain();
+                self.drain_events();
                 self.masquerade_due |= self.config.ip_masq;
+                self.all_is_due = true;
                 // Fed from here: a node that is stuck gets restarted.
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 true
@@ -264,133 +346,12 @@ impl Node {
         }
     }
 
-    fn store_event(&mut self, event: StoreEvent) -> bool {
-        match event {
-            StoreEvent::Connected { prefix } => {
-                if self.store.disconnected.remove(&prefix).is_some() {
-                    info!(?prefix, "etcd is back");
-                }
-                false
-            }
-            StoreEvent::Disconnected { prefix, error } => {
-                warn!(?prefix, error, "etcd is away; going on with what is known");
-                self.store.disconnected.insert(prefix, error);
-                false
-            }
-            StoreEvent::Snapshot { prefix, entries, revision } => {
-                self.store.revision = revision;
-                let entries = entries.into_iter().map(|e| (e.key, e.value));
-                match prefix {
-                    Prefix::Network => {
-                        let entries: Vec<_> = entries.collect();
-                        let config = self.prefix().config();
-                        match entries.iter().find(|(key, _)| *key == config) {
-                            Some((_, value)) => self.check_drift(value),
-                            None => self.config_is_gone(),
-                        }
-                        self.peers.replace_all(entries.into_iter());
-                    }
-                    Prefix::Resources => {
-                        self.cluster.replace_all(entries);
-                        self.compiled = None;
-                        // What etcd lost, it gets again.
-                        self.publish();
-                    }
-                }
-                if self.store.synced.insert(prefix) {
-                    info!(?prefix, revision, "first complete list");
-                }
-                true
-            }
-            StoreEvent::Changes { prefix, changes, revision } => {
-                self.store.revision = revision;
-                for change in changes {
-                    match prefix {
-                        Prefix::Network => self.network_change(change),
-                        Prefix::Resources => self.resource_change(change),
-                    }
-                }
-                true
-            }
-        }
-    }
-
-    fn network_change(&mut self, change: Change) {
-        match change {
-            Change::Put(entry) if entry.key == self.prefix().config() => self.check_drift(&entry.value),
-            Change::Put(entry) => self.peers.put(&entry.key, &entry.value),
-            Change::Delete { key, .. } if key == self.prefix().config() => self.config_is_gone(),
-            Change::Delete { key, .. } => self.peers.delete(&key),
-        }
-    }
-
-    fn resource_change(&mut self, change: Change) {
-        self.compiled = None;
-        match change {
-            Change::Put(entry) => {
-                self.cluster.apply(&entry.key, Some(&entry.value));
-            }
-            Change::Delete { key, .. } => {
-                self.cluster.apply(&key, None);
-                let ours = key.starts_with(RESOURCES)
-                    && self
-                        .registry
-                        .records()
-                        .iter()
-                        .any(|(k, record)| !record.leaving && k.store_key() == key);
-                if ours {
-                    warn!(key, "somebody deleted an endpoint of ours from etcd; publishing it again");
-                    self.publish();
-                }
-            }
-        }
-    }
-
-    /// The configuration is read at the start; a later change is told, not followed.
-    fn check_drift(&mut self, value: &[u8]) {
-        let drift = match NetworkConfig::parse(value) {
-            // What was merely spelt in another way is no change.
-            Ok(config) if config.agrees_with(&self.network) => None,
-            Ok(_) => Some(
-                "the network configuration in etcd has changed; restart canal-agent to use it".to_owned(),
-            ),
-            Err(error) => Some(format!(
-                "the network configuration in etcd is unusable now: {error}; going on with the old one"
-            )),
-        };
-        self.drift = drift;
-    }
-
-    fn config_is_gone(&mut self) {
-        let text = "the network configuration is gone from etcd; going on with the old one, put it back";
-        self.drift = Some(text.to_owned());
-    }
-
-    fn lease_event(&mut self, event: LeaseEvent) -> bool {
-        match event {
-            LeaseEvent::Held(lease) => {
-                self.lease = lease;
-                self.lease_problem = None;
-            }
-            LeaseEvent::Lost { reason } => {
-                self.lease_problem = Some(format!("the subnet lease is lost: {reason}"));
-            }
-            LeaseEvent::Moved(lease) => {
-                warn!(old = %self.lease.subnet, new = %lease.subnet, "this node has another subnet now; pods keep their old addresses until they are made anew");
-                self.lease = lease;
-                self.lease_problem = None;
-                self.masquerade_due = true;
-            }
-        }
-        true
-    }
-
     fn add_endpoint(&mut self, endpoint: AddEndpoint, reply: oneshot::Sender<Result<(), ApiError>>) -> bool {
         if !self.store.in_sync() {
-            let _ = reply.send(Err(ApiError {
-                message: "the agent has not read the policies from etcd yet".to_owned(),
-                try_again: true,
-            }));
+            let message = self
+                .not_ready()
+                .unwrap_or_else(|| "the agent has not read the policies from etcd yet".to_owned());
+            let _ = reply.send(Err(ApiError { message, try_again: true }));
             return false;
         }
         match self.registry.insert(endpoint.clone()) {
@@ -463,7 +424,7 @@ impl Node {
 
     pub(super) fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
         self.cluster.set_local_endpoint(key, endpoint);
-        self.compiled = None;
+        self.all_is_due = true;
     }
 
     pub(super) fn own(&self) -> Own<'_> {
@@ -486,31 +447,39 @@ impl Node {
         inner_mtu(&self.network, &self.uplink)
     }
 
-    fn prefix(&self) -> &EtcdPrefix {
+    pub(super) fn prefix(&self) -> &EtcdPrefix {
         &self.config.etcd.prefix
     }
 }
 
+/// What the programs are to be loaded with; the overlay device is known later.
 pub(super) fn settings(
+    config: &Config,
+    parameters: &Parameters,
     network: &NetworkConfig,
     uplink: &Uplink,
     vtep_mac: Mac,
-    overlay_ifindex: u32,
 ) -> Settings {
     let options = vxlan(network);
+    let flags = [
+        (config.established == Established::Keep, Settings::KEEP_ESTABLISHED),
+        (parameters.pods_may_vxlan, Settings::ALLOW_POD_VXLAN),
+        (parameters.pods_may_ipip, Settings::ALLOW_POD_IPIP),
+        (parameters.to_host == ToHost::Drop, Settings::DROP_TO_HOST),
+    ];
     Settings {
         node_ip: uplink.address.into(),
         vtep_mac,
         vxlan_port: options.port,
         vni: options.vni,
         uplink_ifindex: uplink.index,
-        overlay_ifindex,
+        overlay_ifindex: 0,
         network: network.network.network().into(),
         netmask: network.network.netmask().into(),
-        limits: FlowLimits::DEFAULT,
-        events_per_tick: EVENTS_PER_DECISION,
-        flags: 0,
-        calico_vxlan_port: Settings::CALICO_VXLAN_PORT,
+        limits: config.flow_timeouts.into(),
+        events_per_tick: parameters.log_rate.map_or(EVENTS_PER_DECISION, Rate::per_second),
+        flags: flags.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag),
+        calico_vxlan_port: parameters.vxlan_port,
         _pad: [0; 2],
     }
 }
@@ -520,6 +489,12 @@ fn inner_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
     let outer = vxlan(network).mtu.map_or(uplink.mtu, u32::from);
     let envelope = u32::try_from(canal_common::wire::ENVELOPE_LEN).unwrap_or(50);
     u16::try_from(outer.saturating_sub(envelope)).unwrap_or(u16::MAX)
+}
+
+/// How much the tables hold, as they are made.
+fn limits(config: &Config) -> Limits {
+    let sizes = &config.sizes;
+    Limits { peers: sizes.peers, nets: sizes.nets, rows: sizes.rows, ..Limits::default() }
 }
 
 pub(super) fn vxlan(network: &NetworkConfig) -> &VxlanOptions {

@@ -1,21 +1,16 @@
 //! What `canalctl status` is told.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use canal_common::{
-    names,
-    reason::{Hook, Reason},
-};
-use nix::{
-    net::if_::if_indextoname,
-    time::{ClockId, clock_gettime},
-};
+use canal_common::names;
 use tracing::debug;
 
 use super::{Node, state::vxlan};
-use crate::api::wire::{
-    DropStatus, EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus,
+use crate::{
+    api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus},
+    compile::PolicySet,
+    model::resource::Resource,
 };
 
 impl Node {
@@ -48,22 +43,25 @@ impl Node {
             programs: self.programs(),
             tables: self.tables_status(),
             invalid: self.invalid(),
+            notices: self.notices(),
             counters: self.counters.read().unwrap_or_default(),
-            drops: self.drops(),
         }
     }
 
     pub(super) fn all_problems(&self) -> Vec<String> {
         let mut problems = self.problems.clone();
         problems.extend(self.failure.clone());
+        problems.extend(self.of_endpoints.clone());
         problems.extend(self.lease_problem.clone());
         problems.extend(self.drift.clone());
+        problems.extend(self.not_ready());
+        problems.extend(self.initial.problems.borrow().iter().cloned());
         let unpublished = self.unpublished();
         if unpublished > 0 {
             problems
                 .push(format!("{unpublished} endpoints are not in etcd yet: other nodes do not know them"));
         }
-        if !self.store.in_sync() {
+        if !self.store.in_sync() && self.steering.waiting().is_none() {
             problems.push("not everything was read from etcd yet; nothing is changed until then".to_owned());
         }
         for (prefix, error) in &self.store.disconnected {
@@ -72,17 +70,52 @@ impl Node {
         problems
     }
 
+    /// Why what etcd says is not followed, if so.
+    pub(super) fn not_ready(&self) -> Option<String> {
+        let waiting = self.steering.waiting()?;
+        let meanwhile = if self.store.in_sync() {
+            format!("what was known before stays in force, and {waiting} later changes wait")
+        } else {
+            "this agent has started since, and leaves everything as it is; no pod can be added".to_owned()
+        };
+        Some(format!(
+            "the datastore is not ready (ClusterInformation default says datastoreReady: false): {meanwhile}; set it to \
+             true when the datastore may be used again"
+        ))
+    }
+
+    /// What has no effect, or not the one that it might be thought to have. Nothing is wrong with these.
+    fn notices(&self) -> Vec<String> {
+        let lists = [&self.config.notices, &self.steering.merged().notices];
+        let hosts = self.cluster.host_endpoints().filter(|(_, host)| host.node == self.config.node_name);
+        let hosts = hosts.map(|(resource, _)| {
+            format!("{resource}: not enforced yet; its addresses and ports count where selectors name it")
+        });
+        let bare = self.locals.addressless.iter();
+        let bare = bare.map(|key| format!("WorkloadEndpoint {key}: it has no IPv4 address; nothing passes"));
+        lists.into_iter().flatten().cloned().chain(hosts).chain(bare).collect()
+    }
+
     fn unpublished(&self) -> usize {
+        if self.steering.waiting().is_some() {
+            return 0; // What we publish comes back with the rest.
+        }
         let present = self.registry.records().iter().filter(|(_, record)| !record.leaving);
         present.filter(|(key, _)| !self.cluster.is_stored(key)).count()
     }
 
     pub(super) fn invalid(&self) -> BTreeMap<String, String> {
         let lists = [self.cluster.invalid(), self.peers.invalid(), &self.broken_records];
-        lists.into_iter().flatten().map(|(key, reason)| (key.clone(), reason.clone())).collect()
+        let all = lists.into_iter().flatten().chain(self.steering.invalid());
+        all.map(|(key, reason)| (key.clone(), reason.clone())).collect()
     }
 
     fn endpoints_status(&self) -> Vec<EndpointStatus> {
+        let names = self.policy_names();
+        let policies = |set: Option<&Arc<PolicySet>>| -> Vec<String> {
+            let policies = set.map(|set| set.policies()).unwrap_or_default();
+            policies.into_iter().map(|policy| names.get(&policy).cloned().unwrap_or(policy)).collect()
+        };
         self.locals
             .all()
             .map(|(address, local)| EndpointStatus {
@@ -92,34 +125,20 @@ impl Node {
                 labels: local.labels.clone().into_iter().collect(),
                 state: local.state.slug().to_owned(),
                 reason: local.state.reason().map(str::to_owned),
-                ingress: local.ingress.clone(),
-                egress: local.egress.clone(),
+                ingress: policies(local.judgement.as_ref().map(|judgement| &judgement.ingress)),
+                egress: policies(local.judgement.as_ref().map(|judgement| &judgement.egress)),
             })
             .collect()
     }
 
-    fn drops(&self) -> Vec<DropStatus> {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-        let slug = |known: Option<&'static str>| known.unwrap_or("unknown").to_owned();
-        let described = self.events.drops().map(|event| {
-            let reason = Reason::from_index(event.reason);
-            DropStatus {
-                seconds_ago: now.saturating_sub(Duration::from_nanos(event.time_ns)).as_secs_f64(),
-                hook: slug(Hook::from_index(event.hook).map(Hook::slug)),
-                reason: slug(reason.map(Reason::slug)),
-                sentence: slug(reason.map(Reason::sentence)),
-                protocol: event.proto,
-                src: event.src.into(),
-                src_port: event.src_port,
-                dst: event.dst.into(),
-                dst_port: event.dst_port,
-                interface: if_indextoname(event.ifindex).ok().map(|name| name.to_string_lossy().into_owned()),
-                rule: self.policy.rule(event.decision).map(ToString::to_string),
-            }
+    /// What policies are called by their authors, where their keys say something else.
+    fn policy_names(&self) -> BTreeMap<String, String> {
+        let named = self.cluster.policies().filter_map(|(resource, policy)| {
+            let name = policy.display_name(resource);
+            let shown = Resource { name: name.to_owned(), ..resource.clone() };
+            (*name != resource.name).then(|| (resource.to_string(), shown.to_string()))
         });
-        let mut drops: Vec<_> = described.collect();
-        drops.reverse();
-        drops
+        named.collect()
     }
 
     /// As the kernel says, not as we remember. `bpftool net` of most distributions does not know tcx.
@@ -147,7 +166,7 @@ impl Node {
         found
     }
 
-    fn tables_status(&self) -> Vec<TableStatus> {
+    pub(super) fn tables_status(&self) -> Vec<TableStatus> {
         let capacities: BTreeMap<&str, u32> = names::MAPS
             .iter()
             .filter_map(|name| {

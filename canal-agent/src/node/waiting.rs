@@ -4,8 +4,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Message;
-use crate::api::wire::{ApiError, Status};
+use super::{Message, metrics};
+use crate::api::{
+    events::Events,
+    wire::{ApiError, Status},
+};
 
 /// What the agent waits for, told to systemd and to clients of the socket.
 #[derive(Debug, Clone)]
@@ -68,6 +71,10 @@ pub async fn answer(
             Message::AddEndpoint { reply, .. } | Message::DeleteEndpoint { reply, .. } => {
                 let _ = reply.send(Err(later()));
             }
+            Message::Events { reply, .. } => drop(reply.send(Events::default())),
+            Message::Metrics { reply } => drop(reply.send(metrics::while_waiting())),
+            Message::Rules { reply } => drop(reply.send(Err(later()))),
+            Message::Explain { reply, .. } => drop(reply.send(Err(later()))),
             // Nobody sends these before the node is there.
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! JSON as Go's `encoding/json` sees it: members keep their order, names match in any case, the last one wins.
 //! `serde_json::Value` sorts members, which would reorder what other writers wrote into a key that we rewrite.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -52,10 +52,42 @@ impl Json {
         }
     }
 
+    /// The member called exactly this, to be changed in place.
+    pub fn member_mut(&mut self, name: &str) -> Option<&mut Json> {
+        let Self::Object(members) = self else { return None };
+        members.iter_mut().find(|(member, _)| member == name).map(|(_, value)| value)
+    }
+
+    /// Sets a member. A new one goes where Go would write it: before the first present member that comes later in
+    /// `order`, the names of the Go struct's fields. Does nothing to what is not an object.
+    pub fn set(&mut self, name: &str, value: Json, order: &[&str]) {
+        if let Some(present) = self.member_mut(name) {
+            *present = value;
+        } else if let Self::Object(members) = self {
+            let place = |member: &str| order.iter().position(|known| *known == member);
+            let at = members.iter().position(|(member, _)| place(member) > place(name));
+            members.insert(at.unwrap_or(members.len()), (name.to_owned(), value));
+        }
+    }
+
     /// Compact text, as `encoding/json` writes it.
     pub fn render(&self) -> String {
-        serde_json::to_string(self).expect("a tree with string keys is always JSON")
+        escape_as_go(&serde_json::to_string(self).expect("a tree with string keys is always JSON"))
     }
+}
+
+/// JSON text as Go writes it: with five characters escaped that only ever stand inside strings.
+pub fn escape_as_go(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                let _ = write!(text, "\\u{:04x}", u32::from(c));
+            }
+            _ => text.push(c),
+        }
+    }
+    text
 }
 
 impl Serialize for Json {
@@ -151,6 +183,29 @@ mod tests {
         assert_eq!(json.member("VNI"), Some(&Json::Number(2.into())));
         assert_eq!(json.member("Port"), None);
         assert_eq!(Json::Null.member("x"), None);
+    }
+
+    #[test]
+    fn text_is_escaped_as_go_escapes_it() {
+        let json = Json::object([("a", Json::string("<b> & \u{2028}\u{2029} \" é"))]);
+        assert_eq!(json.render(), r#"{"a":"\u003cb\u003e \u0026 \u2028\u2029 \" é"}"#);
+    }
+
+    #[test]
+    fn a_new_member_goes_where_the_struct_has_it_and_a_present_one_stays() {
+        const ORDER: [&str; 4] = ["a", "b", "c", "d"];
+        for (before, name, after) in [
+            (r#"{"a":1,"c":1}"#, "b", r#"{"a":1,"b":7,"c":1}"#),
+            (r#"{"x":1,"c":1}"#, "d", r#"{"x":1,"c":1,"d":7}"#),
+            (r#"{"x":1,"b":1}"#, "a", r#"{"x":1,"a":7,"b":1}"#),
+            (r#"{"b":null,"a":1}"#, "b", r#"{"b":7,"a":1}"#),
+            ("{}", "c", r#"{"c":7}"#),
+            ("[]", "c", "[]"),
+        ] {
+            let mut json: Json = serde_json::from_str(before).unwrap();
+            json.set(name, Json::Number(7.into()), &ORDER);
+            assert_eq!(json.render(), after);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod client;
 mod dial;
 pub mod error;
+pub mod initial;
 pub mod json;
 pub mod keys;
 pub mod lease;

@@ -26,6 +26,11 @@ impl Backoff {
         Self { next: Duration::from_millis(10), longest: Duration::from_secs(1) }
     }
 
+    /// For what an operator has to put right first.
+    pub fn patient() -> Self {
+        Self { next: FIRST, longest: Duration::from_mins(1) }
+    }
+
     /// How long to wait before the next attempt.
     pub fn delay(&mut self) -> Duration {
         let ceiling = self.next;
@@ -34,7 +39,7 @@ impl Backoff {
     }
 
     pub fn reset(&mut self) {
-        *self = Self::default();
+        self.next = FIRST;
     }
 
     pub async fn wait(&mut self) {

@@ -2,14 +2,14 @@
 //! writes it, replaced atomically, left alone when nothing changed. The CNI plugin reads it too.
 
 use std::{
-    fs::{self, DirBuilder, File, Permissions},
-    io::{self, Write},
+    fs, io,
     net::Ipv4Addr,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use ipnet::Ipv4Net;
+
+use crate::file;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubnetEnv {
@@ -90,7 +90,7 @@ impl SubnetEnv {
         if fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
             return Ok(false);
         }
-        replace(path, text.as_bytes())
+        file::replace(path, text.as_bytes())
             .map_err(|error| SubnetFileError::Write { path: path.to_owned(), error })?;
         Ok(true)
     }
@@ -107,20 +107,6 @@ pub fn previous_subnet(text: &str) -> Option<Ipv4Net> {
 /// [`previous_subnet`] of a file, which may not be there.
 pub fn read_previous_subnet(path: &Path) -> Option<Ipv4Net> {
     previous_subnet(&fs::read_to_string(path).ok()?)
-}
-
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
-    let mut file = tempfile::Builder::new().prefix(".subnet.env.").tempfile_in(folder)?;
-    file.write_all(content)?;
-    file.as_file().set_permissions(Permissions::from_mode(0o644))?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    File::open(folder)?.sync_all()
 }
 
 /// The last assignment of `name` in dotenv text: comments, `export`, blanks around `=` and quotes are tolerated.
@@ -142,6 +128,8 @@ fn variable(text: &str, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -6,6 +6,7 @@ mod etcd;
 mod proxy;
 
 mod access;
+mod initial;
 mod lease;
 mod publish;
 mod watch;

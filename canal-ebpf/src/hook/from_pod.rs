@@ -45,9 +45,6 @@ pub fn run(ctx: &TcContext) -> Outcome {
             _ => Err(Reason::FragUnknown.into()),
         };
     }
-    if is_forbidden_tunnel(&packet) {
-        return Err(Reason::PodTunnel.into());
-    }
     if packet.is_icmp_error() {
         owner(ctx, &packet, &eth)?;
         let related = related::related(ctx, OUTER, &packet)?;
@@ -63,6 +60,10 @@ pub fn run(ctx: &TcContext) -> Outcome {
     match flow::known(&packet, own)? {
         Known::Live { to, via_stack } => forward(ctx, &packet, to, via_stack),
         Known::Judge => {
+            // An answer may happen to go to such a port.
+            if is_forbidden_tunnel(&packet) {
+                return Err(Reason::PodTunnel.into());
+            }
             let from = owner(ctx, &packet, &eth)?;
             let to = leg::anyone(packet.dst);
             admit::admit(ctx, Hook::FromPod, &packet, &from, &to, false)?;

@@ -128,19 +128,21 @@ pub fn initiated_by_hi(flow: &Flow) -> bool {
 }
 
 /// Whether this packet of an unanswered flow shows that both sides mean it: an answer, but of TCP's answers neither a
-/// reset, nor the one to a request, which everybody who forges addresses gets as well: then it is what follows.
+/// reset, nor the one to a request, which everybody who forges addresses gets as well: then it is what follows. Of SCTP's
+/// answers the first may be a refusal: there, too, it is what follows.
 #[inline(always)]
 pub fn proves_itself(flow: &mut Flow, proto: u8, tcp_flags: u8, from_hi: bool) -> bool {
-    if proto != PROTO_TCP {
-        return from_hi != initiated_by_hi(flow);
+    let answers = from_hi != initiated_by_hi(flow);
+    if proto != PROTO_TCP && proto != PROTO_SCTP {
+        return answers;
     }
-    if tcp_flags & TCP_RST != 0 {
+    if proto == PROTO_TCP && tcp_flags & TCP_RST != 0 {
         return false;
     }
-    if from_hi == initiated_by_hi(flow) {
+    if !answers {
         return flow.flags & Flow::HALF_OPEN != 0;
     }
-    if tcp_flags & TCP_SYN == 0 {
+    if proto == PROTO_TCP && tcp_flags & TCP_SYN == 0 {
         return true;
     }
     flow.flags |= Flow::HALF_OPEN;

@@ -4,6 +4,7 @@ use canal_common::{
     Ip4,
     endpoint::EndpointPolicy,
     policy::{MAX_DEPTH, Verdict},
+    question::Question,
     settings::Settings,
 };
 
@@ -16,27 +17,15 @@ use crate::{
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    Ingress,
-    Egress,
-}
-
-/// What is asked.
-#[repr(C)]
-pub struct Question {
-    pub peer: Ip4,
-    /// [`canal_common::policy::key`].
-    pub key: u32,
-    pub src_port: u16,
-    pub direction: Direction,
-    pub _pad: u8,
-    pub endpoint: u32,
+    Ingress = Question::INGRESS,
+    Egress = Question::EGRESS,
 }
 
 /// Anything missing on the way denies. A pod's own policy may allow what the node itself does not take: that is
 /// [`Verdict::to_host`].
 #[inline(always)]
 pub fn judge(endpoint: u32, direction: Direction, peer: Ip4, key: u32, src_port: u16) -> Verdict {
-    let question = Question { peer, key, src_port, direction, _pad: 0, endpoint };
+    let question = Question { peer, key, src_port, direction: direction as u8, _pad: 0, endpoint };
     Verdict::from_bits(answer(&raw const question))
 }
 
@@ -52,7 +41,7 @@ extern "C" fn answer(question: *const Question) -> u32 {
         // SAFETY: a per-CPU element.
         unsafe { (*hits).flows += 1 };
     }
-    if question.direction == Direction::Egress
+    if question.direction == Question::EGRESS
         && setting!(flags) & Settings::DROP_TO_HOST != 0
         && leg::is_this_node(question.peer)
     {
@@ -61,13 +50,15 @@ extern "C" fn answer(question: *const Question) -> u32 {
     verdict.bits
 }
 
+/// The verdict of the loaded tables, without a trace.
 #[inline(always)]
-fn look_up(question: &Question) -> Option<Verdict> {
+pub fn look_up(question: &Question) -> Option<Verdict> {
     // SAFETY: values are plain data; the reference is not kept across an update.
     let policy = unsafe { POLICY.get(question.endpoint) }?;
     let set = match question.direction {
-        Direction::Ingress => policy.ingress_set,
-        Direction::Egress => policy.egress_set,
+        Question::INGRESS => policy.ingress_set,
+        Question::EGRESS => policy.egress_set,
+        _ => return None,
     };
     let class = class_of(question.peer, policy.flags & EndpointPolicy::USES_NETS != 0);
     let mut row = SETS.get_value(set, &class)?.row;

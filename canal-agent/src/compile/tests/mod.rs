@@ -2,13 +2,13 @@ pub(crate) mod random;
 mod semantics;
 mod structure;
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use canal_common::policy::icmp_port;
 use serde_json::{Value, json};
 
 use super::{
-    Compiled, compile,
+    Census, Class, Compiler, Final, Place, PolicySet,
     reference::{Packet, Reference},
 };
 use crate::model::{
@@ -82,12 +82,13 @@ impl World {
         direction: Direction,
         packet: Packet,
     ) -> (bool, String) {
-        let compiled = compile(&self.cluster, NODE);
+        let mut compiled = Compiler::of(&self.cluster, NODE);
         let expected = Reference::new(&self.cluster).judge(endpoint, direction, &packet);
-        let found = by_tables(&compiled, endpoint, direction, &packet);
-        let rule = expected.rule.map(|rule| rule.to_string()).unwrap_or_default();
-        assert_eq!(found, (expected.allow, rule.clone()), "tables (left) against reference: {packet:?}");
-        (expected.allow, rule)
+        let found = by_tables(&mut compiled, endpoint, direction, &packet);
+        let wanted =
+            Final { allow: expected.allow, rule: expected.rule.map(Arc::new), logs: arcs(expected.logs) };
+        assert_eq!(found, wanted, "tables (left) against reference: {packet:?}");
+        (found.allow, found.rule.map(|rule| rule.to_string()).unwrap_or_default())
     }
 
     pub(crate) fn ingress(&self, endpoint: &EndpointKey, from: &str, what: &str) -> bool {
@@ -136,23 +137,41 @@ pub(crate) fn port_of(packet: &Packet) -> u16 {
     if packet.protocol == 1 { icmp_port(packet.icmp_type, packet.icmp_code) } else { packet.dst_port }
 }
 
+/// Who is behind an address, for what all sets in use ask.
+pub(crate) fn census_of(compiler: &mut Compiler) -> &mut Census {
+    let sets: Vec<Arc<PolicySet>> = compiler.sets().into_iter().cloned().collect();
+    compiler.census().want(&sets);
+    compiler.census()
+}
+
+pub(crate) fn class_of(census: &Census, address: Ipv4Addr) -> Class {
+    census.class_of(Place::Peer(address))
+}
+
+/// Every entry with its class.
+pub(crate) fn places(census: &Census) -> BTreeMap<Place, Class> {
+    census.places().map(|(place, class)| (place, class.clone())).collect()
+}
+
+fn arcs<T>(items: Vec<T>) -> Vec<Arc<T>> {
+    items.into_iter().map(Arc::new).collect()
+}
+
 fn by_tables(
-    compiled: &Compiled,
+    compiled: &mut Compiler,
     endpoint: &EndpointKey,
     direction: Direction,
     packet: &Packet,
-) -> (bool, String) {
+) -> Final {
     let (local, peer) = match direction {
         Direction::Ingress => (packet.destination, packet.source),
         Direction::Egress => (packet.source, packet.destination),
     };
-    let judgement = &compiled.endpoints[&(endpoint.clone(), local)];
+    let judgement = compiled.endpoints()[&(endpoint.clone(), local)].clone();
     let set = match direction {
-        Direction::Ingress => &judgement.ingress,
-        Direction::Egress => &judgement.egress,
+        Direction::Ingress => judgement.ingress,
+        Direction::Egress => judgement.egress,
     };
-    let class = compiled.classify(&compiled.predicates()).class_of(peer);
-    let row = set.row(&class);
-    let verdict = row.lookup(packet.protocol, packet.src_port, port_of(packet));
-    (verdict.allow, verdict.rule.as_ref().map(ToString::to_string).unwrap_or_default())
+    let class = class_of(census_of(compiled), peer);
+    set.row(&class).lookup(packet.protocol, packet.src_port, port_of(packet)).clone()
 }

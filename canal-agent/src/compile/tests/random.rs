@@ -15,10 +15,10 @@ use proptest::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{NODE, port_of};
+use super::{NODE, census_of, class_of, places, port_of};
 use crate::{
     compile::{
-        Class, Compiled, PolicySet, Row, compile,
+        Class, Compiler, Final, PolicySet, Row, RuleId,
         pages::{self, PageTree},
         reference::{Packet, Reference},
     },
@@ -288,7 +288,7 @@ pub(crate) fn cluster_of(entries: &Entries) -> Cluster {
 
 /// Tables of a node as its kernel would hold them.
 struct Tables {
-    compiled: Compiled,
+    compiled: Compiler,
     classes: HashMap<Ipv4Addr, Class>,
     rows: HashMap<(*const PolicySet, Class), (Row, PageTree)>,
     rules: BTreeMap<u32, String>,
@@ -296,25 +296,26 @@ struct Tables {
 
 impl Tables {
     fn new(cluster: &Cluster) -> Self {
-        let compiled = compile(cluster, NODE);
+        let compiled = Compiler::of(cluster, NODE);
         Self { compiled, classes: HashMap::new(), rows: HashMap::new(), rules: BTreeMap::new() }
     }
 
     /// By row, and by pages.
     fn judge(&mut self, set: &Arc<PolicySet>, peer: Ipv4Addr, packet: &Packet) -> [(bool, String); 2] {
-        let compiled = &self.compiled;
         if self.classes.is_empty() {
-            let classification = compiled.classify(&compiled.predicates());
+            let census = census_of(&mut self.compiled);
             let all = (0..=255).flat_map(|n| [[10, 0, 0, n], [192, 0, 2, n]]).chain([[8, 8, 8, 8]]);
-            self.classes = all.map(Ipv4Addr::from).map(|a| (a, classification.class_of(a))).collect();
+            self.classes = all.map(Ipv4Addr::from).map(|a| (a, class_of(census, a))).collect();
         }
         let class = self.classes[&peer].clone();
         let rules = &mut self.rules;
         let (row, tree) = self.rows.entry((Arc::as_ptr(set), class)).or_insert_with_key(|(_, class)| {
             let row = set.row(class);
-            let mut id = |rule: Option<&Arc<_>>| {
-                let Some(rule) = rule else { return 0 };
-                let text = ToString::to_string(rule);
+            let mut id = |decided: &Final| {
+                if decided.is_nameless() {
+                    return 0;
+                }
+                let text = text_of(decided);
                 let found = rules.iter().find(|(_, known)| **known == text).map(|(id, _)| *id);
                 found.unwrap_or_else(|| {
                     let id = u32::try_from(rules.len() + 1).unwrap();
@@ -329,10 +330,21 @@ impl Tables {
         let by_row = row.lookup(packet.protocol, packet.src_port, port);
         let by_pages = tree.lookup(packet.protocol, packet.src_port, port);
         [
-            (by_row.allow, by_row.rule.as_ref().map(ToString::to_string).unwrap_or_default()),
+            (by_row.allow, text_of(by_row)),
             (by_pages.kind() == Verdict::ALLOW, rules.get(&by_pages.id()).cloned().unwrap_or_default()),
         ]
     }
+}
+
+fn text_of(decided: &Final) -> String {
+    texts_of(decided.rule.as_deref().into_iter(), decided.logs.iter().map(|rule| &**rule))
+}
+
+/// The deciding rule, then those that took note.
+fn texts_of<'a>(rule: impl Iterator<Item = &'a RuleId>, logs: impl Iterator<Item = &'a RuleId>) -> String {
+    let rule = rule.map(ToString::to_string).collect::<String>();
+    let logs: Vec<String> = logs.map(ToString::to_string).collect();
+    if logs.is_empty() { rule } else { format!("{rule}, noted by {}", logs.join(", ")) }
 }
 
 const CLUSTERS: u32 = 300;
@@ -347,7 +359,7 @@ fn reference_rows_and_pages_give_the_same_verdicts() {
         let cluster = cluster_of(&entries);
         let reference = Reference::new(&cluster);
         let mut tables = Tables::new(&cluster);
-        let judgements: Vec<_> = tables.compiled.endpoints.clone().into_iter().collect();
+        let judgements: Vec<_> = tables.compiled.endpoints().clone().into_iter().collect();
         for ((endpoint, local), judgement) in judgements {
             for direction in [Direction::Ingress, Direction::Egress] {
                 let set =
@@ -355,7 +367,7 @@ fn reference_rows_and_pages_give_the_same_verdicts() {
                 for (peer, flow) in &packets {
                     let packet = packet_of(direction, local, *peer, *flow);
                     let expected = reference.judge(&endpoint, direction, &packet);
-                    let rule = expected.rule.map(|rule| rule.to_string()).unwrap_or_default();
+                    let rule = texts_of(expected.rule.iter(), expected.logs.iter());
                     let [by_row, by_pages] = tables.judge(set, *peer, &packet);
                     let expected = (expected.allow, rule);
                     prop_assert_eq!(&by_row, &expected, "row: {} {} {:?}", endpoint, direction, packet);
@@ -401,12 +413,11 @@ proptest! {
         }
         let mut listed = cluster_of(&vec![(Resource::new(Kind::Tier, "", "extra").key(), json!({ "spec": {} }))]);
         listed.replace_all(last.iter().map(|(key, value)| (key.clone(), value.to_string().into_bytes())));
-        let wanted = compile(&cluster_of(&last.into_iter().collect()), NODE);
+        let mut wanted = Compiler::of(&cluster_of(&last.into_iter().collect()), NODE);
         for cluster in [churned, listed] {
-            let compiled = compile(&cluster, NODE);
-            prop_assert_eq!(&compiled.endpoints, &wanted.endpoints);
-            let predicates = wanted.predicates();
-            prop_assert_eq!(compiled.classify(&predicates), wanted.classify(&predicates));
+            let mut compiled = Compiler::of(&cluster, NODE);
+            prop_assert_eq!(compiled.endpoints(), wanted.endpoints());
+            prop_assert_eq!(places(census_of(&mut compiled)), places(census_of(&mut wanted)));
             let plain = cluster_of(&shuffled);
             prop_assert_eq!(cluster.invalid(), plain.invalid());
         }
@@ -415,13 +426,15 @@ proptest! {
     /// A set answers for classes that it was not made for.
     #[test]
     fn classes_of_another_clusters_predicates_are_answered(a in cluster_entries(), b in cluster_entries()) {
-        let (a, b) = (compile(&cluster_of(&a), NODE), compile(&cluster_of(&b), NODE));
-        let more = a.predicates().into_iter().chain(b.predicates()).collect();
-        let (exact, wide) = (a.classify(&a.predicates()), a.classify(&more));
-        for set in a.sets() {
-            for n in 0..12 {
-                let address = Ipv4Addr::new(10, 0, 0, n);
-                prop_assert_eq!(set.row(&exact.class_of(address)), set.row(&wide.class_of(address)));
+        let (mut a, b) = (Compiler::of(&cluster_of(&a), NODE), Compiler::of(&cluster_of(&b), NODE));
+        let sets: Vec<Arc<PolicySet>> = a.sets().into_iter().cloned().collect();
+        let census = census_of(&mut a);
+        let addresses: Vec<Ipv4Addr> = (0..12).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect();
+        let exact: Vec<Class> = addresses.iter().map(|address| class_of(census, *address)).collect();
+        census.want(sets.iter().chain(b.sets()));
+        for (address, exact) in addresses.iter().zip(exact) {
+            for set in &sets {
+                prop_assert_eq!(set.row(&exact), set.row(&class_of(census, *address)));
             }
         }
     }

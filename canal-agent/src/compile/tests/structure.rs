@@ -1,50 +1,19 @@
 //! Sharing, classes, pages, and cost.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
 
 use canal_common::policy::{FANOUT, Verdict, key};
 use ipnet::Ipv4Net;
 use serde_json::json;
 
-use super::{NODE, World, address};
+use super::{NODE, World, address, census_of};
 use crate::{
     compile::{
-        Decision, Final, Predicate, Row, classify, compile,
+        Compiler, Decision, Final, Row,
         pages::{self, MAX_BOUNDS, Slot},
     },
-    model::{Selector, resource::Kind},
+    model::resource::Kind,
 };
-
-fn net(text: &str) -> Predicate {
-    Predicate::Net(text.parse().unwrap())
-}
-
-#[test]
-fn a_nested_cidr_carries_what_is_around_it_and_an_exact_address_carries_all() {
-    let mut world = World::default();
-    world.pod("web", "10.0.0.1", "a=x", &[]);
-    let role = json!({ "labels": { "a": "x" } });
-    world.put(
-        Kind::GlobalNetworkSet,
-        "",
-        "s",
-        &json!({ "metadata": role, "spec": { "nets": ["10.0.0.0/24"] } }),
-    );
-    let selector = Predicate::Selector(Selector::parse("a == 'x'").unwrap());
-    let other = Predicate::Selector(Selector::parse("a == 'y'").unwrap());
-    let predicates: BTreeSet<_> =
-        [net("10.0.0.0/8"), net("10.0.0.1/32"), net("10.0.0.128/25"), selector.clone(), other].into();
-    let classes = classify(&world.cluster, &predicates);
-    let of = |text: &str| classes.class_of(address(text)).predicates().to_vec();
-    assert_eq!(of("10.9.9.9"), [net("10.0.0.0/8")]);
-    assert_eq!(of("10.0.0.9"), [net("10.0.0.0/8"), selector.clone()]);
-    assert_eq!(of("10.0.0.200"), [net("10.0.0.0/8"), net("10.0.0.128/25"), selector.clone()]);
-    assert_eq!(of("10.0.0.1"), [net("10.0.0.0/8"), net("10.0.0.1/32"), selector]);
-    assert_eq!(of("11.0.0.1"), []);
-    assert_eq!(classes.peers.keys().copied().collect::<Vec<_>>(), [address("10.0.0.1")]);
-    assert_eq!(classes.peers[&address("10.0.0.1")].predicates().len(), 3, "the exact hit is complete");
-    assert!(classes.nets.values().all(|class| !class.is_empty()));
-}
 
 #[test]
 fn endpoints_with_the_same_policy_share_their_sets() {
@@ -53,7 +22,7 @@ fn endpoints_with_the_same_policy_share_their_sets() {
         world.pod(&format!("p{n}"), &format!("10.0.0.{n}"), &format!("n={n} a=x"), &["net"]);
     }
     world.global("p", &json!({ "selector": "a == 'x'", "ingress": [{ "action": "Allow" }] }));
-    assert_eq!(compile(&world.cluster, NODE).sets().len(), 2);
+    assert_eq!(Compiler::of(&world.cluster, NODE).sets().len(), 2);
 }
 
 #[test]
@@ -62,7 +31,7 @@ fn profiles_that_nothing_reaches_do_not_make_sets_differ() {
     world.pod("a", "10.0.0.1", "", &["one"]);
     world.pod("b", "10.0.0.2", "", &["two"]);
     world.global("p", &json!({ "ingress": [{ "action": "Allow" }] }));
-    let compiled = compile(&world.cluster, NODE);
+    let compiled = Compiler::of(&world.cluster, NODE);
     assert_eq!(compiled.sets().len(), 2);
     assert_eq!(compiled.sets()[0].policies(), ["GlobalNetworkPolicy p"]);
 }
@@ -72,30 +41,31 @@ fn sets_of_two_compilations_are_equal_if_and_only_if_their_content_is() {
     let mut world = World::default();
     world.pod("a", "10.0.0.1", "", &[]);
     world.global("p", &json!({ "ingress": [{ "action": "Allow", "protocol": "TCP" }] }));
-    let first = compile(&world.cluster, NODE);
+    let first = Compiler::of(&world.cluster, NODE);
     world.global("unrelated", &json!({ "selector": "has(nothing)" }));
-    assert_eq!(compile(&world.cluster, NODE).endpoints, first.endpoints);
+    assert_eq!(Compiler::of(&world.cluster, NODE).endpoints(), first.endpoints());
     world.global("p", &json!({ "ingress": [{ "action": "Allow", "protocol": "UDP" }] }));
-    assert_ne!(compile(&world.cluster, NODE).endpoints, first.endpoints);
+    assert_ne!(Compiler::of(&world.cluster, NODE).endpoints(), first.endpoints());
 }
 
 #[test]
 fn only_the_endpoints_of_the_node_are_compiled_and_the_local_overlay_counts() {
     let mut world = World::default();
     let pod = world.pod("a", "10.0.0.1", "", &[]);
-    assert_eq!(compile(&world.cluster, "n2").endpoints.len(), 0);
+    assert_eq!(Compiler::of(&world.cluster, "n2").endpoints().len(), 0);
     let mut local = world.cluster.endpoint(&pod).unwrap().clone();
     local.addresses = vec![address("10.0.0.7"), address("10.0.0.8")];
     world.cluster.set_local_endpoint(pod.clone(), Some(local));
-    let at: Vec<Ipv4Addr> = compile(&world.cluster, NODE).endpoints.into_keys().map(|(_, at)| at).collect();
+    let at: Vec<Ipv4Addr> =
+        Compiler::of(&world.cluster, NODE).endpoints().keys().map(|(_, at)| *at).collect();
     assert_eq!(at, [address("10.0.0.7"), address("10.0.0.8")]);
     world.cluster.set_local_endpoint(pod, None);
-    assert_eq!(compile(&world.cluster, NODE).endpoints.len(), 1);
+    assert_eq!(Compiler::of(&world.cluster, NODE).endpoints().len(), 1);
 }
 
 /// Alternating verdicts at every `step` keys.
 fn striped(bounds: u32, step: u32) -> Row {
-    let verdict = |n| Decision::Final(Final { allow: n % 2 == 1, rule: None });
+    let verdict = |n| Decision::Final(Final { allow: n % 2 == 1, rule: None, logs: Vec::new() });
     Row((0..bounds).map(|n| (n * step, verdict(n))).collect())
 }
 
@@ -128,7 +98,9 @@ fn a_row_over_the_limit_is_an_error_that_says_so() {
 #[test]
 fn children_come_before_parents_and_equal_pages_are_one() {
     let by_src: Vec<(u32, Final)> = (0..40)
-        .map(|n| (if n == 0 { 0 } else { key(6, n) }, Final { allow: n % 2 == 0, rule: None }))
+        .map(|n| {
+            (if n == 0 { 0 } else { key(6, n) }, Final { allow: n % 2 == 0, rule: None, logs: Vec::new() })
+        })
         .collect();
     let cells = (0..100).map(|n| {
         let decision =
@@ -156,10 +128,10 @@ fn verdicts_bear_the_ids_of_their_rules() {
     let mut world = World::default();
     let pod = world.pod("a", "10.0.0.1", "", &[]);
     world.global("p", &json!({ "ingress": [{ "action": "Allow", "protocol": "TCP" }] }));
-    let compiled = compile(&world.cluster, NODE);
-    let set = &compiled.endpoints[&(pod, address("10.0.0.1"))].ingress;
-    let tree = pages::encode(&set.row(&crate::compile::Class::default()), &mut |rule: Option<&Arc<_>>| {
-        rule.map_or(0, |rule: &Arc<crate::compile::RuleId>| 70 + rule.index)
+    let compiled = Compiler::of(&world.cluster, NODE);
+    let set = &compiled.endpoints()[&(pod, address("10.0.0.1"))].ingress;
+    let tree = pages::encode(&set.row(&crate::compile::Class::default()), &mut |decided: &Final| {
+        decided.rule.as_ref().map_or(0, |rule| 70 + rule.index)
     });
     let tree = tree.unwrap();
     assert_eq!(tree.lookup(6, 1, 1), Verdict::new(Verdict::ALLOW, 70));
@@ -190,14 +162,14 @@ fn ten_thousand_rules_and_endpoints_compile_in_seconds() {
             .collect();
         world.global(&format!("p{n}"), &json!({ "order": n, "selector": "has(all)", "ingress": rules }));
     }
-    let compiled = compile(&world.cluster, NODE);
-    assert_eq!(compiled.endpoints.len(), 50);
+    let mut compiled = Compiler::of(&world.cluster, NODE);
+    assert_eq!(compiled.endpoints().len(), 50);
     assert_eq!(compiled.sets().len(), 2);
-    let classes = compiled.classify(&compiled.predicates());
-    assert_eq!((classes.peers.len(), classes.nets.len()), (10_000, 8_000));
-    let distinct: BTreeSet<_> = classes.peers.values().chain(classes.nets.values()).collect();
-    let bounds: usize =
-        distinct.iter().flat_map(|class| compiled.sets().into_iter().map(|set| set.row(class).0.len())).sum();
+    let sets: Vec<_> = compiled.sets().into_iter().cloned().collect();
+    let census = census_of(&mut compiled);
+    assert_eq!((census.peers(), census.prefixes()), (10_000, 8_000));
+    let distinct: BTreeSet<_> = census.places().map(|(_, class)| class).collect();
+    let bounds: usize = distinct.iter().flat_map(|class| sets.iter().map(|set| set.row(class).0.len())).sum();
     assert!(bounds >= distinct.len());
     let took = start.elapsed();
     assert!(took.as_secs() < 40, "{took:?}");

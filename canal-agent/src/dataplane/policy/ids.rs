@@ -120,10 +120,11 @@ impl<T: Ord + Clone> Ids<T> {
         }
     }
 
-    /// What the ids meant is not certain any more; they stay taken. The answer is which they were.
-    pub(super) fn forget_meanings(&mut self) -> BTreeMap<u32, T> {
-        self.by_content.clear();
-        std::mem::take(&mut self.by_id)
+    /// Takes the meaning from an id that stays taken.
+    pub(super) fn unname(&mut self, id: u32) -> Option<T> {
+        let content = self.by_id.remove(&id)?;
+        self.by_content.remove(&content);
+        Some(content)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {

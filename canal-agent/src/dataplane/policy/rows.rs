@@ -1,7 +1,7 @@
 //! Rows in the kernel: equal rows are written once, and stay as long as a column names them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -9,25 +9,27 @@ use canal_common::policy::MAX_RULES;
 
 use super::ids::{Ids, Pool, Prefer};
 use crate::{
-    compile::{Row, RuleId, pages},
+    compile::{Final, Row, pages},
     dataplane::tables::Tables,
 };
 
 #[derive(Debug)]
 pub(super) struct Rows {
     pool: Pool,
-    by_content: HashMap<Row, u32>,
-    written: BTreeMap<u32, Written>,
-    rules: Ids<Arc<RuleId>>,
-    /// Rule id → rows that name it.
-    rule_users: BTreeMap<u32, usize>,
+    by_content: HashMap<Arc<Row>, u32>,
+    written: HashMap<u32, Written>,
+    decisions: Ids<Arc<Final>>,
+    /// Decision id → rows that name it.
+    decision_users: HashMap<u32, usize>,
+    /// Pages of all rows.
+    pages: usize,
 }
 
 #[derive(Debug)]
 struct Written {
-    content: Row,
+    content: Arc<Row>,
     pages: Vec<u32>,
-    rules: BTreeSet<u32>,
+    decisions: BTreeSet<u32>,
     users: usize,
 }
 
@@ -48,15 +50,16 @@ impl Rows {
         Self {
             pool: Pool::new(limit, Prefer::Fresh, reserved),
             by_content: HashMap::new(),
-            written: BTreeMap::new(),
-            rules: Ids::new(Pool::new(MAX_RULES, Prefer::Fresh, [])),
-            rule_users: BTreeMap::new(),
+            written: HashMap::new(),
+            decisions: Ids::new(Pool::new(MAX_RULES, Prefer::Fresh, [])),
+            decision_users: HashMap::new(),
+            pages: 0,
         }
     }
 
     pub(super) fn begin(&mut self) {
         self.pool.begin();
-        self.rules.pool().begin();
+        self.decisions.pool().begin();
     }
 
     /// Rows of an earlier process that nothing reads any more.
@@ -65,38 +68,40 @@ impl Rows {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.written.values().map(|w| w.pages.len()).sum()
+        self.pages
     }
 
-    /// The rule behind an id in the kernel.
-    pub(super) fn rule(&self, id: u32) -> Option<&Arc<RuleId>> {
-        self.rules.content(id)
+    /// The decision behind an id in the kernel.
+    pub(super) fn decided(&self, id: u32) -> Option<&Arc<Final>> {
+        self.decisions.content(id)
+    }
+
+    pub(super) fn decisions(&self) -> impl Iterator<Item = (u32, &Arc<Final>)> {
+        self.decisions.iter()
     }
 
     /// Writes `row` unless an equal one is there; its id is the caller's until [`Rows::release`].
-    pub(super) fn acquire<T: Tables>(
-        &mut self,
-        tables: &mut T,
-        row: &Row,
-    ) -> Result<u32, RowError<T::Error>> {
-        if let Some(id) = self.by_content.get(row).copied() {
+    pub(super) fn acquire<T: Tables>(&mut self, tables: &mut T, row: Row) -> Result<u32, RowError<T::Error>> {
+        if let Some(id) = self.by_content.get(&row).copied() {
             self.share(id);
             return Ok(id);
         }
-        let mut rules = BTreeSet::new();
-        let written = self.write(tables, row, &mut rules);
+        let mut decisions = BTreeSet::new();
+        let written = self.write(tables, &row, &mut decisions);
         match written {
             Ok(pages) => {
                 let root = *pages.last().expect("a row has at least one page");
-                for rule in &rules {
-                    *self.rule_users.entry(*rule).or_default() += 1;
+                for decision in &decisions {
+                    *self.decision_users.entry(*decision).or_default() += 1;
                 }
-                self.by_content.insert(row.clone(), root);
-                self.written.insert(root, Written { content: row.clone(), pages, rules, users: 1 });
+                let content = Arc::new(row);
+                self.by_content.insert(content.clone(), root);
+                self.pages += pages.len();
+                self.written.insert(root, Written { content, pages, decisions, users: 1 });
                 Ok(root)
             }
             Err(error) => {
-                self.drop_rules(rules);
+                self.drop_decisions(decisions);
                 Err(error)
             }
         }
@@ -109,15 +114,20 @@ impl Rows {
         row: &Row,
         named: &mut BTreeSet<u32>,
     ) -> Result<Vec<u32>, RowError<T::Error>> {
-        let rules = &mut self.rules;
-        // Without room for another rule its hits count for "no rule": verdicts do not depend on it.
-        let tree = pages::encode(row, &mut |rule| {
-            let id = rule.and_then(|rule| rules.ensure(rule)).map_or(0, |(id, _)| id);
+        let known = &mut self.decisions;
+        let mut fresh = Vec::new();
+        // Without room for another one its hits count for "no rule": verdicts do not depend on it.
+        let tree = pages::encode(row, &mut |decided| {
+            let wanted = (!decided.is_nameless()).then(|| Arc::new(decided.clone()));
+            let (id, is_fresh) = wanted.and_then(|decided| known.ensure(&decided)).unwrap_or_default();
             if id != 0 {
                 named.insert(id);
             }
+            fresh.extend(is_fresh.then_some(id));
             id
         })?;
+        // What an id counted before is not this decision's.
+        fresh.into_iter().try_for_each(|id| tables.clear_hits(id)).map_err(RowError::Write)?;
         let mut ids: Vec<u32> = Vec::with_capacity(tree.pages.len());
         for _ in 0..tree.pages.len() {
             let Some(id) = self.pool.take() else {
@@ -153,21 +163,22 @@ impl Rows {
             && let Some(written) = self.written.remove(&root)
         {
             self.by_content.remove(&written.content);
+            self.pages -= written.pages.len();
             self.give_back(written.pages);
-            for rule in &written.rules {
-                if let Some(users) = self.rule_users.get_mut(rule) {
+            for decision in &written.decisions {
+                if let Some(users) = self.decision_users.get_mut(decision) {
                     *users -= 1;
                 }
             }
-            self.drop_rules(written.rules);
+            self.drop_decisions(written.decisions);
         }
     }
 
-    fn drop_rules(&mut self, rules: impl IntoIterator<Item = u32>) {
-        for rule in rules {
-            if self.rule_users.get(&rule).is_none_or(|users| *users == 0) {
-                self.rule_users.remove(&rule);
-                self.rules.remove(rule);
+    fn drop_decisions(&mut self, decisions: impl IntoIterator<Item = u32>) {
+        for decision in decisions {
+            if self.decision_users.get(&decision).is_none_or(|users| *users == 0) {
+                self.decision_users.remove(&decision);
+                self.decisions.remove(decision);
             }
         }
     }

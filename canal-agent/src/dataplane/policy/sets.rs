@@ -13,7 +13,7 @@ use super::{
     rows::{RowError, Rows},
 };
 use crate::{
-    compile::{Class, PolicySet},
+    compile::{Aspect, Class, PolicySet},
     dataplane::tables::Tables,
 };
 
@@ -22,7 +22,12 @@ pub(super) struct Sets {
     pool: Pool,
     rows: Rows,
     live: BTreeMap<u32, LiveSet>,
+    /// Arrays that nothing points at, as they were left: another set gets in without a new array, whose place in the
+    /// table would cost a grace period of RCU.
+    idle: BTreeMap<u32, Idle>,
     by_policy: HashMap<Arc<PolicySet>, u32>,
+    /// New sets that are to be written together, with their columns.
+    coming: Vec<(u32, Vec<u32>)>,
     /// Set → columns that are to be written, (class, row); the rows stand and are held.
     planned: BTreeMap<u32, Vec<(u32, u32)>>,
     /// Rows that sets of an earlier process read.
@@ -38,34 +43,62 @@ struct LiveSet {
     capacity: u32,
 }
 
-/// What cannot be in the kernel, and why.
+#[derive(Debug)]
+struct Idle {
+    /// Class → what was its row.
+    columns: BTreeMap<u32, u32>,
+    capacity: u32,
+}
+
+/// So many more idle arrays than live ones are kept.
+const SPARE: usize = 64;
+
+/// Why something cannot be in the kernel.
 pub(super) type Refused = String;
 
+/// Sets that cannot be in the kernel.
+pub(super) type Refusals = HashMap<Arc<PolicySet>, Refused>;
+
 impl Sets {
-    pub(super) fn new(limits: &Limits, sets: BTreeMap<u32, Vec<u32>>, rows: Vec<u32>) -> Self {
-        let pool = Pool::new(limits.sets, Prefer::Fresh, sets.keys().copied());
-        let live = sets.into_iter().map(|(id, columns)| {
+    /// `used`: sets that some endpoint has; `rows`: what these lead to.
+    pub(super) fn new(
+        limits: &Limits,
+        sets: BTreeMap<u32, Vec<u32>>,
+        used: &BTreeSet<u32>,
+        rows: Vec<u32>,
+    ) -> Self {
+        let mut pool = Pool::new(limits.sets, Prefer::Freed, sets.keys().copied());
+        let (mut live, mut idle) = (BTreeMap::new(), BTreeMap::new());
+        for (id, columns) in sets {
             let capacity = u32::try_from(columns.len()).unwrap_or(u32::MAX);
             let columns = (0..).zip(columns).filter(|(_, row)| *row != 0).collect();
-            (id, LiveSet { policy: None, columns, capacity })
-        });
+            if used.contains(&id) {
+                live.insert(id, LiveSet { policy: None, columns, capacity });
+            } else {
+                idle.insert(id, Idle { columns, capacity });
+                pool.give_back(id);
+            }
+        }
         Self {
             pool,
-            live: live.collect(),
+            live,
+            idle,
             rows: Rows::new(limits.rows, rows.iter().copied()),
             by_policy: HashMap::new(),
+            coming: Vec::new(),
             planned: BTreeMap::new(),
             foreign_rows: rows,
         }
     }
 
     pub(super) fn begin(&mut self) {
-        self.pool.begin();
-        self.rows.begin();
-        // What an update that failed did not come to.
+        // What an attempt that failed did not come to was never read, and need not rest.
+        self.abandon();
         for id in self.planned.keys().copied().collect::<Vec<_>>() {
             self.drop_plan(id);
         }
+        self.pool.begin();
+        self.rows.begin();
     }
 
     pub(super) fn rows(&self) -> &Rows {
@@ -74,6 +107,11 @@ impl Sets {
 
     pub(super) fn len(&self) -> usize {
         self.live.len()
+    }
+
+    /// What the set in the kernel is made from, if that is known.
+    pub(super) fn policy(&self, id: u32) -> Option<&Arc<PolicySet>> {
+        self.live.get(&id)?.policy.as_ref()
     }
 
     pub(super) fn id(&self, policy: &Arc<PolicySet>) -> Option<u32> {
@@ -101,7 +139,7 @@ impl Sets {
         Ok(())
     }
 
-    /// Writes a set that is not in the kernel yet, with a column for each class.
+    /// Makes a set that is not in the kernel yet, with a column for each class. It is there after [`Sets::install`].
     pub(super) fn add<T: Tables>(
         &mut self,
         tables: &mut T,
@@ -117,15 +155,68 @@ impl Sets {
             rows.for_each(|row| self.rows.release(row));
             return Ok(Err(format!("all {} policy sets are in use", self.pool.limit() - 1)));
         };
-        let capacity = capacity(classes.keys().last().copied().unwrap_or(0));
-        if let Err(error) = tables.write_set(id, &dense(&columns, capacity)) {
-            rows.for_each(|row| self.rows.release(row));
-            self.pool.give_back(id);
-            return Err(error);
+        match self.occupy(tables, id, &columns) {
+            Ok(capacity) => {
+                self.live.insert(id, LiveSet { policy: Some(policy.clone()), columns, capacity });
+            }
+            Err(error) => {
+                rows.for_each(|row| self.rows.release(row));
+                self.pool.give_back(id);
+                return Err(error);
+            }
         }
-        self.live.insert(id, LiveSet { policy: Some(policy.clone()), columns, capacity });
         self.by_policy.insert(policy.clone(), id);
         Ok(Ok(()))
+    }
+
+    /// Writes the columns of a set that nothing points at yet; the answer is how many there is room for.
+    fn occupy<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        id: u32,
+        columns: &BTreeMap<u32, u32>,
+    ) -> Result<u32, T::Error> {
+        let wanted = capacity(columns.keys().last().copied().unwrap_or(0));
+        let Some(idle) = self.idle.get_mut(&id).filter(|idle| idle.capacity >= wanted) else {
+            self.coming.push((id, dense(columns, wanted)));
+            return Ok(wanted);
+        };
+        // Columns of classes that no address is in stay as they are: before one is, its column is written.
+        for (class, row) in columns {
+            if idle.columns.get(class) != Some(row) {
+                tables.write_column(id, *class, *row)?;
+                idle.columns.insert(*class, *row);
+            }
+        }
+        let capacity = idle.capacity;
+        self.idle.remove(&id);
+        Ok(capacity)
+    }
+
+    /// Writes the new sets.
+    pub(super) fn install<T: Tables>(&mut self, tables: &mut T) -> Result<(), T::Error> {
+        if let Err(error) = tables.write_sets(&self.coming) {
+            // Some of them may be there: which arrays stand in their places is not known any more.
+            for (id, _) in &self.coming {
+                self.idle.remove(id);
+            }
+            self.abandon();
+            return Err(error);
+        }
+        for (id, _) in std::mem::take(&mut self.coming) {
+            self.idle.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Gives up the new sets.
+    fn abandon(&mut self) {
+        for (id, _) in std::mem::take(&mut self.coming) {
+            let Some(set) = self.live.remove(&id) else { continue };
+            set.policy.and_then(|policy| self.by_policy.remove(&policy));
+            set.columns.into_values().for_each(|row| self.rows.release(row));
+            self.pool.give_back(id);
+        }
     }
 
     /// Prepares the columns in which `policy`, which is in the kernel, does not judge the classes as it should; the
@@ -179,35 +270,46 @@ impl Sets {
         }
     }
 
-    /// Frees the sets and columns that nothing points at.
-    pub(super) fn retire<T: Tables>(
-        &mut self,
-        tables: &mut T,
-        sets: &BTreeSet<u32>,
-        classes: &BTreeSet<u32>,
-    ) -> Result<(), T::Error> {
-        let unused: Vec<u32> = self.live.keys().filter(|id| !sets.contains(id)).copied().collect();
+    /// Frees the sets that nothing points at.
+    pub(super) fn retire<T: Tables>(&mut self, tables: &mut T, used: &BTreeSet<u32>) -> Result<(), T::Error> {
+        let unused: Vec<u32> = self.live.keys().filter(|id| !used.contains(id)).copied().collect();
         for id in unused {
-            tables.delete_set(id)?;
             let Some(set) = self.live.remove(&id) else { continue };
             set.policy.and_then(|policy| self.by_policy.remove(&policy));
-            set.columns.into_values().for_each(|row| self.rows.release(row));
+            set.columns.values().for_each(|row| self.rows.release(*row));
+            self.idle.insert(id, Idle { columns: set.columns, capacity: set.capacity });
             self.pool.give_back(id);
-        }
-        for set in self.live.values_mut() {
-            let rows = &mut self.rows;
-            set.columns.retain(|class, row| {
-                let kept = *class == 0 || classes.contains(class);
-                if !kept {
-                    rows.release(*row);
-                }
-                kept
-            });
         }
         if self.live.values().all(|set| set.policy.is_some()) {
             self.rows.give_back(std::mem::take(&mut self.foreign_rows));
         }
+        // One at a time: each costs a grace period.
+        if self.idle.len() > self.live.len() + SPARE
+            && let Some(id) = self.idle.keys().next().copied()
+        {
+            tables.delete_set(id)?;
+            self.idle.remove(&id);
+        }
         Ok(())
+    }
+
+    /// Forgets columns of classes that no address is in.
+    pub(super) fn drop_columns(&mut self, classes: &BTreeSet<u32>) {
+        for set in self.live.values_mut() {
+            for row in classes.iter().filter_map(|class| set.columns.remove(class)) {
+                self.rows.release(row);
+            }
+        }
+    }
+
+    /// Some column that is to be written is one that packets may be judged by.
+    pub(super) fn rewrites(&self, id: u32, is_read: impl Fn(u32) -> bool) -> bool {
+        self.planned.get(&id).is_some_and(|plan| plan.iter().any(|(class, _)| is_read(*class)))
+    }
+
+    #[cfg(test)]
+    pub(super) fn ids(&self) -> BTreeSet<u32> {
+        self.live.keys().copied().collect()
     }
 
     /// Pages that the columns hold, for the tests.
@@ -237,7 +339,7 @@ impl LiveSet {
             let mut columns = self.columns.clone();
             columns.insert(class, row);
             let capacity = capacity(class);
-            tables.write_set(id, &dense(&columns, capacity)).inspect(|()| self.capacity = capacity)
+            tables.write_sets(&[(id, dense(&columns, capacity))]).inspect(|()| self.capacity = capacity)
         };
         let released = if outcome.is_ok() { self.columns.insert(class, row) } else { Some(row) };
         if let Some(row) = released {
@@ -255,10 +357,18 @@ fn acquire<T: Tables>(
     classes: &BTreeMap<u32, Class>,
 ) -> Result<Result<BTreeMap<u32, u32>, Refused>, T::Error> {
     let mut acquired = BTreeMap::new();
+    let mut known: HashMap<Aspect, u32> = HashMap::new();
     for (id, class) in classes {
-        let error = match rows.acquire(tables, &policy.row(class)) {
+        let aspect = policy.aspect(class);
+        if let Some(row) = known.get(&aspect) {
+            rows.share(*row);
+            acquired.insert(*id, *row);
+            continue;
+        }
+        let error = match rows.acquire(tables, policy.row_of(&aspect)) {
             Ok(row) => {
                 acquired.insert(*id, row);
+                known.insert(aspect, row);
                 continue;
             }
             Err(error) => error,

@@ -10,6 +10,7 @@ use crate::{
 
 struct Node {
     world: World,
+    compiler: Compiler,
     fake: Fake,
     tables: PolicyTables<Fake>,
 }
@@ -18,8 +19,8 @@ impl Node {
     /// Pod `web` (a=web) at 10.0.0.1; peers 10.0.0.2 (a=x) and 10.0.0.3 (a=y) are elsewhere.
     fn new(limits: Limits) -> Self {
         let fake = Fake::default();
-        let tables = PolicyTables::with_limits(fake.clone(), Leftovers::default(), limits);
-        let mut node = Self { world: World::default(), fake, tables };
+        let tables = PolicyTables::new(fake.clone(), Leftovers::default(), limits);
+        let mut node = Self { world: World::default(), compiler: Compiler::new(NODE), fake, tables };
         node.world.pod("web", "10.0.0.1", "a=web", &[]);
         node.peer(2, "x").peer(3, "y");
         node
@@ -48,15 +49,27 @@ impl Node {
         self
     }
 
+    /// Brings the tables up to date.
+    fn apply(&mut self) -> Problems {
+        let changed = self.world.cluster.take_changes();
+        self.compiler.update(&self.world.cluster, &changed);
+        let desired = desired(&self.compiler);
+        self.tables.apply(self.compiler.census(), &desired).unwrap()
+    }
+
     /// Brings the tables up to date, write by write as it should be.
     fn update(&mut self) -> (Problems, Vec<Write>) {
-        let compiled = compile(&self.world.cluster, NODE);
         let before = self.fake.state().clone();
-        let problems = self.tables.apply(&compiled, &desired(&compiled)).unwrap();
+        let problems = self.apply();
         let log = self.fake.take_log();
-        let mut new = by_rows(&compiled);
-        new.retain(|(endpoint, ..), _| !problems.contains_key(endpoint));
-        check(&before, &log, &Judge::default().all(&before), &new, true, &mut BTreeSet::new()).unwrap();
+        let (old, mut new) = (Judge::default().all(&before), by_rows(&self.world.cluster));
+        for (endpoint, problem) in &problems {
+            new.retain(|(other, ..), _| other != endpoint);
+            if problem.keeps_last {
+                new.extend(old.iter().filter(|((other, ..), _)| other == endpoint));
+            }
+        }
+        check(&before, &log, &old, &new, true, &mut BTreeSet::new()).unwrap();
         check_books(&self.tables).unwrap();
         (problems, log)
     }
@@ -127,6 +140,25 @@ fn only_those_are_judged_again_whose_verdicts_may_have_changed() {
 }
 
 #[test]
+fn counts_begin_anew_with_each_decision_and_go_on_with_those_that_stay() {
+    let mut node = Node::new(Limits::default());
+    node.allow("x").update();
+    let first = node.fake.take_cleared();
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert!(node.tables.decided(first[0]).is_some_and(|decided| decided.allow));
+    node.ingress(&json!([
+        { "action": "Allow", "source": { "selector": "a == 'x'" } },
+        { "action": "Deny", "source": { "selector": "a == 'y'" } },
+    ]));
+    node.update();
+    let second = node.fake.take_cleared();
+    assert_eq!(second.len(), 1, "{second:?}");
+    assert!(node.tables.decided(second[0]).is_some_and(|decided| !decided.allow) && first != second);
+    node.peer(5, "y").update();
+    assert!(node.fake.take_cleared().is_empty());
+}
+
+#[test]
 fn an_endpoint_is_closed_until_its_policy_stands_and_again_when_it_goes() {
     let mut node = Node::new(Limits::default());
     let (_, log) = node.allow("x").update();
@@ -138,7 +170,7 @@ fn an_endpoint_is_closed_until_its_policy_stands_and_again_when_it_goes() {
     node.remove("web");
     let (_, log) = node.update();
     assert!(
-        matches!(log[..3], [Write::DeleteEndpoint(_), Write::DeletePolicy(_), Write::Bump(_)]),
+        matches!(log[..3], [Write::DeleteEndpoint(_), Write::Bump(_), Write::DeletePolicy(_)]),
         "{log:?}"
     );
 }
@@ -164,7 +196,7 @@ fn a_policy_too_big_for_the_tables_closes_its_endpoint_alone_and_says_why() {
     let (problems, _) = node.ingress(&json!([rule("TCP", &ports), rule("UDP", &ports[..1])])).update();
     assert_eq!(problems.len(), 1);
     let reason = &problems[&Ipv4Addr::new(10, 0, 0, 1)];
-    assert!(reason.contains("GlobalNetworkPolicy") && reason.contains("limit"), "{reason}");
+    assert!(reason.reason.contains("GlobalNetworkPolicy") && reason.reason.contains("limit"), "{reason:?}");
     assert_eq!(node.allow("x").update().0, Problems::new());
     assert!(node.lets_in(2));
 }
@@ -181,7 +213,7 @@ fn endpoints_beyond_full_tables_are_closed_and_told_and_come_back() {
         }
         let (problems, _) = node.allow("x").update();
         assert!(!problems.is_empty() && problems.len() < 5, "{problems:?}");
-        assert!(problems.values().all(|reason| reason.contains(what)), "{problems:?}");
+        assert!(problems.values().all(|problem| problem.reason.contains(what)), "{problems:?}");
         for n in 4..8 {
             node.remove(&format!("c{n}"));
         }
@@ -194,6 +226,51 @@ fn endpoints_beyond_full_tables_are_closed_and_told_and_come_back() {
 }
 
 #[test]
+fn where_addresses_find_no_room_an_endpoint_keeps_its_last_policy_or_is_closed_and_the_others_go_on() {
+    let everybody = |rule: &Value| json!([rule]);
+    for (limits, rule, table) in [
+        (
+            Limits { peers: 3, ..Limits::default() },
+            json!({ "action": "Allow", "source": { "selector": "has(a)" } }),
+            "PEERS",
+        ),
+        (
+            Limits { nets: 1, ..Limits::default() },
+            json!({ "action": "Allow", "source": { "nets": ["10.0.0.0/29", "192.0.2.0/24"] } }),
+            "NETS",
+        ),
+    ] {
+        let mut node = Node::new(limits);
+        node.world.pod("other", "10.0.0.4", "a=other", &[]);
+        node.world.global("q", &json!({ "selector": "a == 'other'", "types": ["Ingress"], "ingress": [{ "action": "Allow", "source": { "selector": "a == 'y'" } }] }));
+        assert_eq!(node.allow("x").update().0, Problems::new());
+        // It has a policy, and keeps it.
+        let (problems, _) = node.ingress(&everybody(&rule)).update();
+        let problem = &problems[&Ipv4Addr::new(10, 0, 0, 1)];
+        assert!(
+            problem.keeps_last
+                && problem.reason.contains(table)
+                && problem.reason.contains("GlobalNetworkPolicy p"),
+            "{problem:?}"
+        );
+        assert_eq!(problems.len(), 1);
+        assert!(node.lets_in(2) && !node.lets_in(3));
+        // The policy that it keeps follows the labels.
+        node.peer(3, "x");
+        assert!(node.apply().len() == 1 && node.lets_in(3));
+        // One that comes now has none.
+        node.world.pod("late", "10.0.0.5", "a=web", &[]);
+        let (problems, _) = node.update();
+        let late = &problems[&Ipv4Addr::new(10, 0, 0, 5)];
+        assert!(!late.keeps_last && late.reason.contains(table), "{late:?}");
+        node.remove("late");
+        // Once it fits, all is well.
+        assert_eq!(node.allow("z").update().0, Problems::new());
+        assert!(!node.lets_in(2) && !node.lets_in(3));
+    }
+}
+
+#[test]
 fn an_address_whose_class_finds_no_room_is_closed_whatever_the_policy_says() {
     let mut node = Node::new(Limits { classes: 2, ..Limits::default() });
     // Whoever is not known to be bad may come.
@@ -202,8 +279,9 @@ fn an_address_whose_class_finds_no_room_is_closed_whatever_the_policy_says() {
         { "action": "Deny", "source": { "selector": "a == 'y'" } },
         { "action": "Allow" },
     ]));
-    let compiled = compile(&node.world.cluster, NODE);
-    node.tables.apply(&compiled, &desired(&compiled)).unwrap();
+    let mut compiler = Compiler::of(&node.world.cluster, NODE);
+    let desired = desired(&compiler);
+    node.tables.apply(compiler.census(), &desired).unwrap();
     assert!(!node.lets_in(2) && !node.lets_in(3) && node.lets_in(9));
 }
 
@@ -223,10 +301,11 @@ fn what_an_earlier_process_left_in_disorder_is_closed_and_cleaned_up() {
     state.sets.insert(500, vec![1; 64]);
     let leftovers = state.leftovers();
     node.fake = Fake::from_state(state);
-    node.tables = PolicyTables::new(node.fake.clone(), leftovers);
+    node.tables = PolicyTables::new(node.fake.clone(), leftovers, Limits::default());
+    node.compiler = Compiler::of(&node.world.cluster, NODE);
     let (problems, _) = node.update();
     assert_eq!(problems, Problems::new());
     let state = node.fake.state();
-    assert_eq!((state.endpoints.len(), state.policy.len(), state.sets.len()), (1, 1, 2));
+    assert_eq!((state.endpoints.len(), state.policy.len(), state.used_sets().len()), (1, 1, 2));
     assert!(node.lets_in(2) && !node.lets_in(3));
 }

@@ -102,12 +102,18 @@ impl State {
         false
     }
 
+    /// Sets that some endpoint has.
+    pub(super) fn used_sets(&self) -> BTreeSet<u32> {
+        self.policy.values().flat_map(|policy| [policy.ingress_set, policy.egress_set]).collect()
+    }
+
     /// Rows that some address can lead to, and what is below them.
     pub(super) fn reachable(&self) -> BTreeSet<u32> {
         let classes: BTreeSet<u32> =
             self.peers.values().chain(self.nets.values()).copied().chain([0]).collect();
-        let columns =
-            self.sets.values().flat_map(|set| classes.iter().filter_map(|class| set.get(*class as usize)));
+        let used = self.used_sets();
+        let sets = used.iter().filter_map(|set| self.sets.get(set));
+        let columns = sets.flat_map(|set| classes.iter().filter_map(|class| set.get(*class as usize)));
         self.below(columns.copied())
     }
 
@@ -135,7 +141,11 @@ impl State {
             endpoints: self.endpoints.clone(),
             policies: self.policy.clone(),
             sets: self.sets.clone(),
-            rows: self.below(self.sets.values().flatten().copied()).into_iter().collect(),
+            rows: {
+                let used = self.used_sets();
+                let sets = used.iter().filter_map(|set| self.sets.get(set));
+                self.below(sets.flatten().copied()).into_iter().collect()
+            },
         }
     }
 }
@@ -148,6 +158,8 @@ pub(super) struct Fake(Rc<RefCell<Inner>>);
 struct Inner {
     state: State,
     log: Vec<Write>,
+    /// Decisions whose counts began anew.
+    cleared: Vec<u32>,
     /// Writes until one fails.
     budget: Option<usize>,
 }
@@ -167,6 +179,10 @@ impl Fake {
 
     pub(super) fn take_log(&self) -> Vec<Write> {
         std::mem::take(&mut self.0.borrow_mut().log)
+    }
+
+    pub(super) fn take_cleared(&self) -> Vec<u32> {
+        std::mem::take(&mut self.0.borrow_mut().cleared)
     }
 
     /// The write after the next `budget` ones fails.
@@ -194,8 +210,8 @@ impl Tables for Fake {
         self.write(Write::Row(row, Box::new(*page)))
     }
 
-    fn write_set(&mut self, set: u32, columns: &[u32]) -> Result<(), OnPurpose> {
-        self.write(Write::Set(set, columns.to_vec()))
+    fn write_sets(&mut self, sets: &[(u32, Vec<u32>)]) -> Result<(), OnPurpose> {
+        sets.iter().try_for_each(|(set, columns)| self.write(Write::Set(*set, columns.clone())))
     }
 
     fn write_column(&mut self, set: u32, class: u32, row: u32) -> Result<(), OnPurpose> {
@@ -228,6 +244,11 @@ impl Tables for Fake {
 
     fn delete_policy(&mut self, endpoint: u32) -> Result<(), OnPurpose> {
         self.write(Write::DeletePolicy(endpoint))
+    }
+
+    fn clear_hits(&mut self, decision: u32) -> Result<(), OnPurpose> {
+        self.0.borrow_mut().cleared.push(decision);
+        Ok(())
     }
 
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), OnPurpose> {

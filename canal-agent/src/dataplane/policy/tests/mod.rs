@@ -1,4 +1,5 @@
 mod cases;
+mod events;
 mod fake;
 mod random;
 
@@ -13,9 +14,9 @@ use self::fake::{Fake, State, Write};
 use super::{Desired, Limits, PolicyTables, Problems};
 use crate::{
     compile::{
-        Compiled, compile,
+        Compiler,
         reference::{Packet, Reference},
-        tests::{NODE, random::packet_of},
+        tests::{NODE, census_of, class_of, random::packet_of},
     },
     dataplane::tables::Leftovers,
     model::{Cluster, EndpointKey, rule::Direction},
@@ -47,17 +48,17 @@ fn peers() -> impl Iterator<Item = Ipv4Addr> {
 type Verdicts = BTreeMap<(Ipv4Addr, Direction, Ipv4Addr), u32>;
 
 /// Which address is whose, as the node decides it: the lower key has it.
-fn owners(compiled: &Compiled) -> BTreeMap<Ipv4Addr, EndpointKey> {
+fn owners(compiled: &Compiler) -> BTreeMap<Ipv4Addr, EndpointKey> {
     let mut owners = BTreeMap::new();
-    for (key, addr) in compiled.endpoints.keys() {
+    for (key, addr) in compiled.endpoints().keys() {
         owners.entry(*addr).or_insert_with(|| key.clone());
     }
     owners
 }
 
-fn desired(compiled: &Compiled) -> BTreeMap<Ipv4Addr, Desired> {
+fn desired(compiled: &Compiler) -> BTreeMap<Ipv4Addr, Desired> {
     let of = |(addr, key): (Ipv4Addr, EndpointKey)| {
-        let judgement = &compiled.endpoints[&(key.clone(), addr)];
+        let judgement = &compiled.endpoints()[&(key.clone(), addr)];
         let number = key.to_string().bytes().fold(7u32, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
         let mac = |first| {
             let [a, b, c, d] = number.to_be_bytes();
@@ -90,7 +91,7 @@ fn masks(
 
 /// What the definition says.
 fn by_reference(cluster: &Cluster) -> Verdicts {
-    let owners = owners(&compile(cluster, NODE));
+    let owners = owners(&Compiler::of(cluster, NODE));
     let reference = Reference::new(cluster);
     masks(owners.keys().copied(), |addr, direction, packet| {
         reference.judge(&owners[&addr], direction, packet).allow
@@ -98,17 +99,19 @@ fn by_reference(cluster: &Cluster) -> Verdicts {
 }
 
 /// What the compiler says, which is quicker and which its own tests compare with the definition.
-fn by_rows(compiled: &Compiled) -> Verdicts {
-    let classification = compiled.classify(&compiled.predicates());
-    let owners = owners(compiled);
+fn by_rows(cluster: &Cluster) -> Verdicts {
+    let mut compiled = Compiler::of(cluster, NODE);
+    let owners = owners(&compiled);
+    let judgements = compiled.endpoints().clone();
+    let census = census_of(&mut compiled);
     let mut rows = HashMap::new();
     masks(owners.keys().copied(), |addr, direction, packet| {
-        let judgement = &compiled.endpoints[&(owners[&addr].clone(), addr)];
+        let judgement = &judgements[&(owners[&addr].clone(), addr)];
         let (set, peer) = match direction {
             Direction::Ingress => (&judgement.ingress, packet.source),
             Direction::Egress => (&judgement.egress, packet.destination),
         };
-        let row = rows.entry((set.clone(), peer)).or_insert_with(|| set.row(&classification.class_of(peer)));
+        let row = rows.entry((set.clone(), peer)).or_insert_with(|| set.row(&class_of(census, peer)));
         row.lookup(packet.protocol, packet.src_port, crate::compile::tests::port_of(packet)).allow
     })
 }
@@ -162,9 +165,10 @@ fn check(
         old.keys().chain(new.keys()).copied().collect::<BTreeSet<_>>().into_iter().collect();
     let mut seen = old.clone();
     let mut held = before.reachable();
-    let mut deleted_sets = BTreeSet::new();
+    let used_before = before.used_sets();
     let mut deleted_endpoints = BTreeSet::new();
     for (at, write) in log.iter().enumerate() {
+        let used = state.used_sets();
         match write {
             Write::Row(row, _) => {
                 if held.contains(row) {
@@ -172,13 +176,14 @@ fn check(
                 }
                 judge.forget();
             }
-            Write::Set(set, _) if deleted_sets.contains(set) => {
+            Write::Set(set, _) | Write::Column(set, ..)
+                if !used.contains(set) && used_before.contains(set) =>
+            {
                 return Err(format!("set {set} is used again at once"));
             }
             Write::Policy(id, _) if deleted_endpoints.contains(id) => {
                 return Err(format!("endpoint id {id} is used again at once"));
             }
-            Write::DeleteSet(set) => drop(deleted_sets.insert(*set)),
             Write::DeletePolicy(id) => drop(deleted_endpoints.insert(*id)),
             Write::Bump(id) => {
                 stale.remove(id);
@@ -186,7 +191,7 @@ fn check(
             _ => {}
         }
         state.apply(write);
-        if matches!(write, Write::Set(..) | Write::Column(..)) {
+        if matches!(write, Write::Set(..) | Write::Column(..) | Write::Policy(..)) {
             held.extend(state.reachable());
         }
         for key @ (endpoint, direction, peer) in universe.iter().copied() {
@@ -226,11 +231,9 @@ fn check(
 /// Nothing is held that nothing uses, and what is used is held.
 fn check_books(policy: &PolicyTables<Fake>) -> Result<(), String> {
     let state = policy.tables().state();
-    let used: BTreeSet<u32> =
-        state.policy.values().flat_map(|policy| [policy.ingress_set, policy.egress_set]).collect();
-    let sets: BTreeSet<u32> = state.sets.keys().copied().collect();
-    if used != sets {
-        return Err(format!("sets {sets:?}, used {used:?}"));
+    let (used, held) = (state.used_sets(), policy.sets.ids());
+    if used != held {
+        return Err(format!("sets {held:?} held, {used:?} used"));
     }
     let ids: BTreeSet<u32> = state.endpoints.values().map(|e| e.id).collect();
     if ids.len() != state.endpoints.len() || !state.policy.keys().eq(&ids) {
@@ -252,8 +255,8 @@ fn check_books(policy: &PolicyTables<Fake>) -> Result<(), String> {
         .filter(|verdict| verdict.kind() <= 1 && verdict.id() != 0)
         .map(canal_common::policy::Verdict::id)
         .collect();
-    if let Some(unknown) = rules.iter().find(|rule| policy.rule(**rule).is_none()) {
-        return Err(format!("rule {unknown} has no name"));
+    if let Some(unknown) = rules.iter().find(|id| policy.decided(**id).is_none()) {
+        return Err(format!("decision {unknown} has no name"));
     }
     Ok(())
 }

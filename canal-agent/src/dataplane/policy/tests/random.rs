@@ -1,6 +1,6 @@
 //! Random sequences of updates: after every single write, each packet is judged by the old policy or by the new one.
 
-use std::{collections::BTreeMap, env};
+use std::env;
 
 use proptest::{
     prelude::*,
@@ -10,7 +10,10 @@ use proptest::{
 use serde_json::Value;
 
 use super::*;
-use crate::compile::tests::random::{Entries, cluster_entries, cluster_of, endpoint, other_objects, policy};
+use crate::compile::tests::{
+    places,
+    random::{Entries, cluster_entries, cluster_of, endpoint, other_objects, policy},
+};
 
 /// Content by key; `None` removes it.
 type Changes = Vec<(String, Option<Value>)>;
@@ -52,7 +55,8 @@ fn update() -> impl Strategy<Value = Update> {
 }
 
 struct Story {
-    entries: BTreeMap<String, Value>,
+    cluster: Cluster,
+    compiler: Compiler,
     fake: Fake,
     tables: PolicyTables<Fake>,
     /// Across updates, errors and deaths.
@@ -62,24 +66,44 @@ struct Story {
 impl Story {
     fn new(entries: Entries) -> Self {
         let fake = Fake::default();
-        let tables = PolicyTables::new(fake.clone(), Leftovers::default());
-        Self { entries: entries.into_iter().collect(), fake, tables, stale: BTreeSet::new() }
+        let tables = PolicyTables::new(fake.clone(), Leftovers::default(), Limits::default());
+        let (cluster, compiler) = (cluster_of(&entries), Compiler::new(NODE));
+        Self { cluster, compiler, fake, tables, stale: BTreeSet::new() }
     }
 
-    fn cluster(&self) -> Cluster {
-        cluster_of(&self.entries.clone().into_iter().collect())
+    fn change(&mut self, changes: &Changes) {
+        for (key, value) in changes {
+            let text = value.as_ref().map(ToString::to_string);
+            self.cluster.apply(key, text.as_ref().map(String::as_bytes));
+        }
+        let changed = self.cluster.take_changes();
+        self.compiler.update(&self.cluster, &changed);
+    }
+
+    fn apply(&mut self) -> Result<Problems, fake::OnPurpose> {
+        let desired = desired(&self.compiler);
+        self.tables.apply(self.compiler.census(), &desired)
+    }
+
+    /// The step by step update of the compiler ends where a fresh one does.
+    fn check_compiler(&mut self) -> Result<(), String> {
+        let mut fresh = Compiler::of(&self.cluster, NODE);
+        if fresh.endpoints() != self.compiler.endpoints() {
+            return Err(format!(
+                "compiled step by step {:?}, at once {:?}",
+                self.compiler.endpoints(),
+                fresh.endpoints()
+            ));
+        }
+        let (found, wanted) = (places(census_of(&mut self.compiler)), places(census_of(&mut fresh)));
+        if found == wanted { Ok(()) } else { Err(format!("step by step {found:?}, at once {wanted:?}")) }
     }
 
     /// One update, checked write by write.
     fn advance(&mut self, update: &Update) -> Result<usize, String> {
-        for (key, value) in &update.changes {
-            match value {
-                Some(value) => drop(self.entries.insert(key.clone(), value.clone())),
-                None => drop(self.entries.remove(key)),
-            }
-        }
-        let compiled = compile(&self.cluster(), NODE);
-        let new = by_rows(&compiled);
+        self.change(&update.changes);
+        self.check_compiler()?;
+        let new = by_rows(&self.cluster);
         let before = self.fake.state().clone();
         let old = Judge::default().all(&before);
         let budget = match update.trouble {
@@ -87,7 +111,7 @@ impl Story {
             Trouble::None | Trouble::Restart => None,
         };
         self.fake.fail_after(budget);
-        let outcome = self.tables.apply(&compiled, &desired(&compiled));
+        let outcome = self.apply();
         self.fake.fail_after(None);
         let log = self.fake.take_log();
         check(&before, &log, &old, &new, outcome.is_ok(), &mut self.stale)?;
@@ -100,7 +124,11 @@ impl Story {
         if matches!(update.trouble, Trouble::Death(_) | Trouble::Restart) {
             let state = self.fake.state().clone();
             self.fake = Fake::from_state(state.clone());
-            self.tables = PolicyTables::new(self.fake.clone(), state.leftovers());
+            self.tables = PolicyTables::new(self.fake.clone(), state.leftovers(), Limits::default());
+            // Sometimes with what is known, sometimes from nothing, as a fresh process does it.
+            if log.len() % 2 == 0 {
+                self.compiler = Compiler::of(&self.cluster, NODE);
+            }
         }
         Ok(log.len())
     }
@@ -142,23 +170,15 @@ fn a_thousand_updates_leak_no_id_and_end_where_the_definition_says() {
     let mut highest_class = 0;
     for at in 0..1000 {
         let update = quiet.new_tree(&mut runner).unwrap().current();
-        for (key, value) in update.changes {
-            match value {
-                Some(value) => drop(story.entries.insert(key, value)),
-                None => drop(story.entries.remove(&key)),
-            }
-        }
-        let cluster = story.cluster();
-        let compiled = compile(&cluster, NODE);
-        let problems = story.tables.apply(&compiled, &desired(&compiled)).unwrap();
-        assert_eq!(problems, Problems::new());
+        story.change(&update.changes);
+        assert_eq!(story.apply().unwrap(), Problems::new());
         check_books(&story.tables).unwrap_or_else(|e| panic!("update {at}: {e}"));
         let state = story.fake.state();
         highest_class =
             state.peers.values().chain(state.nets.values()).copied().fold(highest_class, u32::max);
         assert!(state.sets.values().all(|columns| columns.len() == 64), "update {at}: sets grow");
         if at % 50 == 0 {
-            assert_eq!(Judge::default().all(&state), by_reference(&cluster), "update {at}");
+            assert_eq!(Judge::default().all(&state), by_reference(&story.cluster), "update {at}");
         }
     }
     assert!(highest_class < 64, "classes up to {highest_class} for about twenty addresses");

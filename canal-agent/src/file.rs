@@ -1,0 +1,24 @@
+//! Files that other programs read.
+
+use std::{
+    fs::{DirBuilder, File, Permissions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::Path,
+};
+
+/// Puts `content` in the place of the file, mode 0644, in a folder that is made if need be. A reader sees the old
+/// content or the new, also across a power loss.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    let mut file = tempfile::Builder::new().prefix(".canal.").tempfile_in(folder)?;
+    file.write_all(content)?;
+    file.as_file().set_permissions(Permissions::from_mode(0o644))?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    File::open(folder)?.sync_all()
+}
