@@ -269,6 +269,7 @@ fn an_idle_flow_is_forgotten_after_the_time_of_its_kind() {
             let before = judgements(lab);
             encapsulated(&leave(lab, A, &to));
             delivered(&arrive(lab, &from));
+            encapsulated(&leave(lab, A, &to));
             lab.put_set(A.egress_set(), &[DENY]);
             lab.put_set(A.ingress_set(), &[DENY]);
             // One tick less, for one may pass meanwhile.
