@@ -163,10 +163,13 @@ impl PolicySet {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Aspect(Box<[usize]>);
 
+/// Keys from the first to before the second with some source ports, and what becomes of packets there.
+type Decided = (u32, u32, (SrcPorts, Final));
+
 /// What has become of packets so far.
 #[derive(Default)]
 struct Course {
-    decided: Vec<(u32, u32, (SrcPorts, Final))>,
+    decided: Vec<Decided>,
     decided_pieces: Pieces,
     /// What met a rule that takes note.
     noted: Vec<(Piece, Arc<RuleId>)>,
@@ -194,7 +197,7 @@ impl Course {
     }
 
     /// Each verdict with the notes that were taken of it.
-    fn finish(self) -> Result<Vec<(u32, u32, (SrcPorts, Final))>, OverBudget> {
+    fn finish(self) -> Result<Vec<Decided>, OverBudget> {
         if self.noted.is_empty() {
             return Ok(self.decided);
         }
@@ -355,7 +358,7 @@ impl Plan {
     }
 }
 
-fn assemble(decided: Vec<(u32, u32, (SrcPorts, Final))>) -> Result<Row, OverBudget> {
+fn assemble(decided: Vec<Decided>) -> Result<Row, OverBudget> {
     let mut row: Vec<(u32, Decision)> = Vec::new();
     let mut pieces = Pieces::default();
     area::sweep(decided, |low, _, here| {
