@@ -174,8 +174,9 @@ impl Node {
         self.judge()?;
         self.attach_pods(hooked, &mut wanted);
         // By the new programs, which are in place by now.
-        if std::mem::take(&mut self.judge_anew) {
+        if self.judge_anew {
             self.policy.judge_all_again()?;
+            self.judge_anew = false;
         }
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
         self.hooks.sweep(&wanted)?;
@@ -213,10 +214,10 @@ impl Node {
             self.of_endpoints.push(format!("endpoint {addr} {effect}: {reason}"));
             if keeps_last { self.locals.degrade(addr, reason) } else { self.locals.close(addr, reason) }
         }
-        match self.spoofing.apply(&self.locals.borrowed()) {
-            Ok(lost) => lost.into_iter().try_for_each(|addr| self.policy.judge_again(addr))?,
-            Err(error) => self.of_endpoints.push(error.to_string()),
+        if let Err(error) = self.spoofing.apply(&self.locals.borrowed()) {
+            self.of_endpoints.push(error.to_string());
         }
+        self.spoofing.judge_lost(|addr| self.policy.judge_again(addr))?;
         if let Err(error) = self.write_status_files() {
             self.of_endpoints.push(error.to_string());
         }

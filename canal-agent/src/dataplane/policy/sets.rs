@@ -399,7 +399,8 @@ fn acquire<T: Tables>(
             acquired.insert(*id, *row);
             continue;
         }
-        let error = match rows.acquire(tables, policy.row_of(&aspect)) {
+        let row = policy.row_of(&aspect).map_err(RowError::from);
+        let error = match row.and_then(|row| rows.acquire(tables, row)) {
             Ok(row) => {
                 acquired.insert(*id, row);
                 known.insert(aspect, row);

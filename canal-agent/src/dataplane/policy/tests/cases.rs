@@ -203,6 +203,13 @@ fn a_policy_too_big_for_the_tables_closes_its_endpoint_alone_and_says_why() {
     assert_eq!((problems.len(), log.len()), (1, 0), "{log:?}");
     assert_eq!(node.allow("x").update().0, Problems::new());
     assert!(node.lets_in(2));
+    // Ports times source ports: refused before it is compiled.
+    let by_source = |n: u32| json!({ "action": "Allow", "protocol": "TCP", "source": { "ports": [n * 2] } });
+    let rules: Vec<Value> = [rule("TCP", &ports)].into_iter().chain((0..100).map(by_source)).collect();
+    let (problems, _) = node.ingress(&json!(rules)).update();
+    assert_eq!(problems.len(), 1);
+    let reason = &problems[&Ipv4Addr::new(10, 0, 0, 1)];
+    assert!(reason.reason.contains("GlobalNetworkPolicy") && reason.reason.contains("pieces"), "{reason:?}");
 }
 
 #[test]
