@@ -25,7 +25,7 @@ fn lending(nets: &[&str], tell: impl FnOnce(&mut Lab, &mut Spoofing) + Send) {
         add_pods(lab);
         let mut spoofing = Spoofing::adopt(&mut lab.object.ebpf).unwrap();
         spoofing.apply(&borrowed(lab.links, nets)).unwrap();
-        assert_eq!(lost(&mut spoofing), []);
+        assert!(lost(&mut spoofing).is_empty());
         tell(lab, &mut spoofing);
     });
 }
