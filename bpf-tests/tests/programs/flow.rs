@@ -423,7 +423,8 @@ fn what_a_pod_began_is_not_its_successors() {
             // Another pod takes the address; it may ask everybody, and nobody may ask it.
             let successor = Pod { id: A.id + 7, ..A };
             add_pod(lab, successor);
-            revise(lab, successor, successor.ingress_set(), DENY);
+            lab.put_set(successor.egress_set(), &[ALLOW]);
+            lab.put_set(successor.ingress_set(), &[DENY]);
             lab.bump(A.id);
             dropped(&leave(lab, B, &answer), Reason::PolicyIngress);
             delivered(&leave(lab, successor, &ask));
