@@ -91,16 +91,12 @@ pub(super) fn measure(changes: u32) -> Result<Vec<Figure>> {
             times.push(start.elapsed().as_secs_f64() * 1000.0);
         }
         times.sort_by(f64::total_cmp);
-        let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+        let p99 = times[times.len() * 99 / 100];
         let name = change.sentence();
-        figures.push(Figure { min: times[0], max: p99, ..Figure::of(format!("{name}, p50"), "ms", p50) });
-        let max = times[times.len() - 1];
-        figures.push(
-            Figure { min: p50, max, ..Figure::of(format!("{name}, p99"), "ms", p99) }
-                .at_most(change.limit_ms()),
-        );
+        figures.push(Figure::median(format!("{name}, p50"), "ms", times));
+        figures.push(Figure::of(format!("{name}, p99"), "ms", p99).at_most(change.limit_ms()));
     }
-    figures.push(Figure::of("resident in the end", "MB", resident_mb("VmRSS")?).at_most(MEMORY_MB));
+    figures.push(Figure::of("resident in the end", "MB", resident_mb("VmRSS")?));
 
     let tables = memory_by_table()?;
     let total = tables.values().sum();
