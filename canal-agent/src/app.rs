@@ -8,7 +8,7 @@
 //! | publisher | endpoints → etcd |
 //! | initialiser | objects that Calico's tools expect → etcd; the nodename file |
 //! | API server | local socket ↔ messages |
-//! | metrics | [`Message::Metrics`] → a TCP port, if one is wanted |
+//! | metrics | [`Message::Ask`] → a TCP port, if one is wanted |
 //! | event watch | event ring → [`Message::Ring`] |
 //! | kernel monitor (thread) | netlink → [`Message::Kernel`] |
 //! | node (thread) | all state, all kernel writes |

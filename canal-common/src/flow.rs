@@ -66,7 +66,7 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Only the initiator has spoken; for TCP, or it has not taken up the answer to its request yet.
+    /// Only the initiator has spoken; for TCP and SCTP, or it has not taken up the answer to its request yet.
     pub const NEW: u8 = 1;
     pub const ESTABLISHED: u8 = 2;
     /// A reset, or a FIN from either side.
@@ -78,7 +78,7 @@ impl Flow {
     pub const HI_INITIATED: u8 = 1;
     /// Made by a packet that the host stack forwards (and may translate): replies must go through the stack.
     pub const VIA_STACK: u8 = 2;
-    /// The request of a TCP connection has been answered, which proves nothing of who sent it.
+    /// The request of a TCP connection or SCTP association has been answered, which proves nothing of who sent it.
     pub const HALF_OPEN: u8 = 4;
 }
 

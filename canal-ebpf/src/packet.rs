@@ -2,7 +2,7 @@
 //!
 //! Pointers into the packet die with any helper that may move its data; nothing here hands one out.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use canal_common::{
     Ip4, Mac,
     flow::{FlowKey, FragKey, FragPorts, flow_key},
@@ -43,6 +43,9 @@ pub struct Ipv4Header {
 }
 
 const _: () = assert!(size_of::<EthHeader>() == ETH_LEN && size_of::<Ipv4Header>() == IPV4_LEN);
+
+/// With all the options that fit.
+const MAX_IPV4_LEN: usize = 60;
 
 /// More fragments follow.
 const MORE_FRAGMENTS: u16 = 0x2000;
@@ -267,7 +270,7 @@ pub fn parse(ctx: &TcContext, offset: usize) -> Result<Packet, Reason> {
     }
     // Another variable: what a function is given the address of stays in memory, and the packet's fields shall not.
     let mut other = transport;
-    if parse_other(ctx, offset + header_len, ip.proto.into(), &mut other) != 0 {
+    if parse_other(ctx.skb.skb, (offset + header_len) as u32, ip.proto.into(), &raw mut other) != 0 {
         return Err(Reason::Malformed);
     }
     packet.settle_transport(&other);
@@ -316,10 +319,18 @@ impl Transport {
 }
 
 /// The transport header, at `start`, of packets with IP options and of the rarer protocols; 0 unless it cannot be read.
-/// Not inlined: it would cost every hook code, and stack, which is short.
+/// Not inlined: it would cost every hook code, and stack, which is short. A global function, so that the verifier walks it
+/// once per program.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn parse_other(ctx: &TcContext, start: usize, proto: u32, found: &mut Transport) -> u32 {
-    let proto = proto as u8;
+extern "C" fn parse_other(skb: *mut __sk_buff, start: u32, proto: u32, found: *mut Transport) -> u32 {
+    // SAFETY: the verifier knows the pointer as memory of this size, or null.
+    let Some(found) = (unsafe { found.as_mut() }) else { return 1 };
+    let (ctx, start, proto) = (&TcContext::new(skb), start as usize, proto as u8);
+    // Cannot be, but the verifier knows nothing of the caller.
+    if start > INNER + MAX_IPV4_LEN {
+        return 1;
+    }
     if proto == PROTO_ICMP {
         let Some([icmp_type, code, _, _, i1, i0, ..]) = fetch::<[u8; 8]>(ctx, start) else { return 1 };
         found.icmp = policy::icmp_port(icmp_type, code);
@@ -371,13 +382,17 @@ pub struct Embedded {
 #[inline(always)]
 pub fn embedded(ctx: &TcContext, offset: usize) -> Option<Embedded> {
     let mut about = Embedded::default();
-    if read_embedded(ctx, offset, &mut about) == 0 { Some(about) } else { None }
+    if read_embedded(ctx.skb.skb, offset as u32, &raw mut about) == 0 { Some(about) } else { None }
 }
 
-/// 0 unless it cannot be read. Not inlined, as [`parse_other`]; and no `Option` in the signature, for the kernel refuses
-/// its type information.
+/// 0 unless it cannot be read. As [`parse_other`]; and no `Option` in the signature, for the kernel refuses its type
+/// information.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn read_embedded(ctx: &TcContext, offset: usize, about: &mut Embedded) -> u32 {
+extern "C" fn read_embedded(skb: *mut __sk_buff, offset: u32, about: *mut Embedded) -> u32 {
+    // SAFETY: as in `parse_other`.
+    let Some(about) = (unsafe { about.as_mut() }) else { return 1 };
+    let (ctx, offset) = (&TcContext::new(skb), offset as usize);
     let Ok(outer) = ctx.load::<Ipv4Header>(offset) else { return 1 };
     let start = offset + usize::from(outer.version_ihl & 0x0f) * 4 + 8;
     let Ok(ip) = ctx.load::<Ipv4Header>(start) else { return 1 };

@@ -1,7 +1,10 @@
 //! The single exit: every packet leaves a hook as [`Go`] or [`Stop`], is counted, and becomes an action.
 
 use aya_ebpf::{
-    bindings::tcx_action_base::{TCX_DROP, TCX_NEXT},
+    bindings::{
+        __sk_buff,
+        tcx_action_base::{TCX_DROP, TCX_NEXT},
+    },
     helpers::bpf_ktime_get_ns,
     programs::TcContext,
 };
@@ -67,7 +70,7 @@ pub fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
         Err(stop) => {
             count(hook, stop.reason, ctx.len());
             let kind = if stop.verdict.logs() { Kind::LoggedDenied } else { Kind::Dropped };
-            report(ctx, hook as u8, kind, stop.reason as u8, stop.verdict.id());
+            report(ctx, hook, kind, stop.reason as u8, stop.verdict.id());
             TCX_DROP
         }
     }
@@ -84,10 +87,17 @@ fn count(hook: Hook, reason: Reason, bytes: u32) {
     }
 }
 
-/// Tells user space about a packet, within the limits of its decision and of this CPU.
+/// Tells user space about a packet, within the limits of its decision and of this CPU. `reason`: a [`Reason`], or 0.
+#[inline(always)]
+pub fn report(ctx: &TcContext, hook: Hook, kind: Kind, reason: u8, decision: u32) {
+    tell(ctx.skb.skb, hook as u32, kind as u32, reason.into(), decision);
+}
+
+/// A global function, so that the verifier walks it once per program and not once per path that leads here.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn report(ctx: &TcContext, hook: u8, kind: Kind, reason: u8, decision: u32) {
-    let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) else { return };
+extern "C" fn tell(skb: *mut __sk_buff, hook: u32, kind: u32, reason: u32, decision: u32) -> u32 {
+    let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) else { return 0 };
     // SAFETY: a per-CPU element, as above.
     let budget = unsafe { &mut *budget };
     let tick = now();
@@ -108,17 +118,19 @@ pub fn report(ctx: &TcContext, hook: u8, kind: Kind, reason: u8, decision: u32) 
         hits.sent += u32::from(within);
         lost = &raw mut hits.lost;
     }
-    if within && send(ctx, hook, kind, reason, decision) {
+    let (hook, kind, reason) = (hook as u8, kind as u8, reason as u8);
+    if within && send(&TcContext::new(skb), hook, kind, reason, decision) {
         budget.sent += 1;
     } else {
         // SAFETY: a field of either element.
         unsafe { *lost += 1 };
     }
+    0
 }
 
 /// `false`: the ring is full.
 #[inline(always)]
-fn send(ctx: &TcContext, hook: u8, kind: Kind, reason: u8, decision: u32) -> bool {
+fn send(ctx: &TcContext, hook: u8, kind: u8, reason: u8, decision: u32) -> bool {
     let inner = if hook == Hook::FromWire as u8 { packet::INNER } else { packet::OUTER };
     let about = if reason == Reason::NotIpv4 as u8 { Flow4::default() } else { packet::peek(ctx, inner) };
     let Flow4 { src, dst, src_port, dst_port, proto } = about;
@@ -133,7 +145,7 @@ fn send(ctx: &TcContext, hook: u8, kind: Kind, reason: u8, decision: u32) -> boo
         proto,
         hook,
         reason,
-        kind: kind as u8,
+        kind,
         ifindex: packet::ifindex(ctx),
         decision,
         len: ctx.len(),

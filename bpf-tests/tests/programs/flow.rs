@@ -269,6 +269,7 @@ fn an_idle_flow_is_forgotten_after_the_time_of_its_kind() {
             let before = judgements(lab);
             encapsulated(&leave(lab, A, &to));
             delivered(&arrive(lab, &from));
+            encapsulated(&leave(lab, A, &to));
             lab.put_set(A.egress_set(), &[DENY]);
             lab.put_set(A.ingress_set(), &[DENY]);
             // One tick less, for one may pass meanwhile.
@@ -408,4 +409,25 @@ fn a_pod_may_talk_to_itself_through_the_host() {
         assert_eq!(only_flow(lab).0.state, Flow::ESTABLISHED);
         delivered(&leave(lab, A, &Packet::udp(A.at(3), A.at(3))));
     });
+}
+
+#[test]
+fn what_a_pod_began_is_not_its_successors() {
+    let (ask, answer) = (Packet::udp(A.at(5000), B.at(53)), Packet::udp(B.at(53), A.at(5000)));
+    for is_answered in [false, true] {
+        story(|lab| {
+            delivered(&leave(lab, A, &ask));
+            if is_answered {
+                delivered(&leave(lab, B, &answer));
+            }
+            // Another pod takes the address; it may ask everybody, and nobody may ask it.
+            let successor = Pod { id: A.id + 7, ..A };
+            add_pod(lab, successor);
+            revise(lab, successor, successor.ingress_set(), DENY);
+            lab.bump(A.id);
+            dropped(&leave(lab, B, &answer), Reason::PolicyIngress);
+            delivered(&leave(lab, successor, &ask));
+            delivered(&leave(lab, B, &answer));
+        });
+    }
 }

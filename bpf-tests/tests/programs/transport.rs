@@ -26,7 +26,10 @@ fn an_association_is_judged_once_and_a_fresh_init_again() {
     story(|lab| {
         lab.put_set(A.ingress_set(), &[DENY]);
         encapsulated(&leave(lab, A, &Packet::sctp(A.at(1), (REMOTE, 9), 0)));
+        // The first answer may be a refusal.
         delivered(&arrive(lab, &Packet::sctp((REMOTE, 9), A.at(1), 7)));
+        assert_eq!((only_flow(lab).0.state, only_flow(lab).1), (Flow::NEW, false));
+        encapsulated(&leave(lab, A, &Packet::sctp(A.at(1), (REMOTE, 9), 8)));
         assert_eq!((only_flow(lab).0.state, only_flow(lab).1), (Flow::ESTABLISHED, true));
         // Without a new generation: what is known goes on, an INIT does not, whoever sends it.
         lab.put_set(A.egress_set(), &[DENY]);

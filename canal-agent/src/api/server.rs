@@ -20,10 +20,11 @@ use super::{
     exposition,
     wire::{AddEndpoint, ApiError, Rules, Status},
 };
-use crate::node::Message;
+use crate::node::{Message, Question};
 
 type Sender = mpsc::UnboundedSender<Message>;
-type Answer<T> = Result<Json<T>, (StatusCode, Json<ApiError>)>;
+pub(super) type Refused = (StatusCode, Json<ApiError>);
+type Answer<T> = Result<Json<T>, Refused>;
 
 /// How long a question for further events stays open; clients then ask anew.
 pub const FOLLOW: Duration = Duration::from_secs(20);
@@ -48,7 +49,7 @@ pub async fn serve(listener: UnixListener, messages: Sender) {
         .route("/v1/endpoints/{container}/{interface}", delete(remove))
         .route("/v1/status", get(status))
         .route("/v1/explain", post(explain))
-        .merge(metrics_route())
+        .route("/metrics", get(metrics))
         .route("/v1/rules", get(rules))
         .route("/v1/events", get(events))
         .route("/v1/events/after/{number}", get(events_after))
@@ -58,16 +59,18 @@ pub async fn serve(listener: UnixListener, messages: Sender) {
     }
 }
 
-/// What the TCP port serves, too.
-pub(super) fn metrics_route() -> Router<Sender> {
-    Router::new().route("/metrics", get(metrics))
+async fn metrics(State(messages): State<Sender>) -> Result<MetricsText, Refused> {
+    Ok(metrics_text(ask_metrics(&messages).await?))
 }
 
-async fn metrics(
-    State(messages): State<Sender>,
-) -> Result<([(HeaderName, &'static str); 1], String), (StatusCode, Json<ApiError>)> {
-    let text = ask(&messages, |reply| Message::Metrics { reply }).await?;
-    Ok(([(CONTENT_TYPE, exposition::CONTENT_TYPE)], text))
+pub(super) type MetricsText = ([(HeaderName, &'static str); 1], String);
+
+pub(super) fn metrics_text(text: String) -> MetricsText {
+    ([(CONTENT_TYPE, exposition::CONTENT_TYPE)], text)
+}
+
+pub(super) async fn ask_metrics(messages: &Sender) -> Result<String, Refused> {
+    ask(messages, |reply| Message::Ask(Question::Metrics { reply })).await
 }
 
 async fn add(State(messages): State<Sender>, Json(endpoint): Json<AddEndpoint>) -> Answer<serde_json::Value> {
@@ -86,17 +89,18 @@ async fn remove(
 }
 
 async fn status(State(messages): State<Sender>) -> Answer<Status> {
-    Ok(Json(ask(&messages, |reply| Message::Status { reply }).await?))
+    Ok(Json(ask(&messages, |reply| Message::Ask(Question::Status { reply })).await?))
 }
 
 async fn explain(State(messages): State<Sender>, Json(asked): Json<Ask>) -> Answer<Explanation> {
-    let explanation =
-        ask(&messages, |reply| Message::Explain { ask: asked, reply }).await?.map_err(refused)?;
+    let explanation = ask(&messages, |reply| Message::Ask(Question::Explain { ask: asked, reply }))
+        .await?
+        .map_err(refused)?;
     Ok(Json(explanation))
 }
 
 async fn rules(State(messages): State<Sender>) -> Answer<Rules> {
-    Ok(Json(ask(&messages, |reply| Message::Rules { reply }).await?.map_err(refused)?))
+    Ok(Json(ask(&messages, |reply| Message::Ask(Question::Rules { reply })).await?.map_err(refused)?))
 }
 
 async fn events(State(messages): State<Sender>) -> Answer<Events> {
@@ -115,14 +119,14 @@ async fn events_after(State(messages): State<Sender>, UrlPath(number): UrlPath<u
 async fn ask<T>(
     messages: &Sender,
     message: impl FnOnce(oneshot::Sender<T>) -> Message,
-) -> Result<T, (StatusCode, Json<ApiError>)> {
+) -> Result<T, Refused> {
     let stopping = || refused(ApiError { message: "the agent is stopping".to_owned(), try_again: true });
     let (reply, answer) = oneshot::channel();
     messages.send(message(reply)).map_err(|_| stopping())?;
     answer.await.map_err(|_| stopping())
 }
 
-fn refused(error: ApiError) -> (StatusCode, Json<ApiError>) {
+fn refused(error: ApiError) -> Refused {
     let status = if error.try_again { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_REQUEST };
     (status, Json(error))
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use canal_common::policy::key;
 
+use super::budget::{OverBudget, Pieces};
+
 /// One past the last key.
 const KEYS: u32 = 1 << 24;
 /// One past the last port.
@@ -84,6 +86,14 @@ impl SrcPorts {
         }
     }
 
+    /// What a piece with these takes of the budget.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Self::All => 1,
+            Self::Some(intervals) => 1 + intervals.0.len(),
+        }
+    }
+
     pub(super) fn intersect(&self, other: &Self) -> Self {
         match (self, other) {
             (Self::All, same) | (same, Self::All) => same.clone(),
@@ -144,55 +154,74 @@ pub(super) struct Piece {
 }
 
 /// What no rule has decided yet: disjoint in keys.
-#[derive(Debug)]
-pub(super) struct Open(BTreeMap<u32, (u32, SrcPorts)>);
+#[derive(Debug, Default)]
+pub(super) struct Open {
+    cells: BTreeMap<u32, (u32, SrcPorts)>,
+    pieces: Pieces,
+}
 
 impl Open {
     pub(super) fn everything() -> Self {
-        Self([(0, (KEYS, SrcPorts::All))].into())
+        Self { cells: [(0, (KEYS, SrcPorts::All))].into(), pieces: Pieces::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.cells.is_empty()
     }
 
-    /// Moves what lies in `area` to `taken`.
-    pub(super) fn take(&mut self, area: &Area, taken: &mut Vec<Piece>) {
-        for (low, high) in &area.keys.0 {
-            self.take_keys(*low, *high, &area.src, taken);
-        }
+    fn insert(&mut self, low: u32, high: u32, src: SrcPorts) -> Result<(), OverBudget> {
+        self.pieces.take(src.weight())?;
+        self.cells.insert(low, (high, src));
+        Ok(())
     }
 
-    fn take_keys(&mut self, low: u32, high: u32, src: &SrcPorts, taken: &mut Vec<Piece>) {
+    /// Gives what lies in `area` to `taken`.
+    pub(super) fn take(
+        &mut self,
+        area: &Area,
+        mut taken: impl FnMut(Piece) -> Result<(), OverBudget>,
+    ) -> Result<(), OverBudget> {
+        area.keys.0.iter().try_for_each(|(low, high)| self.take_keys(*low, *high, &area.src, &mut taken))
+    }
+
+    fn take_keys(
+        &mut self,
+        low: u32,
+        high: u32,
+        src: &SrcPorts,
+        taken: &mut impl FnMut(Piece) -> Result<(), OverBudget>,
+    ) -> Result<(), OverBudget> {
         let before =
-            self.0.range(..low).next_back().filter(|(_, (end, _))| *end > low).map(|(start, _)| *start);
+            self.cells.range(..low).next_back().filter(|(_, (end, _))| *end > low).map(|(start, _)| *start);
         let touched: Vec<u32> =
-            before.into_iter().chain(self.0.range(low..high).map(|(start, _)| *start)).collect();
+            before.into_iter().chain(self.cells.range(low..high).map(|(start, _)| *start)).collect();
         for start in touched {
-            let Some((end, open)) = self.0.remove(&start) else { continue };
+            let Some((end, open)) = self.cells.remove(&start) else { continue };
+            self.pieces.give_back(open.weight());
             if start < low {
-                self.0.insert(start, (low, open.clone()));
+                self.insert(start, low, open.clone())?;
             }
             if end > high {
-                self.0.insert(high, (end, open.clone()));
+                self.insert(high, end, open.clone())?;
             }
             let (low, high) = (start.max(low), end.min(high));
             let left = open.without(src);
             if !left.is_empty() {
-                self.0.insert(low, (high, left));
+                self.insert(low, high, left)?;
             }
             let src = open.intersect(src);
             if !src.is_empty() {
-                taken.push(Piece { low, high, src });
+                taken(Piece { low, high, src })?;
             }
         }
+        Ok(())
     }
 
     /// What of it lies in `area`, and stays.
     pub(super) fn meeting(&self, area: &Area) -> impl Iterator<Item = Piece> {
         let within = move |(low, high): (u32, u32)| {
-            let before = self.0.range(..low).next_back();
-            before.into_iter().chain(self.0.range(low..high)).filter_map(move |(start, (end, src))| {
+            let before = self.cells.range(..low).next_back();
+            before.into_iter().chain(self.cells.range(low..high)).filter_map(move |(start, (end, src))| {
                 let (low, high, src) = (low.max(*start), high.min(*end), src.intersect(&area.src));
                 (low < high && !src.is_empty()).then_some(Piece { low, high, src })
             })
@@ -202,26 +231,38 @@ impl Open {
 
     /// All that is left.
     pub(super) fn into_pieces(self) -> impl Iterator<Item = Piece> {
-        self.0.into_iter().map(|(low, (high, src))| Piece { low, high, src })
+        self.cells.into_iter().map(|(low, (high, src))| Piece { low, high, src })
     }
 
     /// From disjoint pieces, of which several may have the same keys.
-    pub(super) fn from_pieces(pieces: Vec<Piece>) -> Self {
-        let mut cells: Vec<(u32, u32, SrcPorts)> = Vec::new();
+    pub(super) fn from_pieces(pieces: Vec<Piece>) -> Result<Self, OverBudget> {
+        let mut open = Self::default();
+        let mut last: Option<(u32, u32)> = None;
         sweep(pieces.into_iter().map(|p| (p.low, p.high, p.src)).collect(), |low, high, srcs| {
             let all = srcs.iter().flat_map(|src| src.intervals().0).collect();
             let src = SrcPorts::of(Intervals::new(all));
-            match cells.last_mut() {
-                Some(last) if last.1 == low && last.2 == src => last.1 = high,
-                _ => cells.push((low, high, src)),
+            // It goes on where the last one ends.
+            if let Some((start, end)) = last
+                && end == low
+                && let Some(cell) = open.cells.get_mut(&start)
+                && cell.1 == src
+            {
+                cell.0 = high;
+                last = Some((start, high));
+                return Ok(());
             }
-        });
-        Self(cells.into_iter().map(|(low, high, src)| (low, (high, src))).collect())
+            last = Some((low, high));
+            open.insert(low, high, src)
+        })?;
+        Ok(open)
     }
 }
 
-/// Calls `visit` for each stretch of keys over which the same items lie, ascending.
-pub(super) fn sweep<T>(mut items: Vec<(u32, u32, T)>, mut visit: impl FnMut(u32, u32, &[&T])) {
+/// Calls `visit` for each stretch of keys over which the same items lie, ascending, until it fails.
+pub(super) fn sweep<T>(
+    mut items: Vec<(u32, u32, T)>,
+    mut visit: impl FnMut(u32, u32, &[&T]) -> Result<(), OverBudget>,
+) -> Result<(), OverBudget> {
     items.sort_by_key(|(low, _, _)| *low);
     let mut bounds: Vec<u32> = items.iter().flat_map(|(low, high, _)| [*low, *high]).collect();
     bounds.sort_unstable();
@@ -236,9 +277,10 @@ pub(super) fn sweep<T>(mut items: Vec<(u32, u32, T)>, mut visit: impl FnMut(u32,
         }
         if !active.is_empty() {
             let here: Vec<&T> = active.iter().map(|(_, _, item)| item).collect();
-            visit(low, high, &here);
+            visit(low, high, &here)?;
         }
     }
+    Ok(())
 }
 
 /// Pairs of first source port and what holds from there on, for items that divide all source ports.

@@ -10,6 +10,7 @@
 //! [`pages::encode`] is a row as the kernel reads it.
 
 mod area;
+mod budget;
 pub mod census;
 mod fold;
 mod index;
@@ -32,6 +33,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 
+pub use budget::OverBudget;
 pub use census::{Census, Delta, Place};
 pub use predicate::{Class, NamedPort, Predicate};
 pub use set::{Aspect, PolicySet};

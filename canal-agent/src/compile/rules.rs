@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::{
     area::{self, Area, Intervals, SrcPorts},
+    budget::{NoRoom, OverBudget, Room, STEP},
     census::Census,
     fold,
     predicate::{Class, NamedPort, Predicate},
@@ -74,7 +75,7 @@ pub(super) struct Step {
 /// The steps of one policy in one direction, before the local address is known.
 #[derive(Debug)]
 pub(super) struct Template {
-    steps: Vec<(Step, Criteria)>,
+    steps: Result<Vec<(Step, Criteria)>, OverBudget>,
     local: BTreeSet<Predicate>,
     /// Port names that its rules use.
     names: BTreeSet<String>,
@@ -89,29 +90,8 @@ pub(super) struct Place<'a> {
 
 impl Template {
     pub(super) fn new(place: &Place<'_>, rules: &[Rule], census: &Census) -> Self {
-        let mut steps = Vec::new();
-        for (index, rule) in (0..).zip(rules) {
-            let verb = match rule.action {
-                Action::Allow => Verb::Allow,
-                Action::Deny => Verb::Deny,
-                Action::Pass => Verb::Pass,
-                Action::Log => Verb::Log,
-            };
-            let id = Arc::new(RuleId {
-                tier: place.tier.to_owned(),
-                policy: place.policy.clone(),
-                direction: place.direction,
-                index,
-            });
-            for Alternative { area, source, destination } in alternatives(place, rule, census) {
-                let (peer, local) = match place.direction {
-                    Direction::Ingress => (source, destination),
-                    Direction::Egress => (destination, source),
-                };
-                steps.push((Step { verb, rule: Some(id.clone()), area, peer }, local));
-            }
-        }
-        let local = steps.iter().flat_map(|(_, local)| local.predicates()).cloned().collect();
+        let steps = steps(place, rules, census);
+        let local = steps.iter().flatten().flat_map(|(_, local)| local.predicates()).cloned().collect();
         let entities = rules.iter().flat_map(|rule| [&rule.source, &rule.destination]);
         let ports = entities.flat_map(|entity| entity.ports.iter().chain(&entity.not_ports));
         let names = ports.filter_map(|port| match port {
@@ -131,8 +111,9 @@ impl Template {
     }
 
     /// What is left once the local address is known to be of `local`.
-    pub(super) fn decide(&self, local: &Class) -> Vec<Step> {
-        let decided = self.steps.iter().filter_map(|(step, criteria)| {
+    pub(super) fn decide(&self, local: &Class) -> Result<Vec<Step>, OverBudget> {
+        let steps = self.steps.as_ref().map_err(Clone::clone)?;
+        let decided = steps.iter().filter_map(|(step, criteria)| {
             if !criteria.met(|predicate| local.holds(predicate)) {
                 return None;
             }
@@ -144,8 +125,37 @@ impl Template {
             }
             (!step.area.is_empty()).then_some(step)
         });
-        decided.collect()
+        Ok(decided.collect())
     }
+}
+
+fn steps(place: &Place<'_>, rules: &[Rule], census: &Census) -> Result<Vec<(Step, Criteria)>, OverBudget> {
+    let mut steps = Vec::new();
+    let mut room = Room::default();
+    for (index, rule) in (0..).zip(rules) {
+        let verb = match rule.action {
+            Action::Allow => Verb::Allow,
+            Action::Deny => Verb::Deny,
+            Action::Pass => Verb::Pass,
+            Action::Log => Verb::Log,
+        };
+        let id = Arc::new(RuleId {
+            tier: place.tier.to_owned(),
+            policy: place.policy.clone(),
+            direction: place.direction,
+            index,
+        });
+        let alternatives =
+            alternatives(place, rule, census, &mut room).map_err(|NoRoom| OverBudget::Policy(id.clone()))?;
+        for Alternative { area, source, destination } in alternatives {
+            let (peer, local) = match place.direction {
+                Direction::Ingress => (source, destination),
+                Direction::Egress => (destination, source),
+            };
+            steps.push((Step { verb, rule: Some(id.clone()), area, peer }, local));
+        }
+    }
+    Ok(steps)
 }
 
 impl Criteria {
@@ -201,19 +211,27 @@ impl PortsOption {
     }
 }
 
-fn alternatives(place: &Place<'_>, rule: &Rule, census: &Census) -> Vec<Alternative> {
+fn alternatives(
+    place: &Place<'_>,
+    rule: &Rule,
+    census: &Census,
+    room: &mut Room,
+) -> Result<Vec<Alternative>, NoRoom> {
     let foreign = rule.ip_version == Some(6) || rule.protocol.is_some_and(|p| p.ip_version == Some(6));
     if rule.inert || foreign {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let namespace = place.policy.kind.namespaced().then_some(place.policy.namespace.as_str());
-    let side = |entity| Side::new(namespace, entity, rule.protocol, census);
-    let (Some(source), Some(destination)) = (side(&rule.source), side(&rule.destination)) else {
-        return Vec::new();
+    let side = |entity| Side::new(namespace, entity, rule.protocol, census, room.left());
+    let (Some(source), Some(destination)) = (side(&rule.source)?, side(&rule.destination)?) else {
+        return Ok(Vec::new());
     };
     let keys = keys(rule);
+    let groups = source.protocol_groups();
+    let count = groups.len().saturating_mul(source.options.len()).saturating_mul(destination.options.len());
+    room.take(count.saturating_mul(STEP + source.weight() + destination.weight()))?;
     let mut found = Vec::new();
-    for group in source.protocol_groups() {
+    for group in groups {
         for from in &source.options {
             for to in &destination.options {
                 let mut alternative = Alternative {
@@ -233,7 +251,7 @@ fn alternatives(place: &Place<'_>, rule: &Rule, census: &Census) -> Vec<Alternat
             }
         }
     }
-    found
+    Ok(found)
 }
 
 /// What protocol and ICMP criteria leave.
@@ -280,36 +298,45 @@ struct Side {
 }
 
 impl Side {
-    /// `None`: can never be met by an IPv4 address.
+    /// `None`: can never be met by an IPv4 address. `most`: how many meanings its port names may have.
     fn new(
         namespace: Option<&str>,
         entity: &Entity,
         protocol: Option<Protocol>,
         census: &Census,
-    ) -> Option<Self> {
+        most: usize,
+    ) -> Result<Option<Self>, NoRoom> {
         let folded = fold::entity(namespace, entity);
         let mut criteria = Criteria::default();
-        let nets = ipv4(&entity.nets)?;
+        let (Some(nets), Some(not_nets)) = (ipv4(&entity.nets), ipv4(&entity.not_nets)) else {
+            return Ok(None);
+        };
         // Every address lies in 0.0.0.0/0.
         if !nets.is_empty() && nets.iter().all(|net| net.prefix_len() > 0) {
             criteria.any.push(nets.into_iter().map(Predicate::Net).collect());
         }
-        let not_nets = ipv4(&entity.not_nets)?;
         if not_nets.iter().any(|net| net.prefix_len() == 0) {
             // No address lies outside 0.0.0.0/0.
-            return None;
+            return Ok(None);
         }
         criteria.none.extend(not_nets.into_iter().map(Predicate::Net));
         criteria.none.extend(folded.not_within.map(Predicate::Selector));
         criteria.any.extend(folded.within.clone().map(|selector| vec![Predicate::Selector(selector)]));
 
         let owner = folded.within.unwrap_or_else(Selector::all);
-        let named = |ports: &[Port]| -> Vec<NamedPort> {
+        let named = |ports: &[Port]| -> Result<Vec<NamedPort>, NoRoom> {
             let names = ports.iter().filter_map(|port| match port {
                 Port::Name(name) => Some(name),
                 Port::Range(..) => None,
             });
-            names.flat_map(|name| meanings(name, protocol, &owner, census)).collect()
+            let mut named = Vec::new();
+            for name in names {
+                named.extend(meanings(name, protocol, &owner, census));
+                if named.len() > most {
+                    return Err(NoRoom);
+                }
+            }
+            Ok(named)
         };
         let mut options = Vec::new();
         if entity.ports.is_empty() {
@@ -319,18 +346,28 @@ impl Side {
         if !numeric.is_empty() {
             options.push(PortsOption::Numeric(numeric));
         }
-        options.extend(named(&entity.ports).into_iter().map(|named| PortsOption::Named {
+        options.extend(named(&entity.ports)?.into_iter().map(|named| PortsOption::Named {
             protocol: named.protocol,
             port: named.port,
             owner: Predicate::Port(named),
         }));
-        Some(Self {
+        Ok(Some(Self {
             criteria,
             options,
             not_numeric: ranges(&entity.not_ports),
-            not_named: named(&entity.not_ports),
+            not_named: named(&entity.not_ports)?,
             about_ports: !entity.ports.is_empty() || !entity.not_ports.is_empty(),
-        })
+        }))
+    }
+
+    /// What it brings into each alternative: predicates, and intervals of each protocol.
+    fn weight(&self) -> usize {
+        let numeric = self.options.iter().map(|option| match option {
+            PortsOption::Numeric(ranges) => ranges.len(),
+            PortsOption::Any | PortsOption::Named { .. } => 0,
+        });
+        let ranges = numeric.max().unwrap_or(0) + self.not_numeric.len();
+        self.criteria.predicates().count() + self.not_named.len() + WITH_PORTS.len() * ranges
     }
 
     /// Source ports lie beside the keys, so a step about them is about one protocol.

@@ -11,6 +11,7 @@ use canal_common::policy::key;
 
 use super::{
     area::{self, Open, Piece, SrcPorts},
+    budget::{OverBudget, Pieces},
     predicate::{Class, Predicate},
     rules::{Step, Verb},
     verdict::{Decision, Final, Row, RuleId},
@@ -21,21 +22,27 @@ use super::{
 pub(super) struct Block {
     name: String,
     steps: Vec<Step>,
+    /// Why it has no steps: no set with it can be enforced.
+    refused: Option<OverBudget>,
     hash: u64,
 }
 
 impl Block {
-    pub(super) fn new(name: String, steps: Vec<Step>) -> Self {
+    pub(super) fn new(name: String, steps: Result<Vec<Step>, OverBudget>) -> Self {
         // A fixed key: equal content has an equal hash in every process.
         let mut hasher = DefaultHasher::new();
         (&name, &steps).hash(&mut hasher);
-        Self { name, steps, hash: hasher.finish() }
+        let (steps, refused) = steps.map_or_else(|error| (Vec::new(), Some(error)), |steps| (steps, None));
+        Self { name, steps, refused, hash: hasher.finish() }
     }
 }
 
 impl PartialEq for Block {
     fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash && self.name == other.name && self.steps == other.steps
+        self.hash == other.hash
+            && self.name == other.name
+            && self.refused == other.refused
+            && self.steps == other.steps
     }
 }
 
@@ -103,7 +110,7 @@ impl PolicySet {
     }
 
     /// Verdicts for peers of this class.
-    pub fn row(&self, class: &Class) -> Row {
+    pub fn row(&self, class: &Class) -> Result<Row, OverBudget> {
         self.row_of(&self.aspect(class))
     }
 
@@ -116,17 +123,24 @@ impl PolicySet {
     }
 
     /// Verdicts for peers of every class with this aspect.
-    pub fn row_of(&self, Aspect(held): &Aspect) -> Row {
+    pub fn row_of(&self, Aspect(held): &Aspect) -> Result<Row, OverBudget> {
+        if let Some(refused) = self.blocks().find_map(|block| block.refused.as_ref()) {
+            return Err(refused.clone());
+        }
         let mut course = Course::default();
         let mut open = Open::everything();
         for (stage, plan) in self.stages.iter().zip(&self.plan) {
-            open = stage.walk(plan, held, open, &mut course);
+            open = stage.walk(plan, held, open, &mut course)?;
             if open.is_empty() {
                 break;
             }
         }
-        course.decide(open.into_pieces(), &Final::DENY);
-        assemble(course.finish())
+        open.into_pieces().try_for_each(|piece| course.decide(piece, &Final::DENY))?;
+        assemble(course.finish()?)
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
+        self.stages.iter().flat_map(|stage| &stage.blocks)
     }
 
     /// What the rows depend on.
@@ -136,13 +150,12 @@ impl PolicySet {
 
     /// Policies, then (where they are reached) profiles, in order of evaluation.
     pub fn policies(&self) -> Vec<String> {
-        self.stages.iter().flat_map(|stage| &stage.blocks).map(|block| block.name.clone()).collect()
+        self.blocks().map(|block| block.name.clone()).collect()
     }
 
     /// Every rule that a row may name.
     pub fn rules(&self) -> BTreeSet<Arc<RuleId>> {
-        let steps = self.stages.iter().flat_map(|stage| &stage.blocks).flat_map(|block| &block.steps);
-        steps.filter_map(|step| step.rule.clone()).collect()
+        self.blocks().flat_map(|block| &block.steps).filter_map(|step| step.rule.clone()).collect()
     }
 }
 
@@ -150,47 +163,104 @@ impl PolicySet {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Aspect(Box<[usize]>);
 
+/// Keys from the first to before the second with some source ports, and what becomes of packets there.
+type Decided = (u32, u32, (SrcPorts, Final));
+
 /// What has become of packets so far.
 #[derive(Default)]
 struct Course {
-    decided: Vec<(u32, u32, (SrcPorts, Final))>,
+    decided: Vec<Decided>,
+    decided_pieces: Pieces,
     /// What met a rule that takes note.
     noted: Vec<(Piece, Arc<RuleId>)>,
+    noted_pieces: Pieces,
+}
+
+/// What lies over a stretch of keys.
+enum Layer {
+    Decided(SrcPorts, Final),
+    /// The number is its place in order.
+    Noted(usize, SrcPorts, Arc<RuleId>),
 }
 
 impl Course {
-    fn decide(&mut self, pieces: impl IntoIterator<Item = Piece>, verdict: &Final) {
-        self.decided
-            .extend(pieces.into_iter().map(|piece| (piece.low, piece.high, (piece.src, verdict.clone()))));
+    fn decide(&mut self, piece: Piece, verdict: &Final) -> Result<(), OverBudget> {
+        self.decided_pieces.take(piece.src.weight())?;
+        self.decided.push((piece.low, piece.high, (piece.src, verdict.clone())));
+        Ok(())
+    }
+
+    fn note(&mut self, piece: Piece, rule: &Arc<RuleId>) -> Result<(), OverBudget> {
+        self.noted_pieces.take(piece.src.weight())?;
+        self.noted.push((piece, rule.clone()));
+        Ok(())
     }
 
     /// Each verdict with the notes that were taken of it.
-    fn finish(self) -> Vec<(u32, u32, (SrcPorts, Final))> {
-        let mut decided = self.decided;
-        for (noted, rule) in self.noted {
-            let mut split = Vec::with_capacity(decided.len());
-            for (low, high, (src, verdict)) in decided {
-                let (from, to) = (low.max(noted.low), high.min(noted.high));
-                let met = src.intersect(&noted.src);
-                if from >= to || met.is_empty() {
-                    split.push((low, high, (src, verdict)));
-                    continue;
-                }
-                let beside =
-                    [(low, from, src.clone()), (to, high, src.clone()), (from, to, src.without(&noted.src))];
-                let beside = beside.into_iter().filter(|(low, high, src)| low < high && !src.is_empty());
-                split.extend(beside.map(|(low, high, src)| (low, high, (src, verdict.clone()))));
-                let mut verdict = verdict;
-                // One rule may be several steps, as with a named port and its number, and a packet may meet them all.
-                if verdict.logs.last() != Some(&rule) {
-                    verdict.logs.push(rule.clone());
-                }
-                split.push((from, to, (met, verdict)));
-            }
-            decided = split;
+    fn finish(self) -> Result<Vec<Decided>, OverBudget> {
+        if self.noted.is_empty() {
+            return Ok(self.decided);
         }
-        decided
+        let decided = self
+            .decided
+            .into_iter()
+            .map(|(low, high, (src, verdict))| (low, high, Layer::Decided(src, verdict)));
+        let noted = (0..)
+            .zip(self.noted)
+            .map(|(at, (Piece { low, high, src }, rule))| (low, high, Layer::Noted(at, src, rule)));
+        let mut finished = Vec::new();
+        let mut pieces = Pieces::default();
+        area::sweep(decided.chain(noted).collect(), |low, high, layers| {
+            let mut notes: Vec<(usize, &SrcPorts, &Arc<RuleId>)> = Vec::new();
+            for layer in layers {
+                if let Layer::Noted(at, src, rule) = layer {
+                    notes.push((*at, src, rule));
+                }
+            }
+            notes.sort_unstable_by_key(|(at, ..)| *at);
+            for layer in layers {
+                let Layer::Decided(src, verdict) = layer else { continue };
+                for (src, verdict) in annotate(src, verdict, &notes, &mut pieces)? {
+                    finished.push((low, high, (src, verdict)));
+                }
+            }
+            Ok(())
+        })?;
+        Ok(finished)
     }
+}
+
+/// A verdict, divided by which of the notes (in order) were taken where.
+fn annotate(
+    src: &SrcPorts,
+    verdict: &Final,
+    notes: &[(usize, &SrcPorts, &Arc<RuleId>)],
+    pieces: &mut Pieces,
+) -> Result<Vec<(SrcPorts, Final)>, OverBudget> {
+    pieces.take(src.weight())?;
+    let mut divided = vec![(src.clone(), verdict.clone())];
+    for (_, noted, rule) in notes {
+        for at in 0..divided.len() {
+            let (src, verdict) = &mut divided[at];
+            let met = src.intersect(noted);
+            // One rule may be several steps, as with a named port and its number, and a packet may meet them all.
+            if met.is_empty() || verdict.logs.last() == Some(rule) {
+                continue;
+            }
+            pieces.give_back(src.weight());
+            pieces.take(1 + met.weight())?;
+            let beside = src.without(noted);
+            if !beside.is_empty() {
+                pieces.take(beside.weight() + verdict.logs.len())?;
+                let verdict = verdict.clone();
+                divided.push((beside, verdict));
+            }
+            let (src, verdict) = &mut divided[at];
+            *src = met;
+            verdict.logs.push((*rule).clone());
+        }
+    }
+    Ok(divided)
 }
 
 impl Stage {
@@ -200,9 +270,20 @@ impl Stage {
         self.end != End::Pass && !self.blocks.iter().any(passes)
     }
 
-    fn walk(&self, plan: &Plan, held: &[usize], mut open: Open, course: &mut Course) -> Open {
+    fn walk(
+        &self,
+        plan: &Plan,
+        held: &[usize],
+        mut open: Open,
+        course: &mut Course,
+    ) -> Result<Open, OverBudget> {
         let mut passed = Vec::new();
-        let mut taken = Vec::new();
+        let mut passed_pieces = Pieces::default();
+        let mut pass = |piece: Piece| {
+            passed_pieces.take(piece.src.weight())?;
+            passed.push(piece);
+            Ok(())
+        };
         for planned in plan.candidates(held) {
             if open.is_empty() {
                 break;
@@ -216,22 +297,19 @@ impl Stage {
             }
             let area = cut.as_ref().unwrap_or(&step.area);
             if let (Verb::Log, Some(rule)) = (step.verb, &step.rule) {
-                course.noted.extend(open.meeting(area).map(|piece| (piece, rule.clone())));
-                continue;
+                open.meeting(area).try_for_each(|piece| course.note(piece, rule))?;
+            } else if step.verb == Verb::Pass && self.end != End::Profiles {
+                open.take(area, &mut pass)?;
+            } else {
+                let verdict =
+                    Final { allow: step.verb == Verb::Allow, rule: step.rule.clone(), logs: Vec::new() };
+                open.take(area, |piece| course.decide(piece, &verdict))?;
             }
-            open.take(area, &mut taken);
-            if step.verb == Verb::Pass && self.end != End::Profiles {
-                passed.append(&mut taken);
-                continue;
-            }
-            let verdict =
-                Final { allow: step.verb == Verb::Allow, rule: step.rule.clone(), logs: Vec::new() };
-            course.decide(taken.drain(..), &verdict);
         }
         match self.end {
-            End::Pass => passed.extend(open.into_pieces()),
+            End::Pass => open.into_pieces().try_for_each(pass)?,
             End::Deny | End::Profiles => {
-                course.decide(open.into_pieces(), &Final::DENY);
+                open.into_pieces().try_for_each(|piece| course.decide(piece, &Final::DENY))?;
             }
         }
         Open::from_pieces(passed)
@@ -280,8 +358,9 @@ impl Plan {
     }
 }
 
-fn assemble(decided: Vec<(u32, u32, (SrcPorts, Final))>) -> Row {
+fn assemble(decided: Vec<Decided>) -> Result<Row, OverBudget> {
     let mut row: Vec<(u32, Decision)> = Vec::new();
+    let mut pieces = Pieces::default();
     area::sweep(decided, |low, _, here| {
         let mut by_src = area::by_src_port(here);
         let decision = if by_src.len() == 1 {
@@ -293,11 +372,13 @@ fn assemble(decided: Vec<(u32, u32, (SrcPorts, Final))>) -> Row {
             Decision::BySrcPort(by_src.into_iter().map(|(port, verdict)| (bound(port), verdict)).collect())
         };
         if row.last().is_none_or(|(_, last)| *last != decision) {
+            pieces.take(decision.weight())?;
             row.push((low, decision));
         }
-    });
+        Ok(())
+    })?;
     debug_assert_eq!(row.first().map(|(bound, _)| *bound), Some(key(0, 0)));
-    Row(row)
+    Ok(Row(row))
 }
 
 impl PartialEq for PolicySet {

@@ -217,7 +217,7 @@ impl Sources {
             *next += 1;
             let block = match template {
                 Some(template) => Block::new(resource.to_string(), template.decide(local)),
-                None => Block::new(format!("{resource} (missing)"), vec![deny_everything()]),
+                None => Block::new(format!("{resource} (missing)"), Ok(vec![deny_everything()])),
             };
             (*next, Arc::new(block))
         });

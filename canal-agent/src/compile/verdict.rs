@@ -44,6 +44,17 @@ pub enum Decision {
     BySrcPort(Vec<(u32, Final)>),
 }
 
+impl Decision {
+    /// What it takes of the budget for a row.
+    pub(super) fn weight(&self) -> usize {
+        let of = |decided: &Final| 1 + decided.logs.len();
+        match self {
+            Self::Final(decided) => of(decided),
+            Self::BySrcPort(by) => by.iter().map(|(_, decided)| of(decided)).sum(),
+        }
+    }
+}
+
 /// Verdicts of one set for one class, by [`key`] of protocol and destination port (ICMP: type and code):
 /// ascending breakpoints, the first is 0, no equal neighbours.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -82,7 +82,7 @@ parameters! {
     "WorkloadSourceSpoofing" may_spoof: bool = false, spoofing, Now;
     /// Events of each rule with action Log; `None`: ours, since there is no such thing as no limit.
     "LogActionRateLimit" log_rate: Option<Rate> = None, rate, Now;
-    "LogPrefix" log_prefix: String = "calico-packet".to_owned(), text, Now;
+    "LogPrefix" log_prefix: String = "calico-packet".to_owned(), line, Now;
     /// Endpoint status files are in the folder `endpoint-status` below this one; `None`: there are none.
     "EndpointStatusPathPrefix" status_files: Option<PathBuf> = Some("/var/run/calico".into()), folder, Now;
     /// What names of pods' interfaces on the host begin with.
@@ -205,6 +205,14 @@ fn text(text: &str) -> Result<String, String> {
     Ok(if is_none(text) { String::new() } else { text.to_owned() })
 }
 
+/// What comes into a line of the log.
+fn line(line: &str) -> Result<String, String> {
+    if line.chars().any(char::is_control) {
+        return Err("write it without control characters".to_owned());
+    }
+    text(line)
+}
+
 fn boolean(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "t" | "yes" | "y" | "1" => Ok(true),
@@ -300,6 +308,16 @@ mod tests {
 
     fn merged(sources: &[Source]) -> Merged {
         merge(sources, &Parameters::default())
+    }
+
+    #[test]
+    fn a_log_prefix_that_would_begin_another_line_is_refused() {
+        for prefix in ["a\nb", "a\u{1b}[2Jb", "a\u{85}b"] {
+            let merged = merge(&[source("file", &[("LogPrefix", prefix)])], &Parameters::default());
+            assert_eq!(merged.parameters.log_prefix, "calico-packet");
+            assert_eq!(merged.invalid.len(), 1);
+            assert!(!merged.invalid[0].1.contains(char::is_control), "{:?}", merged.invalid);
+        }
     }
 
     #[test]

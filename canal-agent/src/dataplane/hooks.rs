@@ -109,6 +109,14 @@ impl Hooks {
         Ok(())
     }
 
+    /// Programs of ours, this process's or an earlier one's, are on this very interface.
+    pub fn are_on(&self, place: Place, interface: &str, ifindex: u32) -> bool {
+        place.programs().iter().all(|(program, _)| {
+            let path = self.pins.link(interface, program);
+            path.exists() && self.current.get(&file_name(&path)).is_none_or(|known| *known == ifindex)
+        })
+    }
+
     /// Pins the program that is attached nowhere, in the place of an earlier process's.
     pub fn pin_judge(&mut self, object: &mut Object) -> Result<(), HookError> {
         let path = self.pins.judge();

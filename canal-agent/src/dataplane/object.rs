@@ -1,6 +1,6 @@
 //! The kernel object that is embedded in this binary: checking what an earlier agent left, loading, adopting.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -124,6 +124,7 @@ fn parse_release(release: &str) -> Option<(u32, u32)> {
 /// programs that still run keep it until they are swapped, and a new table is filled first.
 fn discard_misfits(pins: &Pins, sizes: &Sizes) -> Result<(), ObjectError> {
     let parsed = Parsed::parse(BYTES).map_err(|e| ObjectError::Broken(e.to_string()))?;
+    let mut misfits = BTreeSet::new();
     for name in names::MAPS {
         let path = pins.table(name);
         if !path.exists() {
@@ -143,11 +144,27 @@ fn discard_misfits(pins: &Pins, sizes: &Sizes) -> Result<(), ObjectError> {
             debug!(table = name, "adopting the pinned table");
         } else {
             warn!(table = name, path = %path.display(), "the pinned table has another layout or size: starting an empty one");
-            Pins::unpin(&path)?;
+            misfits.insert(*name);
         }
     }
+    // These say something together only: with one of them empty, the others would say what nobody meant.
+    if POLICY_TABLES.iter().any(|name| misfits.contains(name)) {
+        misfits.extend(POLICY_TABLES);
+    }
+    misfits.into_iter().try_for_each(|name| Pins::unpin(&pins.table(name)))?;
     Ok(())
 }
+
+/// What a verdict is made of.
+const POLICY_TABLES: [&str; 7] = [
+    names::ENDPOINTS,
+    names::POLICY,
+    names::GENERATIONS,
+    names::PEERS,
+    names::NETS,
+    names::SETS,
+    names::ROWS,
+];
 
 /// `BPF_F_NO_PREALLOC`, `BPF_F_NO_COMMON_LRU`, `BPF_F_INNER_MAP`: flags that change behaviour and that the kernel
 /// reports as given.

@@ -31,10 +31,29 @@ pub enum SpoofingError {
 /// Host side of a pod's veth and prefix → the pod's own address.
 pub type Borrowed = BTreeMap<(u32, Ipv4Net), Ipv4Addr>;
 
-pub struct Spoofing {
-    table: LpmTrie<MapData, BorrowedSource, Borrower>,
+pub struct Spoofing<T = LpmTrie<MapData, BorrowedSource, Borrower>> {
+    table: T,
     /// What the kernel holds.
     programmed: Borrowed,
+    /// Pods, by their own addresses, that have lost a prefix and whose flows are yet to be judged again.
+    lost: BTreeSet<Ipv4Addr>,
+}
+
+/// `SPOOFABLE`, or what stands for it.
+trait Table {
+    fn insert(&mut self, source: (u32, Ipv4Net), own: Ipv4Addr) -> Result<(), MapError>;
+    /// What is absent is removed.
+    fn remove(&mut self, source: (u32, Ipv4Net)) -> Result<(), MapError>;
+}
+
+impl Table for LpmTrie<MapData, BorrowedSource, Borrower> {
+    fn insert(&mut self, source: (u32, Ipv4Net), own: Ipv4Addr) -> Result<(), MapError> {
+        LpmTrie::insert(self, &key(source), Borrower { addr: own.into() }, 0)
+    }
+
+    fn remove(&mut self, source: (u32, Ipv4Net)) -> Result<(), MapError> {
+        absent_is_fine(LpmTrie::remove(self, &key(source)))
+    }
 }
 
 impl Spoofing {
@@ -50,20 +69,21 @@ impl Spoofing {
                 programmed.insert((ifindex, net), own.into());
             }
         }
-        Ok(Self { table, programmed })
+        Ok(Self { table, programmed, lost: BTreeSet::new() })
     }
+}
 
-    /// Makes the table hold `wanted`; what is right is not touched. Says which pods, by their own addresses, have lost a
-    /// prefix: their flows are to be judged again ([`super::tables::Tables::bump_generation`]), else those with a borrowed
-    /// source go on.
-    pub fn apply(&mut self, wanted: &Borrowed) -> Result<BTreeSet<Ipv4Addr>, SpoofingError> {
-        let mut lost = BTreeSet::new();
+#[expect(private_bounds, reason = "there is one table outside the tests")]
+impl<T: Table> Spoofing<T> {
+    /// Makes the table hold `wanted`; what is right is not touched. Also when that fails, some pods may have lost a
+    /// prefix: [`Spoofing::judge_lost`] is to follow.
+    pub fn apply(&mut self, wanted: &Borrowed) -> Result<(), SpoofingError> {
         // Removals first: they make room.
         let gone = self.programmed.iter().filter(|(source, own)| wanted.get(source) != Some(own));
         for (source, own) in gone.map(|(source, own)| (*source, *own)).collect::<Vec<_>>() {
-            absent_is_fine(self.table.remove(&key(source)))?;
+            self.table.remove(source)?;
             self.programmed.remove(&source);
-            lost.insert(own);
+            self.lost.insert(own);
         }
         for (source, own) in wanted {
             if self.programmed.contains_key(source) {
@@ -72,14 +92,64 @@ impl Spoofing {
             if self.programmed.len() >= MAX_SPOOFABLE as usize {
                 return Err(SpoofingError::Full(wanted.len()));
             }
-            self.table.insert(&key(*source), Borrower { addr: (*own).into() }, 0)?;
+            self.table.insert(*source, *own)?;
             self.programmed.insert(*source, *own);
         }
-        Ok(lost)
+        Ok(())
+    }
+
+    /// Has the flows of the pods that have lost a prefix judged again ([`super::tables::Tables::bump_generation`]), else
+    /// those with a borrowed source go on. Who fails is asked about again the next time.
+    pub fn judge_lost<E>(&mut self, mut judge_again: impl FnMut(Ipv4Addr) -> Result<(), E>) -> Result<(), E> {
+        while let Some(addr) = self.lost.first() {
+            judge_again(*addr)?;
+            self.lost.pop_first();
+        }
+        Ok(())
     }
 }
 
 fn key((ifindex, net): (u32, Ipv4Net)) -> Key<BorrowedSource> {
     let bits = BorrowedSource::INTERFACE_BITS + u32::from(net.prefix_len());
     Key::new(bits, BorrowedSource { ifindex, addr: net.network().into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table in which one prefix cannot be touched.
+    struct Stuck(Ipv4Net);
+
+    impl Stuck {
+        fn touch(&self, net: Ipv4Net) -> Result<(), MapError> {
+            if net == self.0 { Err(MapError::ElementNotFound) } else { Ok(()) }
+        }
+    }
+
+    impl Table for Stuck {
+        fn insert(&mut self, (_, net): (u32, Ipv4Net), _: Ipv4Addr) -> Result<(), MapError> {
+            self.touch(net)
+        }
+
+        fn remove(&mut self, (_, net): (u32, Ipv4Net)) -> Result<(), MapError> {
+            self.touch(net)
+        }
+    }
+
+    #[test]
+    fn who_lost_a_prefix_before_something_failed_is_judged_again_until_that_works() {
+        let own = Ipv4Addr::new(10, 0, 0, 1);
+        let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
+        let stuck = net("192.0.2.2/32");
+        let programmed = [((1, net("192.0.2.1/32")), own), ((1, stuck), own)].into();
+        let mut spoofing = Spoofing { table: Stuck(stuck), programmed, lost: BTreeSet::new() };
+        spoofing.apply(&Borrowed::new()).unwrap_err();
+        assert_eq!(spoofing.judge_lost(Err), Err(own));
+        let mut judged = Vec::new();
+        for _ in 0..2 {
+            spoofing.judge_lost(|addr| Ok::<_, ()>(judged.push(addr))).unwrap();
+        }
+        assert_eq!(judged, [own]);
+    }
 }

@@ -172,20 +172,20 @@ impl Tables for KernelTables {
     }
 
     fn write_sets(&mut self, sets: &[(u32, Vec<u32>)]) -> Result<(), MapError> {
-        let mut arrays = Vec::with_capacity(sets.len());
+        // All that may fail comes before the arrays are in their places.
+        let mut arrays: Vec<Array<MapData, RowRef>> = Vec::with_capacity(sets.len());
+        let mut descriptors: Vec<u32> = Vec::with_capacity(sets.len());
         for (_, columns) in sets {
             let size = u32::try_from(columns.len()).unwrap_or(u32::MAX).max(1);
             let array = batch::create_array(size, INNER_MAP)?;
             let classes: Vec<u32> = (0..size).collect();
             batch::update_array(&array, &classes[..columns.len()], columns)?;
-            arrays.push(array);
+            descriptors.push(batch::descriptor(&array));
+            arrays.push(Array::try_from(Map::Array(MapData::from_fd(array)?))?);
         }
         let ids: Vec<u32> = sets.iter().map(|(set, _)| *set).collect();
-        let descriptors: Vec<u32> = arrays.iter().map(batch::descriptor).collect();
         batch::update_array(&self.sets_fd, &ids, &descriptors)?;
-        for (set, array) in ids.into_iter().zip(arrays) {
-            self.columns.insert(set, Array::try_from(Map::Array(MapData::from_fd(array)?))?);
-        }
+        self.columns.extend(ids.into_iter().zip(arrays));
         Ok(())
     }
 
@@ -197,9 +197,10 @@ impl Tables for KernelTables {
     }
 
     fn delete_set(&mut self, set: u32) -> Result<(), MapError> {
-        self.columns.remove(&set);
         // aya cannot delete an element of an array of maps: the slot gets a set that denies.
-        self.sets.set(set, &Array::<MapData, RowRef>::create(1, INNER_MAP)?, 0)
+        self.sets.set(set, &Array::<MapData, RowRef>::create(1, INNER_MAP)?, 0)?;
+        self.columns.remove(&set);
+        Ok(())
     }
 
     fn write_peer(&mut self, addr: Ipv4Addr, class: u32) -> Result<(), MapError> {

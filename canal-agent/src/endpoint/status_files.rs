@@ -21,13 +21,36 @@ use crate::{
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot {operation} {}: {source}; who waits for an endpoint's policy waits in vain, check EndpointStatusPathPrefix",
-    .path.display()
+    "cannot {operation} {}{}: {source}; who waits for an endpoint's policy waits in vain, check EndpointStatusPathPrefix",
+    .path.display(),
+    if *.others == 0 { String::new() } else { format!(" (and {others} others)") }
 )]
 pub struct StatusFileError {
     operation: &'static str,
     path: PathBuf,
     source: io::Error,
+    /// How many more files went wrong.
+    others: usize,
+}
+
+/// The first of several errors: what is wrong with one file does not keep the others back.
+#[derive(Default)]
+struct Failures(Option<StatusFileError>);
+
+impl Failures {
+    /// What was done has no error; true then.
+    fn take(&mut self, outcome: Result<(), StatusFileError>) -> bool {
+        let Err(error) = outcome else { return true };
+        match &mut self.0 {
+            Some(first) => first.others += 1 + error.others,
+            None => self.0 = Some(error),
+        }
+        false
+    }
+
+    fn into_result(self) -> Result<(), StatusFileError> {
+        self.0.map_or(Ok(()), Err)
+    }
 }
 
 /// Name → content.
@@ -45,36 +68,38 @@ impl StatusFiles {
     /// prefix there are none.
     pub fn apply(&mut self, prefix: Option<&Path>, wanted: &Files) -> Result<(), StatusFileError> {
         let folder = prefix.map(folder);
+        let mut failures = Failures::default();
         if self.folder != folder {
             // A new folder: what is in it is an earlier process's.
-            self.write(&Files::new())?;
+            failures.take(self.write(&Files::new()));
             self.folder = None;
             self.present = folder.as_deref().map(read).transpose()?.unwrap_or_default();
             self.folder = folder;
         }
-        self.write(wanted)
+        failures.take(self.write(wanted));
+        failures.into_result()
     }
 
     fn write(&mut self, wanted: &Files) -> Result<(), StatusFileError> {
         let Some(folder) = &self.folder else { return Ok(()) };
+        let mut failures = Failures::default();
         for gone in
             self.present.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect::<Vec<_>>()
         {
-            remove(&folder.join(&gone))?;
-            self.present.remove(&gone);
+            if failures.take(remove(&folder.join(&gone))) {
+                self.present.remove(&gone);
+            }
         }
         for (name, content) in wanted {
             if self.present.get(name) != Some(content) {
                 let path = folder.join(name);
-                file::replace(&path, content.as_bytes()).map_err(|source| StatusFileError {
-                    operation: "write",
-                    path,
-                    source,
-                })?;
-                self.present.insert(name.clone(), content.clone());
+                let written = file::replace(&path, content.as_bytes()).map_err(error("write", &path));
+                if failures.take(written) {
+                    self.present.insert(name.clone(), content.clone());
+                }
             }
         }
-        Ok(())
+        failures.into_result()
     }
 }
 
@@ -82,11 +107,18 @@ impl StatusFiles {
 pub fn remove_all(prefix: &Path) -> Result<bool, StatusFileError> {
     let folder = folder(prefix);
     let present = read(&folder)?;
+    let mut failures = Failures::default();
     for name in present.keys() {
-        remove(&folder.join(name))?;
+        failures.take(remove(&folder.join(name)));
     }
+    failures.into_result()?;
     let _ = fs::remove_dir(&folder).and_then(|()| fs::remove_dir(prefix));
     Ok(!present.is_empty())
+}
+
+fn error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StatusFileError {
+    let path = path.to_owned();
+    move |source| StatusFileError { operation, path, source, others: 0 }
 }
 
 /// `<orchestrator> <namespace>%2F<workload> <endpoint>`.
@@ -129,10 +161,6 @@ fn folder(prefix: &Path) -> PathBuf {
 
 /// The files that are some endpoint's: three parts.
 fn read(folder: &Path) -> Result<Files, StatusFileError> {
-    let error = |operation, path: &Path| {
-        let path = path.to_owned();
-        move |source| StatusFileError { operation, path, source }
-    };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Files::new()),
@@ -152,9 +180,7 @@ fn read(folder: &Path) -> Result<Files, StatusFileError> {
 
 fn remove(path: &Path) -> Result<(), StatusFileError> {
     match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(StatusFileError { operation: "remove", path: path.to_owned(), source })
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error("remove", path)(source)),
         _ => Ok(()),
     }
 }
@@ -244,6 +270,25 @@ mod tests {
         status.apply(Some(&other), &files(&["k8s c%2Fx eth0"])).unwrap();
         assert!(remove_all(&other).unwrap() && !other.exists());
         assert!(!remove_all(&other).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_or_removed_does_not_keep_the_others_back() {
+        let root = tempfile::tempdir().unwrap();
+        let long = |letter: &str| format!("k8s a%2F{} eth0", letter.repeat(300));
+        let mut status = StatusFiles::default();
+        let wanted = files(&[&long("a"), "k8s a%2Fgoes eth0", &long("b"), "k8s z%2Fz eth0"]);
+        let said = status.apply(Some(root.path()), &wanted).unwrap_err().to_string();
+        assert!(said.contains(&long("a")) && said.contains("and 1 others"), "{said}");
+        assert!(listing(root.path()).keys().eq(["k8s a%2Fgoes eth0", "k8s z%2Fz eth0"]));
+        // A folder in the place of a file cannot be removed as a file.
+        let stuck = root.path().join("endpoint-status/k8s a%2Fgoes eth0");
+        fs::remove_file(&stuck).unwrap();
+        fs::create_dir(&stuck).unwrap();
+        let said = status.apply(Some(root.path()), &files(&["k8s b%2Fnew eth0"])).unwrap_err().to_string();
+        assert!(said.contains("a%2Fgoes") && !said.contains("others"), "{said}");
+        assert!(root.path().join("endpoint-status/k8s b%2Fnew eth0").exists());
+        assert!(!root.path().join("endpoint-status/k8s z%2Fz eth0").exists());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::{
         policy::Problem,
     },
     endpoint::status_files::{self, StatusFileError},
+    netlink::Link,
     store::{SubnetEnv, subnet_file::SubnetFileError},
 };
 
@@ -72,8 +73,21 @@ impl Node {
     fn apply_all(&mut self) {
         self.problems.clear();
         // Policy does not wait for a broken underlay, nor the other way round.
-        let overlay = self.apply_overlay();
-        let policy = self.apply_policy();
+        let wanted = self.overlay();
+        let device = overlay::ensure(&mut self.netlink, &wanted);
+        // Before they are put anywhere, the programs are as they are to be; also where the device is not to be had.
+        let index = device.as_ref().map_or(self.settings.overlay_ifindex, |device| device.index);
+        let uplink = self.follow_uplink();
+        let (overlay, policy) = match self.prepare_programs(index) {
+            Ok(()) => (
+                device.map_err(NodeError::from).and_then(|device| self.apply_overlay(&device, uplink)),
+                self.apply_policy(),
+            ),
+            Err(error) => {
+                self.locals = self.find_locals();
+                (Err(error), self.judge())
+            }
+        };
         let failures: Vec<String> =
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         self.failure = (!failures.is_empty()).then(|| failures.join("; "));
@@ -99,17 +113,17 @@ impl Node {
         Ok(())
     }
 
-    fn apply_overlay(&mut self) -> Result<(), NodeError> {
-        let overlay = self.overlay();
-        let device = overlay::ensure(&mut self.netlink, &overlay)?;
-        let uplink = self.follow_uplink();
+    fn prepare_programs(&mut self, overlay_ifindex: u32) -> Result<(), NodeError> {
         // Before the programs that may read them.
         let addresses = self.netlink.addresses(None)?;
         match self.host_addresses.apply(&host::addresses_of(addresses.iter().map(|a| a.net))) {
             Ok(changed) => self.judge_anew |= changed && self.settings.flags & Settings::DROP_TO_HOST != 0,
             Err(error) => self.problems.push(error.to_string()),
         }
-        self.reload_if_changed(device.index)?;
+        self.reload_if_changed(overlay_ifindex)
+    }
+
+    fn apply_overlay(&mut self, device: &Link, uplink: Result<(), NodeError>) -> Result<(), NodeError> {
         let routes = self.netlink.routes()?;
         let on_link = |ip| uplink::leads_straight(&routes, self.uplink.index, ip);
         let problems = self.nodes.apply(&self.peers.desired(self.own(), on_link));
@@ -149,23 +163,20 @@ impl Node {
         self.locals = self.find_locals();
         let mut wanted: BTreeSet<(Place, String)> =
             [(Place::Overlay, overlay), (Place::Uplink, self.uplink.name.clone())].into();
-        let mut unhooked: Vec<(String, String)> = Vec::new();
-        for (interface, ifindex) in self.locals.guarded() {
-            // Hooks before tables: until its policy stands, the endpoint is closed.
-            match self.hooks.attach(&mut self.object, Place::Pod, interface, ifindex) {
-                Ok(()) => {
-                    wanted.insert((Place::Pod, interface.to_owned()));
-                }
-                Err(error) => unhooked.push((interface.to_owned(), error.to_string())),
-            }
-        }
-        for (interface, reason) in unhooked {
-            self.locals.close_interface(&interface, &reason);
-        }
+        let guarded: Vec<(String, u32)> =
+            self.locals.guarded().map(|(interface, ifindex)| (interface.to_owned(), ifindex)).collect();
+        let (hooked, bare): (Vec<_>, Vec<_>) = guarded
+            .into_iter()
+            .partition(|(interface, ifindex)| self.hooks.are_on(Place::Pod, interface, *ifindex));
+        // Where nothing judges yet, hooks before tables: until its policy stands, the endpoint is closed. Where an earlier
+        // process's programs judge, tables before hooks: these two may read other tables.
+        self.attach_pods(bare, &mut wanted);
         self.judge()?;
+        self.attach_pods(hooked, &mut wanted);
         // By the new programs, which are in place by now.
-        if std::mem::take(&mut self.judge_anew) {
+        if self.judge_anew {
             self.policy.judge_all_again()?;
+            self.judge_anew = false;
         }
         self.problems.extend(self.locals.connect(&mut self.netlink)?);
         self.hooks.sweep(&wanted)?;
@@ -173,6 +184,15 @@ impl Node {
             info!(layout = other, "removed the tables of another layout");
         }
         Ok(())
+    }
+
+    fn attach_pods(&mut self, interfaces: Vec<(String, u32)>, wanted: &mut BTreeSet<(Place, String)>) {
+        for (interface, ifindex) in interfaces {
+            match self.hooks.attach(&mut self.object, Place::Pod, &interface, ifindex) {
+                Ok(()) => drop(wanted.insert((Place::Pod, interface))),
+                Err(error) => self.locals.close_interface(&interface, &error.to_string()),
+            }
+        }
     }
 
     fn find_locals(&self) -> Locals {
@@ -194,10 +214,10 @@ impl Node {
             self.of_endpoints.push(format!("endpoint {addr} {effect}: {reason}"));
             if keeps_last { self.locals.degrade(addr, reason) } else { self.locals.close(addr, reason) }
         }
-        match self.spoofing.apply(&self.locals.borrowed()) {
-            Ok(lost) => lost.into_iter().try_for_each(|addr| self.policy.judge_again(addr))?,
-            Err(error) => self.of_endpoints.push(error.to_string()),
+        if let Err(error) = self.spoofing.apply(&self.locals.borrowed()) {
+            self.of_endpoints.push(error.to_string());
         }
+        self.spoofing.judge_lost(|addr| self.policy.judge_again(addr))?;
         if let Err(error) = self.write_status_files() {
             self.of_endpoints.push(error.to_string());
         }

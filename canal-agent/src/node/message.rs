@@ -27,6 +27,23 @@ pub enum Message {
         interface: String,
         reply: oneshot::Sender<Result<(), ApiError>>,
     },
+    Ask(Question),
+    /// What the kernel told of; with `after`, not before something has come after that number.
+    Events {
+        after: Option<u64>,
+        reply: oneshot::Sender<Events>,
+    },
+    /// The event ring has something.
+    Ring,
+    Published(Published),
+    /// Look at everything again: something may have failed, or changed without a hint.
+    Tick,
+    Stop,
+}
+
+/// About what is; answered once the kernel has followed what came before.
+#[derive(Debug)]
+pub enum Question {
     Status {
         reply: oneshot::Sender<Status>,
     },
@@ -41,17 +58,6 @@ pub enum Message {
     Rules {
         reply: oneshot::Sender<Result<Rules, ApiError>>,
     },
-    /// What the kernel told of; with `after`, not before something has come after that number.
-    Events {
-        after: Option<u64>,
-        reply: oneshot::Sender<Events>,
-    },
-    /// The event ring has something.
-    Ring,
-    Published(Published),
-    /// Look at everything again: something may have failed, or changed without a hint.
-    Tick,
-    Stop,
 }
 
 /// Etcd no longer holds this endpoint.

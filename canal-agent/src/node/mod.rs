@@ -5,6 +5,7 @@
 //! `Node::reconcile` follows; what fails for one object is retried and reported and keeps nothing else back.
 //! Does not: speak to etcd or to clients ([`crate::app`] brings messages).
 
+mod burst;
 mod cycle;
 mod endpoints;
 mod events;
@@ -22,5 +23,5 @@ mod told;
 pub mod uplink;
 pub mod waiting;
 
-pub use message::{Message, Published};
+pub use message::{Message, Published, Question};
 pub use state::{Initial, Node, NodeError, Start};

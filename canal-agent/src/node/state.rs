@@ -12,9 +12,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
+    burst::{self, Burst},
     endpoints::{Links, Locals},
     events::EventLog,
-    message::{Message, Published},
+    message::{Message, Published, Question},
     metrics::Cycles,
     peers::{Own, Peers},
     steering::Steering,
@@ -24,7 +25,6 @@ use super::{
 };
 use crate::{
     api::{
-        explain::{Ask, Explanation},
         metrics,
         wire::{AddEndpoint, ApiError},
     },
@@ -161,7 +161,7 @@ pub struct Node {
     pub(super) ready: Option<oneshot::Sender<()>>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
     /// To be answered once the kernel has followed what came before.
-    asked: Vec<(Ask, oneshot::Sender<Result<Explanation, ApiError>>)>,
+    asked: Vec<Question>,
 }
 
 impl Node {
@@ -261,22 +261,16 @@ impl Node {
     /// Runs until told to stop, or until nobody can send messages any more. The data path stays as it is.
     pub fn run(mut self, mut messages: mpsc::UnboundedReceiver<Message>) {
         while let Some(first) = messages.blocking_recv() {
-            // A burst is one change.
-            let mut next = Some(first);
-            let mut reconcile = false;
-            while let Some(message) = next {
-                if matches!(message, Message::Stop) {
+            match burst::take_in(first, &mut messages, |message| self.handle(message)) {
+                Burst::Stop => {
                     info!("stopping; the data path stays as it is");
                     return;
                 }
-                reconcile |= self.handle(message);
-                next = messages.try_recv().ok();
+                Burst::Changed => self.reconcile(),
+                Burst::Quiet => {}
             }
-            if reconcile {
-                self.reconcile();
-            }
-            for (ask, reply) in std::mem::take(&mut self.asked) {
-                let _ = reply.send(self.explain(&ask));
+            for question in std::mem::take(&mut self.asked) {
+                self.answer(question);
             }
             if let Some(reason) = &self.restart {
                 error!("{reason}; restarting to take it up, the data path stays as it is");
@@ -310,20 +304,8 @@ impl Node {
                 }
                 false
             }
-            Message::Status { reply } => {
-                let _ = reply.send(self.status());
-                false
-            }
-            Message::Explain { ask, reply } => {
-                self.asked.push((ask, reply));
-                false
-            }
-            Message::Metrics { reply } => {
-                let _ = reply.send(self.metrics());
-                false
-            }
-            Message::Rules { reply } => {
-                let _ = reply.send(self.rules());
+            Message::Ask(question) => {
+                self.asked.push(question);
                 false
             }
             Message::Events { after, reply } => {
@@ -343,6 +325,16 @@ impl Node {
                 true
             }
             Message::Stop => false,
+        }
+    }
+
+    /// Who asked may have gone; the answer is nobody's then.
+    fn answer(&mut self, question: Question) {
+        match question {
+            Question::Status { reply } => drop(reply.send(self.status())),
+            Question::Explain { ask, reply } => drop(reply.send(self.explain(&ask))),
+            Question::Metrics { reply } => drop(reply.send(self.metrics())),
+            Question::Rules { reply } => drop(reply.send(self.rules())),
         }
     }
 

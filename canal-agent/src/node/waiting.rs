@@ -4,7 +4,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Message, metrics};
+use super::{Message, Question, metrics};
 use crate::api::{
     events::Events,
     wire::{ApiError, Status},
@@ -59,7 +59,7 @@ pub async fn answer(
     while let Some(Some(message)) = stop.run_until_cancelled(inbox.recv()).await {
         let later = || ApiError { message: progress.reason(), try_again: true };
         match message {
-            Message::Status { reply } => {
+            Message::Ask(Question::Status { reply }) => {
                 let status = Status {
                     version: env!("CANAL_VERSION").to_owned(),
                     node: node.clone(),
@@ -72,9 +72,9 @@ pub async fn answer(
                 let _ = reply.send(Err(later()));
             }
             Message::Events { reply, .. } => drop(reply.send(Events::default())),
-            Message::Metrics { reply } => drop(reply.send(metrics::while_waiting())),
-            Message::Rules { reply } => drop(reply.send(Err(later()))),
-            Message::Explain { reply, .. } => drop(reply.send(Err(later()))),
+            Message::Ask(Question::Metrics { reply }) => drop(reply.send(metrics::while_waiting())),
+            Message::Ask(Question::Rules { reply }) => drop(reply.send(Err(later()))),
+            Message::Ask(Question::Explain { reply, .. }) => drop(reply.send(Err(later()))),
             // Nobody sends these before the node is there.
             _ => {}
         }

@@ -75,8 +75,11 @@ pub fn admit(
         }
     }
     let judged = Judged::from_bits(bits);
-    if judged.egress.logs() || judged.ingress.logs() {
-        log(ctx, hook as u8, bits);
+    for verdict in [judged.egress, judged.ingress] {
+        // One that denies is told of with the drop.
+        if verdict.logs() && verdict.allows() {
+            report(ctx, hook, Kind::LoggedAllowed, 0, verdict.id());
+        }
     }
     if !judged.egress.allows() {
         let reason = if judged.egress.is_to_host() { Reason::ToHost } else { Reason::PolicyEgress };
@@ -87,18 +90,6 @@ pub fn admit(
     }
     fragment::remember(packet);
     Ok(())
-}
-
-/// Tells of the Log rules that the verdicts met. A verdict that denies is told of with the drop.
-#[inline(never)]
-fn log(ctx: &TcContext, hook: u8, judged: u64) {
-    let Judged { egress, ingress } = Judged::from_bits(judged);
-    if egress.logs() && egress.allows() {
-        report(ctx, hook, Kind::LoggedAllowed, 0, egress.id());
-    }
-    if ingress.logs() && ingress.allows() {
-        report(ctx, hook, Kind::LoggedAllowed, 0, ingress.id());
-    }
 }
 
 /// Judges the packet of a live flow again, because something changed, and writes the outcome down: [`Judged`] as bits, or
@@ -123,6 +114,10 @@ extern "C" fn judge_again(packet: *const Packet, from: *const Leg, to: *const Le
     if ends(known, from_hi).1.kind == Leg::HOST && to.kind == Leg::STACK {
         *(if from_hi { &mut flow.lo } else { &mut flow.hi }) = leg::other(Leg::HOST);
     }
+    // Somebody else has the address now: what his predecessor began is not his, whichever way he is spoken to.
+    if is_succeeded(&known.lo, &flow.lo) || is_succeeded(&known.hi, &flow.hi) {
+        return if is_new { UNKNOWN } else { IN_THE_WAY };
+    }
     if !is_new && is_kept(known, &flow) {
         note_end(&mut flow, packet, from_hi);
         put_live(&key, &flow);
@@ -142,7 +137,7 @@ extern "C" fn judge_again(packet: *const Packet, from: *const Leg, to: *const Le
         note_end(&mut flow, packet, from_hi);
     }
     // The packet that is judged again may be the first answer.
-    if is_new && !(judged.allows() && proves_itself(&mut flow, packet, from_hi)) {
+    if is_new && !(judged.allows() && proves_itself(&mut flow, packet.proto, packet.tcp_flags, from_hi)) {
         let _ = FLOWS_NEW.insert(&key, &flow, BPF_ANY.into());
     } else {
         if flow.state == Flow::NEW && (is_new || !by_sender) {
@@ -236,6 +231,13 @@ fn is_same_end(known: &Leg, new: &Leg) -> bool {
     known.kind == Leg::POD
         && (known.endpoint, known.target) == (new.endpoint, new.target)
         && unsafe { POLICY.get(new.endpoint) }.is_some()
+}
+
+/// The pod of a flow's leg is gone, or another has come.
+#[inline(always)]
+fn is_succeeded(known: &Leg, new: &Leg) -> bool {
+    (known.kind == Leg::POD || new.kind == Leg::POD)
+        && (known.kind, known.endpoint, known.target) != (new.kind, new.endpoint, new.target)
 }
 
 /// First port of those that clients take by themselves (the kernel's default range begins here).

@@ -88,8 +88,9 @@ pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Kno
         return Err(Cut);
     }
     if is_new {
-        if proves_itself(flow, packet, from_hi) {
-            promote(&key, flow);
+        if grow(&raw const key, &raw mut *flow, packet.proto.into(), packet.tcp_flags.into(), from_hi.into())
+            != 0
+        {
             // Not the old element: it may serve another flow by now.
             let Some(live) = FLOWS.get_ptr_mut(&key) else { return Ok(Known::Judge) };
             // SAFETY: as above.
@@ -130,32 +131,40 @@ pub fn initiated_by_hi(flow: &Flow) -> bool {
 /// reset, nor the one to a request, which everybody who forges addresses gets as well: then it is what follows. Of SCTP's
 /// answers the first may be a refusal: there, too, it is what follows.
 #[inline(always)]
-pub fn proves_itself(flow: &mut Flow, packet: &Packet, from_hi: bool) -> bool {
+pub fn proves_itself(flow: &mut Flow, proto: u8, tcp_flags: u8, from_hi: bool) -> bool {
     let answers = from_hi != initiated_by_hi(flow);
-    if packet.proto != PROTO_TCP && packet.proto != PROTO_SCTP {
+    if proto != PROTO_TCP && proto != PROTO_SCTP {
         return answers;
     }
-    if packet.proto == PROTO_TCP && packet.tcp_flags & TCP_RST != 0 {
+    if proto == PROTO_TCP && tcp_flags & TCP_RST != 0 {
         return false;
     }
     if !answers {
         return flow.flags & Flow::HALF_OPEN != 0;
     }
-    if packet.proto == PROTO_TCP && packet.tcp_flags & TCP_SYN == 0 {
+    if proto == PROTO_TCP && tcp_flags & TCP_SYN == 0 {
         return true;
     }
     flow.flags |= Flow::HALF_OPEN;
     false
 }
 
-/// Moves a flow out of reach of a flood.
+/// A packet of an unanswered flow: not 0 if that moves it out of reach of a flood. A global function, so that the verifier
+/// walks it once per program, and of scalars, so that the packet need not be in memory.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn promote(key: &FlowKey, flow: &Flow) {
+extern "C" fn grow(key: *const FlowKey, flow: *mut Flow, proto: u32, tcp_flags: u32, from_hi: u32) -> u32 {
+    // SAFETY: the verifier knows the pointers as memory of their types' sizes, or null.
+    let (Some(key), Some(flow)) = (unsafe { (key.as_ref(), flow.as_mut()) }) else { return 0 };
+    if !proves_itself(flow, proto as u8, tcp_flags as u8, from_hi != 0) {
+        return 0;
+    }
     let mut live = *flow;
     if live.state == Flow::NEW {
         live.state = Flow::ESTABLISHED;
     }
     put_live(key, &live);
+    1
 }
 
 /// Puts a flow among those that have been answered.

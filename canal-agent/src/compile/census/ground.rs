@@ -35,7 +35,8 @@ pub(super) struct Sites {
 /// A CIDR that some network set lists or some rule names.
 #[derive(Debug, Default)]
 pub(super) struct Net {
-    pub(super) owners: Vec<u32>,
+    /// Descriptions of the owners, and how many of them have it.
+    pub(super) owners: BTreeMap<u32, usize>,
     pub(super) asked: Option<Ask>,
     /// What holds within, that of the CIDRs around included; ascending.
     pub(super) held: Content,
@@ -123,37 +124,63 @@ impl Census {
         self.due.sites.remove(&id);
     }
 
-    /// Changes who owns or asks about a CIDR; without either there is no such CIDR.
-    pub(super) fn change_net(&mut self, net: Ipv4Net, change: impl FnOnce(&mut Net)) {
+    /// An owner of the CIDR comes.
+    pub(super) fn own(&mut self, net: Ipv4Net, owner: u32) {
+        *self.known(net).owners.entry(owner).or_default() += 1;
+        self.descriptions.get_mut(owner).nets.insert(net);
+        self.touched.nets.insert(net);
+    }
+
+    /// An owner of the CIDR goes.
+    pub(super) fn disown(&mut self, net: Ipv4Net, owner: u32) {
+        let owners = &mut self.known(net).owners;
+        if let Some(count) = owners.get_mut(&owner) {
+            *count -= 1;
+            if *count == 0 {
+                owners.remove(&owner);
+                self.descriptions.get_mut(owner).nets.remove(&net);
+            }
+        }
+        self.touched.nets.insert(net);
+        self.forget_unused(net);
+    }
+
+    /// Some rule names the CIDR.
+    pub(super) fn ask_about(&mut self, net: Ipv4Net, ask: Ask) {
+        self.known(net).asked = Some(ask);
+    }
+
+    /// No rule names the CIDR under this number any more; one may under another.
+    pub(super) fn ask_no_more(&mut self, net: Ipv4Net, ask: Ask) {
+        let known = self.known(net);
+        known.asked = known.asked.filter(|asked| *asked != ask);
+        self.forget_unused(net);
+    }
+
+    /// The CIDR, which is to be looked at.
+    fn known(&mut self, net: Ipv4Net) -> &mut Net {
         if !self.nets.contains_key(&net) {
             let outer = self.outer(net);
             self.nets.insert(net, Net::default());
             self.lengths[usize::from(net.prefix_len())] += 1;
             self.settle_within(net, outer, Some(net));
         }
-        let content = self.nets.get_mut(&net).expect("it was just made");
-        let before = content.owners.clone();
-        change(content);
-        let (after, asked) = (content.owners.clone(), content.asked);
-        if before != after {
-            self.touched.nets.insert(net);
-            for id in before.iter().filter(|id| !after.contains(id)) {
-                self.descriptions.get_mut(*id).nets.remove(&net);
-            }
-            for id in &after {
-                self.descriptions.get_mut(*id).nets.insert(net);
-            }
-        }
         self.due.nets.insert(net);
-        if after.is_empty() && asked.is_none() {
-            let outer = self.outer(net);
-            self.settle_within(net, Some(net), outer);
-            self.lengths[usize::from(net.prefix_len())] -= 1;
-            if let Some(group) = self.nets.remove(&net).and_then(|net| net.group) {
-                self.groups.leave(Member::Net(net), group);
-                self.prefixes -= 1;
-                self.moved.insert(Place::Net(net));
-            }
+        self.nets.get_mut(&net).expect("it was just made")
+    }
+
+    /// A CIDR that nobody owns or asks about is none.
+    fn forget_unused(&mut self, net: Ipv4Net) {
+        if self.nets.get(&net).is_none_or(|known| !known.owners.is_empty() || known.asked.is_some()) {
+            return;
+        }
+        let outer = self.outer(net);
+        self.settle_within(net, Some(net), outer);
+        self.lengths[usize::from(net.prefix_len())] -= 1;
+        if let Some(group) = self.nets.remove(&net).and_then(|net| net.group) {
+            self.groups.leave(Member::Net(net), group);
+            self.prefixes -= 1;
+            self.moved.insert(Place::Net(net));
         }
     }
 

@@ -150,22 +150,18 @@ impl Census {
         let (gone, old_addresses, old_nets) = ends(old.as_ref());
         let (come, new_addresses, new_nets) = ends(new);
         for net in &new_nets {
-            self.change_net(*net, |net| net.owners.extend(come));
+            come.into_iter().for_each(|owner| self.own(*net, owner));
         }
         for (address, owner) in old_addresses.iter().zip(std::iter::repeat(gone)) {
             // An address that stays changes hands at once, not by way of being nobody's.
-            let stays = new_addresses.contains(address).then_some(come).flatten();
+            let stays = new_addresses.binary_search(address).ok().and(come);
             self.change_owners(*address, owner, stays);
         }
-        for address in new_addresses.iter().filter(|address| !old_addresses.contains(address)) {
+        for address in new_addresses.iter().filter(|address| old_addresses.binary_search(address).is_err()) {
             self.change_owners(*address, None, come);
         }
         for net in &old_nets {
-            self.change_net(*net, |net| {
-                if let Some(at) = net.owners.iter().position(|owner| Some(*owner) == gone) {
-                    net.owners.swap_remove(at);
-                }
-            });
+            gone.into_iter().for_each(|owner| self.disown(*net, owner));
         }
         if let Some(gone) = gone {
             self.descriptions.release(gone);
@@ -318,7 +314,7 @@ impl Census {
                 let content = &self.nets[&net];
                 let mut held = outer.to_vec();
                 held.extend(content.asked);
-                held.extend(content.owners.iter().flat_map(|id| &self.descriptions.get(*id).held));
+                held.extend(content.owners.keys().flat_map(|id| &self.descriptions.get(*id).held));
                 let held = ascending(held);
                 changes.push((Member::Net(net), content.group, (held != outer).then(|| held.clone())));
                 if held != content.held {
@@ -401,13 +397,12 @@ impl Census {
         }
         for ask in fresh {
             if let Predicate::Net(net) = *self.asks.get(*ask) {
-                self.change_net(net, |net| net.asked = Some(*ask));
+                self.ask_about(net, *ask);
             }
         }
         for ask in gone {
             if let Predicate::Net(net) = *self.asks.get(*ask) {
-                // It may be asked again, under another number.
-                self.change_net(net, |net| net.asked = net.asked.filter(|asked| asked != ask));
+                self.ask_no_more(net, *ask);
             }
         }
         self.refresh();
@@ -424,7 +419,7 @@ impl Census {
         let own = self.sites.of(address).into_iter().flat_map(|site| site.owners.iter().copied());
         let lengths = (0..=32).filter(|length| self.lengths[usize::from(*length)] > 0);
         let nets = lengths.filter_map(move |length| self.nets.get(&around(address, length)));
-        own.chain(nets.flat_map(|net| net.owners.iter().copied()))
+        own.chain(nets.flat_map(|net| net.owners.keys().copied()))
     }
 }
 

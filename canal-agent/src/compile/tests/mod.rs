@@ -173,5 +173,5 @@ fn by_tables(
         Direction::Egress => judgement.egress,
     };
     let class = class_of(census_of(compiled), peer);
-    set.row(&class).lookup(packet.protocol, packet.src_port, port_of(packet)).clone()
+    set.row(&class).unwrap().lookup(packet.protocol, packet.src_port, port_of(packet)).clone()
 }

@@ -310,7 +310,7 @@ impl Tables {
         let class = self.classes[&peer].clone();
         let rules = &mut self.rules;
         let (row, tree) = self.rows.entry((Arc::as_ptr(set), class)).or_insert_with_key(|(_, class)| {
-            let row = set.row(class);
+            let row = set.row(class).unwrap();
             let mut id = |decided: &Final| {
                 if decided.is_nameless() {
                     return 0;
@@ -434,7 +434,7 @@ proptest! {
         census.want(sets.iter().chain(b.sets()));
         for (address, exact) in addresses.iter().zip(exact) {
             for set in &sets {
-                prop_assert_eq!(set.row(&exact), set.row(&class_of(census, *address)));
+                prop_assert_eq!(set.row(&exact).unwrap(), set.row(&class_of(census, *address)).unwrap());
             }
         }
     }

@@ -571,7 +571,8 @@ fn what_a_real_cluster_wrote_is_enforced() {
     assert_eq!((pod.to_string().as_str(), at), ("default/node1-cni-ca-eth0", address("10.100.30.2")));
     assert_eq!(judgement.ingress.policies(), ["GlobalNetworkPolicy p0", "GlobalNetworkPolicy zz"]);
     let census = census_of(&mut compiled);
-    let row = |set: &crate::compile::PolicySet, peer: &str| set.row(&class_of(census, address(peer)));
+    let row =
+        |set: &crate::compile::PolicySet, peer: &str| set.row(&class_of(census, address(peer))).unwrap();
     let ingress = |peer, proto, port| row(&judgement.ingress, peer).lookup(proto, 40000, port).allow;
     assert!(!ingress("198.18.0.0", 6, 10000));
     assert!(ingress("198.18.0.0", 6, 10001), "no endpoint is labelled bad");

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{NODE, World, address, census_of};
 use crate::{
     compile::{
-        Compiler, Decision, Final, Row,
+        Compiler, Decision, Final, OverBudget, Row,
         pages::{self, MAX_BOUNDS, Slot},
     },
     model::resource::Kind,
@@ -130,7 +130,7 @@ fn verdicts_bear_the_ids_of_their_rules() {
     world.global("p", &json!({ "ingress": [{ "action": "Allow", "protocol": "TCP" }] }));
     let compiled = Compiler::of(&world.cluster, NODE);
     let set = &compiled.endpoints()[&(pod, address("10.0.0.1"))].ingress;
-    let tree = pages::encode(&set.row(&crate::compile::Class::default()), &mut |decided: &Final| {
+    let tree = pages::encode(&set.row(&crate::compile::Class::default()).unwrap(), &mut |decided: &Final| {
         decided.rule.as_ref().map_or(0, |rule| 70 + rule.index)
     });
     let tree = tree.unwrap();
@@ -169,8 +169,105 @@ fn ten_thousand_rules_and_endpoints_compile_in_seconds() {
     let census = census_of(&mut compiled);
     assert_eq!((census.peers(), census.prefixes()), (10_000, 8_000));
     let distinct: BTreeSet<_> = census.places().map(|(_, class)| class).collect();
-    let bounds: usize = distinct.iter().flat_map(|class| sets.iter().map(|set| set.row(class).0.len())).sum();
+    let bounds: usize =
+        distinct.iter().flat_map(|class| sets.iter().map(|set| set.row(class).unwrap().0.len())).sum();
     assert!(bounds >= distinct.len());
     let took = start.elapsed();
     assert!(took.as_secs() < 40, "{took:?}");
+}
+
+/// The rows of the one pod of this world, in and out, for a stranger.
+fn rows(world: &World) -> [Result<Row, OverBudget>; 2] {
+    let compiled = Compiler::of(&world.cluster, NODE);
+    let judgement = compiled.endpoints().values().next().unwrap();
+    [&judgement.ingress, &judgement.egress].map(|set| set.row(&crate::compile::Class::default()))
+}
+
+fn odd_ports(count: u32) -> Vec<u32> {
+    (0..count).map(|n| 2 * n + 1).collect()
+}
+
+#[test]
+fn ports_times_source_ports_beyond_the_budget_are_refused_before_they_take_memory() {
+    let by_source = |count: u32| {
+        (0..count)
+            .map(|n| json!({ "action": "Allow", "protocol": "TCP", "source": { "ports": [10 * n + 1] } }))
+    };
+    let many = json!({ "action": "Deny", "protocol": "TCP", "destination": { "ports": odd_ports(32_768) } });
+    let few = json!({ "action": "Deny", "protocol": "TCP", "destination": { "ports": odd_ports(200) } });
+    for (first, count, fits) in [(&few, 100, true), (&many, 1_000, false)] {
+        let mut world = World::default();
+        world.pod("a", "10.0.0.1", "", &[]);
+        let rules: Vec<_> = [first.clone()].into_iter().chain(by_source(count)).collect();
+        world.global("p", &json!({ "ingress": rules }));
+        // The other way round as well: then the divided rest is small, and what was decided overlaps.
+        let rules: Vec<_> = by_source(count).chain([first.clone()]).collect();
+        world.global("q", &json!({ "egress": rules }));
+        // Passed on, it meets again in the next tier.
+        let mut passing = World::default();
+        passing.pod("a", "10.0.0.1", "", &[]);
+        let rules: Vec<_> = rules
+            .into_iter()
+            .map(|mut rule| {
+                rule["action"] = json!("Pass");
+                rule
+            })
+            .collect();
+        passing.global("p", &json!({ "ingress": rules, "egress": rules }));
+        passing.profile("net", &json!({ "ingress": [], "egress": [] }));
+        for row in rows(&world).into_iter().chain(rows(&passing)) {
+            assert_eq!(row.err(), (!fits).then_some(OverBudget::Row), "{count}");
+        }
+    }
+}
+
+#[test]
+fn log_rules_times_ports_beyond_the_budget_are_refused_before_they_take_memory() {
+    for (logs, ports, fits) in [(10, 1_000, true), (10_000, 10_000, false), (1, 30_000, true)] {
+        let mut world = World::default();
+        world.pod("a", "10.0.0.1", "", &[]);
+        let log = || (0..logs).map(|_| json!({ "action": "Log" }));
+        let allow =
+            json!({ "action": "Allow", "protocol": "TCP", "destination": { "ports": odd_ports(ports) } });
+        let ingress: Vec<_> = [allow.clone()].into_iter().chain(log()).collect();
+        let egress: Vec<_> = log().chain([allow]).collect();
+        world.global("p", &json!({ "ingress": ingress, "egress": egress }));
+        for row in rows(&world) {
+            assert_eq!(row.err(), (!fits).then_some(OverBudget::Row), "{logs} Log rules, {ports} ports");
+        }
+    }
+}
+
+#[test]
+fn a_port_name_with_too_many_meanings_refuses_its_policy_until_it_has_fewer() {
+    let mut world = World::default();
+    let ports = |count: u32| {
+        let all = (1..=count).map(|n| json!({ "name": "p", "port": n, "protocol": "TCP" }));
+        json!({ "profiles": [], "ports": all.collect::<Vec<_>>() })
+    };
+    world.pod("a", "10.0.0.1", "", &[]);
+    let named = json!({ "ports": ["p"] });
+    world.global(
+        "p",
+        &json!({ "ingress": [
+        { "action": "Allow", "protocol": "TCP", "source": named, "destination": named },
+    ] }),
+    );
+    let other = json!({ "action": "Allow", "protocol": "TCP", "destination": { "ports": ["p"] } });
+    world.global("other", &json!({ "selector": "has(nothing)", "ingress": [other] }));
+    let labels = json!({ "metadata": { "labels": {} } });
+    for (count, fits) in [(10, true), (37_000, false), (20, true)] {
+        let mut endpoint = labels.clone();
+        endpoint["spec"] = ports(count);
+        endpoint["spec"]["ipNetworks"] = json!(["10.0.0.2/32"]);
+        world.put(Kind::WorkloadEndpoint, "shop", "n2-cni-b-eth0", &endpoint);
+        let [ingress, egress] = rows(&world);
+        assert!(egress.is_ok(), "the other direction has no such rule");
+        let said = ingress.err().map(|error| error.to_string()).unwrap_or_default();
+        assert_eq!(
+            said.starts_with("GlobalNetworkPolicy p (tier default) ingress rule 0: "),
+            !fits,
+            "{said}"
+        );
+    }
 }

@@ -32,6 +32,17 @@ impl<T: Tables> PolicyTables<T> {
         }
     }
 
+    /// What was refused and is still asked for. Once something has gone, all of it may be tried again.
+    pub(super) fn still_refused(&mut self, desired: &BTreeMap<Ipv4Addr, Desired>) -> Refusals {
+        let refused = std::mem::take(&mut self.refused);
+        if refused.is_empty() || self.sets.take_relief() {
+            return Refusals::new();
+        }
+        let asked = distinct_sets(desired);
+        let asked: std::collections::HashSet<&Arc<PolicySet>> = asked.into_iter().collect();
+        refused.into_iter().filter(|(set, _)| asked.contains(set)).collect()
+    }
+
     /// The endpoints of refused sets make do with the policy that they have; those without one are closed.
     pub(super) fn make_do(
         &self,

@@ -115,6 +115,9 @@ pub struct PolicyTables<T> {
     endpoints: BTreeMap<Ipv4Addr, Programmed>,
     /// Endpoint ids, and policies under them, that belong to no endpoint: an earlier process's, or in the making.
     orphans: Vec<u32>,
+    /// Sets that found no room, and have not become less since: an attempt with one of them is one in vain, and costs all
+    /// others a look at everything.
+    refused: sets::Refusals,
     /// Classes that an update has freed, of which there still are columns.
     freed: Vec<u32>,
     /// The last update came to its end.
@@ -152,6 +155,7 @@ impl<T: Tables> PolicyTables<T> {
             endpoint_ids,
             endpoints: programmed.collect(),
             orphans: policies.keys().filter(|id| !owned.contains(id)).copied().collect(),
+            refused: sets::Refusals::new(),
             freed: Vec::new(),
             settled: false,
             limits,
@@ -208,6 +212,9 @@ impl<T: Tables> PolicyTables<T> {
     ) -> Result<Problems, T::Error> {
         let mut problems = Problems::new();
         let mut desired = desired.clone();
+        let refused = self.still_refused(&desired);
+        self.make_do(&mut desired, &refused, &mut problems);
+        self.refused = refused;
         self.fit_addresses(census, &mut desired, &mut problems);
         loop {
             match self.update(census, &desired)? {
@@ -215,7 +222,10 @@ impl<T: Tables> PolicyTables<T> {
                     problems.extend(unplaced);
                     break;
                 }
-                Outcome::Refused(refused) => self.make_do(&mut desired, &refused, &mut problems),
+                Outcome::Refused(refused) => {
+                    self.make_do(&mut desired, &refused, &mut problems);
+                    self.refused.extend(refused);
+                }
             }
             self.fit_addresses(census, &mut desired, &mut problems);
         }

@@ -9,7 +9,7 @@ use canal_common::policy::MAX_RULES;
 
 use super::ids::{Ids, Pool, Prefer};
 use crate::{
-    compile::{Final, Row, pages},
+    compile::{Final, OverBudget, Row, pages},
     dataplane::tables::Tables,
 };
 
@@ -38,6 +38,8 @@ struct Written {
 pub(super) enum RowError<E: std::error::Error + 'static> {
     #[error(transparent)]
     TooBig(#[from] pages::TooBig),
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
     #[error("all {0} rows are in use; fewer distinct rules and peer selectors need fewer")]
     Full(u32),
     #[error(transparent)]

@@ -30,6 +30,8 @@ pub(super) struct Sets {
     coming: Vec<(u32, Vec<u32>)>,
     /// Set → columns that are to be written, (class, row); the rows stand and are held.
     planned: BTreeMap<u32, Vec<(u32, u32)>>,
+    /// A set has gone since [`Sets::take_relief`], with what it used.
+    relief: bool,
     /// Rows that sets of an earlier process read.
     foreign_rows: Vec<u32>,
 }
@@ -86,6 +88,7 @@ impl Sets {
             rows: Rows::new(limits.rows, rows.iter().copied()),
             by_policy: HashMap::new(),
             coming: Vec::new(),
+            relief: false,
             planned: BTreeMap::new(),
             foreign_rows: rows,
         }
@@ -99,6 +102,11 @@ impl Sets {
         }
         self.pool.begin();
         self.rows.begin();
+    }
+
+    /// Whether there is more room than at the last call.
+    pub(super) fn take_relief(&mut self) -> bool {
+        std::mem::take(&mut self.relief)
     }
 
     pub(super) fn rows(&self) -> &Rows {
@@ -131,10 +139,27 @@ impl Sets {
         from: u32,
         to: u32,
     ) -> Result<(), T::Error> {
+        self.reserve(tables, to)?;
         for (id, set) in &mut self.live {
             let row = set.row(from);
             self.rows.share(row);
             set.write(*id, tables, &mut self.rows, to, row)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room in every set for columns up to that of `class`. All sets that grow do so together.
+    pub(super) fn reserve<T: Tables>(&mut self, tables: &mut T, class: u32) -> Result<(), T::Error> {
+        let capacity = capacity(class);
+        let coming: BTreeSet<u32> = self.coming.iter().map(|(id, _)| *id).collect();
+        let small = |(id, set): &(&u32, &LiveSet)| set.capacity <= class && !coming.contains(id);
+        let grown: Vec<(u32, Vec<u32>)> =
+            self.live.iter().filter(small).map(|(id, set)| (*id, dense(&set.columns, capacity))).collect();
+        tables.write_sets(&grown)?;
+        for (id, _) in grown {
+            if let Some(set) = self.live.get_mut(&id) {
+                set.capacity = capacity;
+            }
         }
         Ok(())
     }
@@ -213,7 +238,7 @@ impl Sets {
     fn abandon(&mut self) {
         for (id, _) in std::mem::take(&mut self.coming) {
             let Some(set) = self.live.remove(&id) else { continue };
-            set.policy.and_then(|policy| self.by_policy.remove(&policy));
+            self.forget_policy(id, set.policy);
             set.columns.into_values().for_each(|row| self.rows.release(row));
             self.pool.give_back(id);
         }
@@ -247,8 +272,15 @@ impl Sets {
 
     /// The set in the kernel is the past from now on, and what was planned for it is not carried out.
     pub(super) fn supersede(&mut self, id: u32) {
-        self.drop_plan(id);
-        if let Some(policy) = self.live.get_mut(&id).and_then(|set| set.policy.take()) {
+        let policy = self.live.get_mut(&id).and_then(|set| set.policy.take());
+        self.forget_policy(id, policy);
+    }
+
+    /// The set in the kernel stands for the policy no more, unless another one does by now.
+    fn forget_policy(&mut self, id: u32, policy: Option<Arc<PolicySet>>) {
+        if let Some(policy) = policy
+            && self.by_policy.get(&policy) == Some(&id)
+        {
             self.by_policy.remove(&policy);
         }
     }
@@ -264,7 +296,8 @@ impl Sets {
         Ok(())
     }
 
-    fn drop_plan(&mut self, id: u32) {
+    /// What was planned for the set is not carried out.
+    pub(super) fn drop_plan(&mut self, id: u32) {
         for (_, row) in self.planned.remove(&id).into_iter().flatten() {
             self.rows.release(row);
         }
@@ -275,7 +308,8 @@ impl Sets {
         let unused: Vec<u32> = self.live.keys().filter(|id| !used.contains(id)).copied().collect();
         for id in unused {
             let Some(set) = self.live.remove(&id) else { continue };
-            set.policy.and_then(|policy| self.by_policy.remove(&policy));
+            self.relief = true;
+            self.forget_policy(id, set.policy);
             set.columns.values().for_each(|row| self.rows.release(*row));
             self.idle.insert(id, Idle { columns: set.columns, capacity: set.capacity });
             self.pool.give_back(id);
@@ -365,7 +399,8 @@ fn acquire<T: Tables>(
             acquired.insert(*id, *row);
             continue;
         }
-        let error = match rows.acquire(tables, policy.row_of(&aspect)) {
+        let row = policy.row_of(&aspect).map_err(RowError::from);
+        let error = match row.and_then(|row| rows.acquire(tables, row)) {
             Ok(row) => {
                 acquired.insert(*id, row);
                 known.insert(aspect, row);

@@ -80,6 +80,9 @@ impl<T: Tables> PolicyTables<T> {
                 changed.insert(id, arriving.to.clone());
             }
         }
+        if let Some(last) = changed.keys().last() {
+            self.sets.reserve(&mut self.tables, *last)?;
+        }
         let mut refused = Refusals::new();
         let mut planned = Vec::new();
         let mut all = None;
@@ -144,6 +147,7 @@ impl<T: Tables> PolicyTables<T> {
 
         let mut refused = Refusals::new();
         let mut dirty: BTreeSet<u32> = BTreeSet::new();
+        let mut superseded = Vec::new();
         let mut all = None;
         for set in distinct_sets(desired) {
             let outcome = if self.sets.id(set).is_none() {
@@ -153,7 +157,8 @@ impl<T: Tables> PolicyTables<T> {
                 match self.sets.plan(&mut self.tables, set, &contents)? {
                     Ok(Some(id)) if self.changes_hands(set, id, desired) => {
                         // Who comes must not meet the old columns, and who goes must not meet the new ones.
-                        self.sets.supersede(id);
+                        self.sets.drop_plan(id);
+                        superseded.push(id);
                         let all = all.get_or_insert_with(|| self.all_classes(&contents));
                         self.sets.add(&mut self.tables, set, all)?
                     }
@@ -167,6 +172,7 @@ impl<T: Tables> PolicyTables<T> {
         if !refused.is_empty() {
             return Ok(Outcome::Refused(refused));
         }
+        superseded.into_iter().for_each(|id| self.sets.supersede(id));
         self.sets.install(&mut self.tables)?;
         let targets = self.targets(census, desired);
 

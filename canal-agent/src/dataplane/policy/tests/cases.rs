@@ -197,8 +197,19 @@ fn a_policy_too_big_for_the_tables_closes_its_endpoint_alone_and_says_why() {
     assert_eq!(problems.len(), 1);
     let reason = &problems[&Ipv4Addr::new(10, 0, 0, 1)];
     assert!(reason.reason.contains("GlobalNetworkPolicy") && reason.reason.contains("limit"), "{reason:?}");
+    assert!(reason.keeps_last);
+    // As long as it is so, it costs nobody anything.
+    let (problems, log) = node.update();
+    assert_eq!((problems.len(), log.len()), (1, 0), "{log:?}");
     assert_eq!(node.allow("x").update().0, Problems::new());
     assert!(node.lets_in(2));
+    // Ports times source ports: refused before it is compiled.
+    let by_source = |n: u32| json!({ "action": "Allow", "protocol": "TCP", "source": { "ports": [n * 2] } });
+    let rules: Vec<Value> = [rule("TCP", &ports)].into_iter().chain((0..100).map(by_source)).collect();
+    let (problems, _) = node.ingress(&json!(rules)).update();
+    assert_eq!(problems.len(), 1);
+    let reason = &problems[&Ipv4Addr::new(10, 0, 0, 1)];
+    assert!(reason.reason.contains("GlobalNetworkPolicy") && reason.reason.contains("pieces"), "{reason:?}");
 }
 
 #[test]
@@ -223,6 +234,26 @@ fn endpoints_beyond_full_tables_are_closed_and_told_and_come_back() {
     full(Limits { sets: 4, ..Limits::default() }, "policy sets");
     full(Limits { rows: 4, ..Limits::default() }, "rows");
     full(Limits { endpoints: 3, ..Limits::default() }, "endpoints");
+}
+
+#[test]
+fn an_endpoint_that_shares_a_set_in_change_keeps_it_when_its_new_one_finds_no_room() {
+    let mut node = Node::new(Limits { rows: 20_000, ..Limits::default() });
+    node.world.pod("twin", "10.0.0.4", "a=web role=x", &[]);
+    let ports: Vec<Value> = (0..32_768u32).map(|n| json!(n * 2)).collect();
+    let huge = |protocol: &str| json!({ "action": "Allow", "protocol": protocol, "destination": { "ports": ports } });
+    let spec =
+        json!({ "selector": "role == 'y'", "types": ["Ingress"], "ingress": [huge("TCP"), huge("UDP")] });
+    node.world.global("huge", &spec);
+    node.ingress(&json!([{ "action": "Allow", "source": { "selector": "role == 'x'" } }]));
+    assert_eq!(node.apply(), Problems::new());
+    // At once: it gets a set that does not fit, and is of another class for the set that it had.
+    node.world.pod("twin", "10.0.0.4", "a=web role=y", &[]);
+    let problems = node.apply();
+    assert_eq!(problems.len(), 1);
+    assert!(problems[&Ipv4Addr::new(10, 0, 0, 4)].keeps_last, "{problems:?}");
+    assert_eq!(node.fake.state().endpoints.len(), 2);
+    assert!(!node.lets_in(4), "it is no x any more, for those that go on");
 }
 
 #[test]

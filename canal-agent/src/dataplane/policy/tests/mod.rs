@@ -111,7 +111,8 @@ fn by_rows(cluster: &Cluster) -> Verdicts {
             Direction::Ingress => (&judgement.ingress, packet.source),
             Direction::Egress => (&judgement.egress, packet.destination),
         };
-        let row = rows.entry((set.clone(), peer)).or_insert_with(|| set.row(&class_of(census, peer)));
+        let row =
+            rows.entry((set.clone(), peer)).or_insert_with(|| set.row(&class_of(census, peer)).unwrap());
         row.lookup(packet.protocol, packet.src_port, crate::compile::tests::port_of(packet)).allow
     })
 }
