@@ -7,15 +7,20 @@
 mod bulk;
 mod connections;
 mod datagrams;
+mod flood;
 mod round_trips;
 mod seat;
+mod steady;
 
 use std::time::Duration;
 
 pub use bulk::{Bulk, bulk};
 pub use connections::{Connections, connections};
 pub use datagrams::{Datagrams, Receiver, datagrams};
+pub use flood::{Flood, flood};
 pub use round_trips::{RoundTrips, round_trips};
+pub use seat::go_first;
+pub use steady::{Steady, SteadyFlows};
 
 use crate::probe::Host;
 
@@ -39,7 +44,8 @@ mod port {
     pub(super) const DATAGRAMS: u16 = 20_002;
     pub(super) const ROUND_TRIPS: u16 = 20_003;
     pub(super) const CONNECTIONS: u16 = 20_004;
+    pub(super) const STEADY: u16 = 20_005;
 }
 
 /// Every port that the generators send to, first and last: for policies that let just this traffic pass.
-pub const PORTS: (u16, u16) = (port::BULK, port::CONNECTIONS);
+pub const PORTS: (u16, u16) = (port::BULK, port::STEADY);

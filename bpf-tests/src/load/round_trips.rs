@@ -23,6 +23,13 @@ pub struct RoundTrips {
 }
 
 impl RoundTrips {
+    /// There is at least one.
+    pub(super) fn of(mut times_ns: Vec<u64>) -> Result<Self> {
+        ensure!(!times_ns.is_empty(), "not one round trip");
+        times_ns.sort_unstable();
+        Ok(Self { sorted_ns: times_ns })
+    }
+
     pub fn count(&self) -> usize {
         self.sorted_ns.len()
     }
@@ -79,7 +86,5 @@ fn ask(mut stream: TcpStream, duration: Duration) -> Result<RoundTrips> {
         }
         sent = received;
     }
-    ensure!(!times.is_empty(), "not one round trip within {duration:?}");
-    times.sort_unstable();
-    Ok(RoundTrips { sorted_ns: times })
+    RoundTrips::of(times).with_context(|| format!("within {duration:?}"))
 }

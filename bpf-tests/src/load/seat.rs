@@ -41,7 +41,7 @@ pub(super) fn join<T>(handle: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn sit(seat: Seat) -> Result<()> {
+pub(super) fn sit(seat: Seat) -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).context("which processors may be used")?;
     let usable: Vec<_> =
@@ -53,6 +53,11 @@ fn sit(seat: Seat) -> Result<()> {
     let mut one = CpuSet::new();
     one.set(*cpu.context("no processor may be used")?).context("the processor's number")?;
     sched_setaffinity(this, &one).context("cannot stay on one processor")?;
+    go_first()
+}
+
+/// Has this thread, and those that it starts, run before every ordinary process.
+pub fn go_first() -> Result<()> {
     let turn = libc::sched_param { sched_priority: PRIORITY };
     // SAFETY: the parameters outlive the call; 0 means the calling thread.
     nix::errno::Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const turn) })

@@ -48,7 +48,7 @@ impl Figures {
 
 impl Summary {
     /// Nothing can be said of no readings.
-    fn of(readings: &[f64]) -> Option<Self> {
+    pub(super) fn of(readings: &[f64]) -> Option<Self> {
         let mut sorted = readings.to_vec();
         sorted.sort_by(f64::total_cmp);
         let (min, max) = (*sorted.first()?, *sorted.last()?);

@@ -56,10 +56,15 @@ fn user_ticks() -> Result<i64> {
     next().zip(next()).map(|(user, nice)| user + nice).context("/proc/stat has no user time")
 }
 
-/// Of this process with all its threads: the twelfth field behind its name, which may contain anything.
+/// Of this process with all its threads, and of the children that it has waited for: the twelfth and the fourteenth
+/// field behind its name, which may contain anything.
 fn own_user_ticks() -> Result<i64> {
     let stat = fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
-    let ticks =
-        stat.rsplit_once(") ").and_then(|(_, fields)| fields.split_whitespace().nth(11)?.parse().ok());
-    ticks.context("/proc/self/stat has no user time")
+    let fields: Vec<&str> =
+        stat.rsplit_once(") ").map(|(_, fields)| fields.split_whitespace().collect()).unwrap_or_default();
+    let field = |at: usize| fields.get(at)?.parse::<i64>().ok();
+    field(11)
+        .zip(field(13))
+        .map(|(own, childrens)| own + childrens)
+        .context("/proc/self/stat has no user time")
 }

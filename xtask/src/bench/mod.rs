@@ -1,14 +1,16 @@
-//! Owns: `cargo xtask bench`: every row on every topology, in interleaved rounds of one run.
+//! Owns: `cargo xtask bench`: every row on every topology, in interleaved rounds of one run, and the studies.
 //! Promises: fails when a topology is not what its name says, or loses packets that nobody counted; the figures
 //! that it prints are those that it writes. Does not: know how to build a topology (`bpf_tests::topology`) nor how to
 //! load one (`bpf_tests::load`).
 
 mod figures;
+mod flood;
 mod hooks;
 mod machine;
 mod progress;
 mod report;
 mod row;
+mod study;
 
 use std::{
     path::{Path, PathBuf},
@@ -18,7 +20,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use bpf_tests::topology::{Build, Kind, Topology};
 
-use self::{figures::Figures, machine::Quietness, progress::Progress, row::Row};
+use self::{
+    figures::Figures,
+    machine::Quietness,
+    progress::Progress,
+    row::Row,
+    study::{Finding, Study},
+};
 use crate::{
     object::{self, Profile},
     run,
@@ -31,7 +39,7 @@ pub(crate) struct BenchArguments {
     /// Fewer and shorter rounds: a first impression in less than three minutes
     #[arg(long)]
     quick: bool,
-    /// Only these rows and topologies, by name: `--only udp_64,rtt --only 'K0,C(10)'`
+    /// Only these rows, topologies and studies, by name: `--only udp_64,rtt --only 'K0,C(10)'`, `--only verdict,scale`
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
     /// How often each row is measured on each topology
@@ -53,24 +61,32 @@ const TOPOLOGIES: [Kind; 4] =
 struct Plan {
     topologies: Vec<Kind>,
     rows: Vec<Row>,
+    studies: Vec<Study>,
     rounds: usize,
     duration: Duration,
+    quick: bool,
 }
 
 impl Plan {
     fn new(arguments: &BenchArguments) -> Result<Self> {
-        let (mut topologies, mut rows) = (Vec::new(), Vec::new());
+        let (mut topologies, mut rows, mut studies) = (Vec::new(), Vec::new(), Vec::new());
         for name in arguments.only.iter().map(|name| name.trim()) {
-            match (name.parse(), Row::ALL.iter().find(|row| row.name() == name)) {
-                (_, Some(row)) => rows.push(*row),
-                (Ok(kind), None) => topologies.push(kind),
-                (Err(error), None) => {
-                    let known: Vec<_> = Row::ALL.iter().map(|row| row.name()).collect();
-                    return Err(error).with_context(|| format!("{name:?} is no row ({})", known.join(", ")));
-                }
+            if let Some(row) = Row::ALL.iter().find(|row| row.name() == name) {
+                rows.push(*row);
+            } else if let Some(study) = Study::ALL.iter().find(|study| study.name() == name) {
+                studies.push(*study);
+            } else {
+                let known = Row::ALL.iter().map(|row| row.name()).chain(Study::ALL.map(Study::name));
+                let known: Vec<_> = known.collect();
+                let context = || format!("{name:?} is no row and no study ({})", known.join(", "));
+                topologies.push(name.parse().with_context(context)?);
             }
         }
-        if topologies.is_empty() {
+        let only_studies = !studies.is_empty() && rows.is_empty() && topologies.is_empty();
+        if arguments.only.is_empty() {
+            studies.extend(Study::ALL);
+        }
+        if topologies.is_empty() && !only_studies {
             topologies.extend(TOPOLOGIES);
         }
         if arguments.against.is_some() {
@@ -80,14 +96,15 @@ impl Plan {
             });
             topologies.extend(others.collect::<Vec<_>>());
         }
-        if rows.is_empty() {
+        if rows.is_empty() && !only_studies {
             rows.extend(Row::ALL);
         }
+        let quick = arguments.quick;
         let (rounds, duration) =
-            if arguments.quick { (5, Duration::from_millis(700)) } else { (9, Duration::from_secs(2)) };
+            if quick { (5, Duration::from_millis(700)) } else { (9, Duration::from_secs(2)) };
         let rounds = arguments.rounds.unwrap_or(rounds);
         ensure!(rounds > 0, "--rounds must be at least 1");
-        Ok(Self { topologies, rows, rounds, duration })
+        Ok(Self { topologies, rows, studies, rounds, duration, quick })
     }
 
     fn samples(&self) -> usize {
@@ -105,11 +122,20 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &BenchArguments) -> Result
     let topologies = build(&plan, arguments.against.as_deref())?;
     let quietness = Quietness::start()?;
     let figures = measure(&plan, &topologies)?;
-    let others = quietness.others()?;
     let hooks = topologies.iter().map(|t| hooks::cost(t, plan.duration)).collect::<Result<Vec<_>>>()?;
     let hooks: Vec<_> = hooks.into_iter().flatten().collect();
-    report::Report { plan: &plan, topologies: &topologies, figures: &figures, hooks: &hooks, others }
-        .publish(workspace)
+    let studies = plan.studies.iter().map(|study| study.measure(workspace, plan.quick));
+    let findings: Vec<Finding> = studies.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    let others = quietness.others()?;
+    report::Report {
+        plan: &plan,
+        topologies: &topologies,
+        figures: &figures,
+        hooks: &hooks,
+        findings: &findings,
+        others,
+    }
+    .publish(workspace)
 }
 
 fn build(plan: &Plan, other: Option<&Path>) -> Result<Vec<Topology>> {
@@ -156,7 +182,16 @@ mod tests {
         let plan = Plan::new(&arguments(&["udp_64", "C(1000)"])).unwrap();
         assert_eq!(plan.topologies, [Kind::Canal { rules: 1000, build: Build::Own }]);
         assert_eq!(plan.rows.iter().map(|row| row.name()).collect::<Vec<_>>(), ["udp_64"]);
+        assert_eq!(plan.studies, []);
         assert_eq!(Plan::new(&arguments(&["rtt"])).unwrap().topologies, TOPOLOGIES);
+    }
+
+    #[test]
+    fn studies_need_no_topologies_and_all_are_made_when_nothing_is_named() {
+        let plan = Plan::new(&arguments(&["scale", "flood"])).unwrap();
+        assert_eq!((plan.samples(), plan.studies), (0, vec![Study::Scale, Study::Flood]));
+        let plan = Plan::new(&arguments(&[])).unwrap();
+        assert_eq!((plan.studies, plan.topologies), (Study::ALL.to_vec(), TOPOLOGIES.to_vec()));
     }
 
     #[test]

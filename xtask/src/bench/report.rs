@@ -7,7 +7,14 @@ use bpf_tests::topology::{Kind, Topology};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
-use super::{Plan, figures::Figures, hooks::HookCost, machine, row::Figure};
+use super::{
+    Plan,
+    figures::Figures,
+    hooks::HookCost,
+    machine,
+    row::Figure,
+    study::{Finding, Target},
+};
 use crate::{run, workspace::Workspace};
 
 pub(super) struct Report<'a> {
@@ -15,6 +22,7 @@ pub(super) struct Report<'a> {
     pub(super) topologies: &'a [Topology],
     pub(super) figures: &'a Figures,
     pub(super) hooks: &'a [HookCost],
+    pub(super) findings: &'a [Finding],
     /// Share of one processor that went to other processes.
     pub(super) others: f64,
 }
@@ -28,7 +36,12 @@ const NOTABLE_LOSS: f64 = 1.0;
 
 impl Report<'_> {
     pub(super) fn publish(&self, workspace: &Workspace) -> Result<()> {
-        println!("{}", self.table());
+        if !self.figures.names().is_empty() {
+            println!("{}", self.table());
+        }
+        if !self.findings.is_empty() {
+            println!("{}", self.study_table());
+        }
         if !self.hooks.is_empty() {
             println!("{}", self.hook_table());
         }
@@ -73,6 +86,31 @@ impl Report<'_> {
                 hook.clone(),
                 format!("{ns:.0}"),
                 runs.to_string(),
+            ]);
+        }
+        table
+    }
+
+    fn study_table(&self) -> Table {
+        let mut table = table(&["study", "", "median", "min – max", "", "target"]);
+        let mut last = None;
+        for finding in self.findings {
+            let Finding { study, what, unit, summary, target } = finding;
+            let title = if last == Some(*study) { "" } else { study.name() };
+            last = Some(*study);
+            let (sign, limit) = match target {
+                None => ("", String::new()),
+                Some(Target::AtMost(limit)) => ("≤ ", number(*limit)),
+                Some(Target::AtLeast(limit)) => ("≥ ", number(*limit)),
+            };
+            let missed = if finding.is_met() == Some(false) { ", missed" } else { "" };
+            table.add_row([
+                title.to_owned(),
+                what.clone(),
+                number(summary.median),
+                format!("{} – {}", number(summary.min), number(summary.max)),
+                unit.clone(),
+                format!("{sign}{limit}{missed}"),
             ]);
         }
         table
@@ -148,6 +186,7 @@ impl Report<'_> {
             "topologies": topologies.collect::<Result<Vec<_>>>()?,
             "rows": rows,
             "hooks": hooks.collect::<Vec<_>>(),
+            "studies": self.findings.iter().map(Finding::json).collect::<Vec<_>>(),
         }))
     }
 }
@@ -166,6 +205,7 @@ fn number(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
+        v if v > 0.0 && v < 0.1 => format!("{v:.4}"),
         v => format!("{v:.2}"),
     }
 }

@@ -1,0 +1,62 @@
+//! Figures of policy that need no packets on a wire: `cargo xtask bench` runs this, optimised as users run the agent.
+//!
+//! `policy verdict [ROUNDS]`, `policy scale [CHANGES]`; figures go to stdout, one JSON object a line, what is going on
+//! to stderr.
+
+mod scale;
+mod verdict;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+
+fn main() -> Result<()> {
+    // `cargo bench` adds its own flag.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let number = words.get(1).map(|word| word.parse().context("a number")).transpose()?;
+    bpf_tests::load::go_first()?;
+    let figures = match words.first().map(String::as_str) {
+        Some("verdict") => verdict::measure(number.unwrap_or(31))?,
+        Some("scale") => scale::measure(number.unwrap_or(500))?,
+        _ => bail!("policy verdict|scale [NUMBER]"),
+    };
+    for figure in figures {
+        println!("{}", figure.json());
+    }
+    Ok(())
+}
+
+/// One line of a report.
+struct Figure {
+    what: String,
+    unit: &'static str,
+    median: f64,
+    min: f64,
+    max: f64,
+    /// What it must not exceed.
+    at_most: Option<f64>,
+}
+
+impl Figure {
+    /// Of one reading.
+    fn of(what: impl Into<String>, unit: &'static str, value: f64) -> Self {
+        Self { what: what.into(), unit, median: value, min: value, max: value, at_most: None }
+    }
+
+    /// Of several.
+    fn median(what: impl Into<String>, unit: &'static str, mut readings: Vec<f64>) -> Self {
+        readings.sort_by(f64::total_cmp);
+        let (median, max) = (readings[readings.len() / 2], readings[readings.len() - 1]);
+        Self { what: what.into(), unit, median, min: readings[0], max, at_most: None }
+    }
+
+    fn at_most(self, limit: f64) -> Self {
+        Self { at_most: Some(limit), ..self }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "what": self.what, "unit": self.unit, "median": self.median, "min": self.min, "max": self.max,
+            "at_most": self.at_most,
+        })
+    }
+}

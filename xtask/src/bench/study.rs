@@ -1,0 +1,143 @@
+//! Owns: what is measured by itself and not on topologies, and what is found.
+
+use std::{process::Stdio, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{figures::Summary, flood};
+use crate::{run, workspace::Workspace};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Study {
+    /// What a new flow costs, by the number of rules.
+    Verdict,
+    /// A large cluster, from the store's list to the kernel.
+    Scale,
+    /// Other pods' flows while one pod opens flow after flow.
+    Flood,
+}
+
+/// One line of a study.
+#[derive(Debug)]
+pub(super) struct Finding {
+    pub(super) study: Study,
+    pub(super) what: String,
+    pub(super) unit: String,
+    pub(super) summary: Summary,
+    pub(super) target: Option<Target>,
+}
+
+/// What a median must not miss.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Target {
+    pub(super) fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => value <= limit,
+            Self::AtLeast(limit) => value >= limit,
+        }
+    }
+}
+
+impl Study {
+    pub(super) const ALL: [Self; 3] = [Self::Verdict, Self::Scale, Self::Flood];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Verdict => "verdict",
+            Self::Scale => "scale",
+            Self::Flood => "flood",
+        }
+    }
+
+    fn sentence(self) -> &'static str {
+        match self {
+            Self::Verdict => "what a new flow costs at ten rules and at a hundred thousand",
+            Self::Scale => "10,000 policies and 100,000 endpoints on a node with 250 pods",
+            Self::Flood => "other pods' flows while one pod opens 200,000 flows a second",
+        }
+    }
+
+    pub(super) fn measure(self, workspace: &Workspace, quick: bool) -> Result<Vec<Finding>> {
+        run::say(format!("{}: {}", self.name(), self.sentence()));
+        match self {
+            Self::Verdict => self.by_policy(workspace, if quick { 7 } else { 31 }),
+            Self::Scale => self.by_policy(workspace, if quick { 100 } else { 1000 }),
+            Self::Flood => {
+                let (rounds, seconds) = if quick { (2, 1) } else { (5, 4) };
+                flood::measure(rounds, Duration::from_secs(seconds))
+            }
+        }
+        .with_context(|| format!("study {}", self.name()))
+    }
+
+    /// By the benchmark of bpf-tests that is linked with the agent's library.
+    fn by_policy(self, workspace: &Workspace, number: u32) -> Result<Vec<Finding>> {
+        let mut cargo = run::cargo(workspace.root());
+        cargo.args(["bench", "--quiet", "--package", "bpf-tests", "--bench", "policy", "--"]);
+        cargo.args([self.name(), &number.to_string()]);
+        let shown = run::shown(&cargo);
+        let output = cargo
+            .stdout(Stdio::piped())
+            .spawn()
+            .and_then(std::process::Child::wait_with_output)
+            .with_context(|| format!("cannot run `{shown}`"))?;
+        ensure!(output.status.success(), "`{shown}` failed ({})", output.status);
+        let text = String::from_utf8(output.stdout).context("its figures")?;
+        text.lines().map(|line| self.finding(line).with_context(|| format!("a figure: {line}"))).collect()
+    }
+
+    fn finding(self, line: &str) -> Result<Finding> {
+        let value: Value = serde_json::from_str(line)?;
+        let text = |name: &str| value[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
+        let number = |name: &str| value[name].as_f64().with_context(|| format!("no {name}"));
+        Ok(Finding {
+            study: self,
+            what: text("what")?,
+            unit: text("unit")?,
+            summary: Summary { median: number("median")?, min: number("min")?, max: number("max")? },
+            target: value["at_most"].as_f64().map(Target::AtMost),
+        })
+    }
+}
+
+impl Finding {
+    /// `None` without a target.
+    pub(super) fn is_met(&self) -> Option<bool> {
+        self.target.map(|target| target.is_met(self.summary.median))
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let (name, limit) = match self.target {
+            None => (None, None),
+            Some(Target::AtMost(limit)) => (Some("at most"), Some(limit)),
+            Some(Target::AtLeast(limit)) => (Some("at least"), Some(limit)),
+        };
+        json!({
+            "study": self.study.name(), "what": self.what.trim(), "unit": self.unit,
+            "median": self.summary.median, "min": self.summary.min, "max": self.summary.max,
+            "target": limit, "target_is": name, "met": self.is_met(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_is_read_with_its_target() {
+        let line = r#"{"what":"labels, p99","unit":"ms","median":4.5,"min":1.0,"max":9.5,"at_most":10.0}"#;
+        let finding = Study::Scale.finding(line).unwrap();
+        assert_eq!((finding.what.as_str(), finding.unit.as_str()), ("labels, p99", "ms"));
+        assert_eq!(finding.is_met(), Some(true));
+        let without = Study::Scale.finding(&line.replace("10.0", "null")).unwrap();
+        assert_eq!(without.is_met(), None);
+        assert!(Study::Scale.finding("{}").is_err());
+    }
+}
