@@ -35,23 +35,23 @@ const VERDICTS: [(u16, bool, &str); 18] = [
     (8041, false, "the end of the default tier, and no profile behind it"),
 ];
 
-/// By tier and order, then by key.
+/// By tier and order, then by key; named as people know them.
 const ORDER: [&str; 18] = [
     "GlobalNetworkPolicy edge.block-old",
     "GlobalNetworkPolicy edge.block-bad",
     "GlobalNetworkPolicy edge.block-typed",
     "GlobalNetworkPolicy pass-rest",
-    "NetworkPolicy default/default.allow-326",
-    "GlobalNetworkPolicy default.allow-328",
-    "GlobalNetworkPolicy default.allow-329-0",
-    "NetworkPolicy default/default.allow-329-7",
-    "GlobalNetworkPolicy default.allow-331",
+    "NetworkPolicy default/allow-326",
+    "GlobalNetworkPolicy allow-328",
+    "GlobalNetworkPolicy allow-329-0",
+    "NetworkPolicy default/allow-329-7",
+    "GlobalNetworkPolicy allow-331",
     "GlobalNetworkPolicy allow-332",
     "NetworkPolicy default/allow-332",
-    "GlobalNetworkPolicy default.twice",
+    "GlobalNetworkPolicy twice",
     "GlobalNetworkPolicy twice",
     "GlobalNetworkPolicy b-tie",
-    "GlobalNetworkPolicy default.a-tie",
+    "GlobalNetworkPolicy a-tie",
     "NetworkPolicy default/web-x",
     "NetworkPolicy default/web",
     "NetworkPolicy default/knp.default.allow",

@@ -33,7 +33,11 @@ fn lending(nets: &[&str], tell: impl FnOnce(&mut Lab, &mut Spoofing) + Send) {
 /// The pods whose flows are to be judged again.
 fn lost(spoofing: &mut Spoofing) -> Vec<Ipv4Addr> {
     let mut lost = Vec::new();
-    spoofing.judge_lost(|addr| Ok::<_, ()>(lost.push(addr))).unwrap();
+    let judge = |addr| {
+        lost.push(addr);
+        Ok::<_, ()>(())
+    };
+    spoofing.judge_lost(judge).unwrap();
     lost
 }
 

@@ -118,7 +118,9 @@ impl Sources {
         }
         let mention = self.templates.iter().filter(|(_, template)| template.mentions(names));
         let sources: BTreeSet<Source> = mention.map(|((source, _), _)| source.clone()).collect();
-        sources.iter().for_each(|source| self.forget(source));
+        for source in &sources {
+            self.forget(source);
+        }
         sources
     }
 
@@ -185,7 +187,9 @@ impl Sources {
             let known = &self.policies[id];
             (known.policy.order, &known.tie_break)
         };
-        tiers.iter_mut().for_each(|policies| policies.sort_by(|a, b| place(a).cmp(&place(b))));
+        for policies in &mut tiers {
+            policies.sort_by(|a, b| place(a).cmp(&place(b)));
+        }
         tiers
     }
 

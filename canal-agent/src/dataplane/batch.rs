@@ -27,8 +27,8 @@ struct Create {
 /// The member `batch` of `union bpf_attr`.
 #[repr(C)]
 struct Batch {
-    in_batch: u64,
-    out_batch: u64,
+    resume_from: u64,
+    resume_at: u64,
     keys: u64,
     values: u64,
     count: u32,
@@ -53,8 +53,8 @@ pub(super) fn update_array(array: impl AsFd, keys: &[u32], values: &[u32]) -> io
         return Ok(());
     }
     let mut attr = Batch {
-        in_batch: 0,
-        out_batch: 0,
+        resume_from: 0,
+        resume_at: 0,
         keys: keys.as_ptr() as u64,
         values: values.as_ptr() as u64,
         count: u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX),

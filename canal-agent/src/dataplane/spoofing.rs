@@ -148,7 +148,11 @@ mod tests {
         assert_eq!(spoofing.judge_lost(Err), Err(own));
         let mut judged = Vec::new();
         for _ in 0..2 {
-            spoofing.judge_lost(|addr| Ok::<_, ()>(judged.push(addr))).unwrap();
+            let judge = |addr| {
+                judged.push(addr);
+                Ok::<_, ()>(())
+            };
+            spoofing.judge_lost(judge).unwrap();
         }
         assert_eq!(judged, [own]);
     }

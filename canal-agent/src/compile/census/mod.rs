@@ -4,9 +4,9 @@
 //! CIDRs around it; so one lookup, first exact, then by longest prefix, tells all. What it says depends on the objects
 //! and on the wanted sets, not on how they came about; the work is proportional to what changed.
 //!
-//! Addresses with the same owners (as [`descriptions`] tells them apart) within the same innermost CIDR are a *site*:
+//! Addresses with the same owners (as `descriptions` tells them apart) within the same innermost CIDR are a *site*:
 //! whatever is asked, it holds for all of them or for none. Sites and CIDRs for which the same holds are a *group*
-//! ([`groups`]), whose class is what the others get to see.
+//! (`groups`), whose class is what the others get to see.
 
 mod asks;
 mod descriptions;
@@ -150,7 +150,9 @@ impl Census {
         let (gone, old_addresses, old_nets) = ends(old.as_ref());
         let (come, new_addresses, new_nets) = ends(new);
         for net in &new_nets {
-            come.into_iter().for_each(|owner| self.own(*net, owner));
+            if let Some(owner) = come {
+                self.own(*net, owner);
+            }
         }
         for (address, owner) in old_addresses.iter().zip(std::iter::repeat(gone)) {
             // An address that stays changes hands at once, not by way of being nobody's.
@@ -161,7 +163,9 @@ impl Census {
             self.change_owners(*address, None, come);
         }
         for net in &old_nets {
-            gone.into_iter().for_each(|owner| self.disown(*net, owner));
+            if let Some(owner) = gone {
+                self.disown(*net, owner);
+            }
         }
         if let Some(gone) = gone {
             self.descriptions.release(gone);
@@ -259,11 +263,10 @@ impl Census {
             Place::Net(net) => (None, net),
         };
         let by_net = || {
-            let lengths =
+            let mut lengths =
                 (0..=within.prefix_len()).rev().filter(|length| self.lengths[usize::from(*length)] > 0);
             lengths
-                .filter_map(|length| self.nets.get(&around(within.addr(), length))?.group)
-                .next()
+                .find_map(|length| self.nets.get(&around(within.addr(), length))?.group)
                 .map(|group| self.groups.class(group))
         };
         own.or_else(by_net).cloned().unwrap_or_default()
@@ -393,7 +396,9 @@ impl Census {
                     due.push(id);
                 }
             }
-            due.into_iter().for_each(|id| self.description_is_due(id));
+            for id in due {
+                self.description_is_due(id);
+            }
         }
         for ask in fresh {
             if let Predicate::Net(net) = *self.asks.get(*ask) {

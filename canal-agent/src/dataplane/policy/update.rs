@@ -172,8 +172,10 @@ impl<T: Tables> PolicyTables<T> {
         if !refused.is_empty() {
             return Ok(Outcome::Refused(refused));
         }
-        superseded.into_iter().for_each(|id| self.sets.supersede(id));
         self.sets.install(&mut self.tables)?;
+        for id in superseded {
+            self.sets.supersede(id);
+        }
         let targets = self.targets(census, desired);
 
         // Refine.
@@ -196,12 +198,11 @@ impl<T: Tables> PolicyTables<T> {
             self.addresses.remove(&mut self.tables, place)?;
         }
         for id in std::mem::take(&mut self.unnamed) {
-            match contents.get(&id).filter(|_| self.addresses.population(id) > 0) {
-                Some(class) => self.classes.name(class, id),
-                None => {
-                    self.classes.pool().give_back(id);
-                    self.freed.push(id);
-                }
+            if let Some(class) = contents.get(&id).filter(|_| self.addresses.population(id) > 0) {
+                self.classes.name(class, id);
+            } else {
+                self.classes.pool().give_back(id);
+                self.freed.push(id);
             }
         }
         Ok(Outcome::Done(unplaced))

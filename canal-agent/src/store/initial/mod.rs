@@ -3,7 +3,7 @@
 //! policy.
 //!
 //! Owns: creating them if absent, completing a ClusterInformation that lacks something, and the nodename file
-//! ([`nodename`]). Promises: an object that exists keeps its identity, its unknown fields and every decision in it; an
+//! (`nodename`). Promises: an object that exists keeps its identity, its unknown fields and every decision in it; an
 //! etcd that refuses costs the pods nothing, is told, and is asked again. Does not: create an IPPool (masquerading is
 //! flannel's business here), or wait for anything.
 //!

@@ -64,10 +64,10 @@ struct Story {
 }
 
 impl Story {
-    fn new(entries: Entries) -> Self {
+    fn new(entries: &Entries) -> Self {
         let fake = Fake::default();
         let tables = PolicyTables::new(fake.clone(), Leftovers::default(), Limits::default());
-        let (cluster, compiler) = (cluster_of(&entries), Compiler::new(NODE));
+        let (cluster, compiler) = (cluster_of(entries), Compiler::new(NODE));
         Self { cluster, compiler, fake, tables, stale: BTreeSet::new() }
     }
 
@@ -126,7 +126,7 @@ impl Story {
             self.fake = Fake::from_state(state.clone());
             self.tables = PolicyTables::new(self.fake.clone(), state.leftovers(), Limits::default());
             // Sometimes with what is known, sometimes from nothing, as a fresh process does it.
-            if log.len() % 2 == 0 {
+            if log.len().is_multiple_of(2) {
                 self.compiler = Compiler::of(&self.cluster, NODE);
             }
         }
@@ -144,7 +144,7 @@ fn after_every_write_of_every_update_each_packet_is_judged_by_the_old_policy_or_
     let writes = std::cell::Cell::new(0);
     let outcome =
         runner.run(&(cluster_entries(), prop::collection::vec(update(), UPDATES)), |(entries, updates)| {
-            let mut story = Story::new(entries);
+            let mut story = Story::new(&entries);
             for (at, update) in updates.iter().enumerate() {
                 let count =
                     story.advance(update).map_err(|e| TestCaseError::fail(format!("update {at}: {e}")))?;
@@ -166,7 +166,7 @@ fn a_thousand_updates_leak_no_id_and_end_where_the_definition_says() {
         TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]));
     let quiet = update().prop_map(|update| Update { trouble: Trouble::None, ..update });
     let entries = cluster_entries().new_tree(&mut runner).unwrap().current();
-    let mut story = Story::new(entries);
+    let mut story = Story::new(&entries);
     let mut highest_class = 0;
     for at in 0..1000 {
         let update = quiet.new_tree(&mut runner).unwrap().current();
@@ -188,7 +188,7 @@ fn a_thousand_updates_leak_no_id_and_end_where_the_definition_says() {
 fn an_update_that_changes_nothing_writes_nothing() {
     let mut runner = TestRunner::deterministic();
     for _ in 0..30 {
-        let mut story = Story::new(cluster_entries().new_tree(&mut runner).unwrap().current());
+        let mut story = Story::new(&cluster_entries().new_tree(&mut runner).unwrap().current());
         let nothing = Update { changes: Vec::new(), trouble: Trouble::None };
         story.advance(&nothing).unwrap();
         assert_eq!(story.advance(&nothing), Ok(0));
