@@ -55,6 +55,8 @@ pub(super) struct Sources {
     next_block: u64,
     /// By the numbers of their blocks.
     sets: HashMap<Vec<(End, Vec<u64>)>, Arc<PolicySet>>,
+    /// Templates, blocks and sets that were left by the last [`Sources::sweep`].
+    swept: usize,
 }
 
 impl Sources {
@@ -124,13 +126,21 @@ impl Sources {
         sources
     }
 
-    /// Drops what nobody uses any more.
+    /// Drops what nobody uses any more, once that may be a good part: looking for it takes a look at everything.
     pub(super) fn sweep(&mut self) {
+        if self.worked_out() < self.swept + self.swept / 4 + 64 {
+            return;
+        }
         self.sets.retain(|_, set| Arc::strong_count(set) > 1);
         self.blocks.retain(|_, (_, block)| Arc::strong_count(block) > 1);
         let used: BTreeSet<(&Source, Direction)> =
             self.blocks.keys().map(|(source, direction, _)| (source, *direction)).collect();
         self.templates.retain(|(source, direction), _| used.contains(&(source, *direction)));
+        self.swept = self.worked_out();
+    }
+
+    fn worked_out(&self) -> usize {
+        self.templates.len() + self.blocks.len() + self.sets.len()
     }
 
     /// What decides about an address of an endpoint in one direction. `policies`: those that select it, in order of

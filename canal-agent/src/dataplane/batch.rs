@@ -46,23 +46,36 @@ pub(super) fn create_array(entries: u32, flags: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets the elements at `keys` of an array of `u32`s, or of maps by their file descriptors.
-pub(super) fn update_array(array: impl AsFd, keys: &[u32], values: &[u32]) -> io::Result<()> {
+/// A batch that did not come to its end.
+#[derive(Debug)]
+pub(super) struct Interrupted {
+    /// So many elements, the first ones, have their values.
+    pub(super) written: usize,
+    pub(super) error: io::Error,
+}
+
+/// Sets the elements at `keys`, in this order, of an array of `u32`s, or of maps by their file descriptors.
+pub(super) fn update_array(array: impl AsFd, keys: &[u32], values: &[u32]) -> Result<(), Interrupted> {
     debug_assert_eq!(keys.len(), values.len());
     if keys.is_empty() {
         return Ok(());
     }
+    let count = u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX);
     let mut attr = Batch {
         resume_from: 0,
         resume_at: 0,
         keys: keys.as_ptr() as u64,
         values: values.as_ptr() as u64,
-        count: u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX),
+        count,
         map_fd: descriptor(&array),
         elem_flags: 0,
         flags: 0,
     };
-    bpf(MAP_UPDATE_BATCH, &mut attr).map(drop)
+    bpf(MAP_UPDATE_BATCH, &mut attr).map(drop).map_err(|error| {
+        // The kernel says how far it came, unless it did not begin.
+        let written = if attr.count < count { attr.count as usize } else { 0 };
+        Interrupted { written, error }
+    })
 }
 
 /// As the kernel wants it in attributes and as the value of an array of maps.

@@ -10,8 +10,8 @@ use super::batch;
 use aya::{
     Ebpf,
     maps::{
-        Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, PerCpuArray,
-        PerCpuValues, lpm_trie::Key,
+        Array, ArrayOfMaps, HashMap as BpfHashMap, IterableMap as _, LpmTrie, Map, MapData, MapError,
+        PerCpuArray, PerCpuValues, lpm_trie::Key,
     },
     util::nr_cpus,
 };
@@ -39,7 +39,8 @@ pub trait Tables {
     fn write_row(&mut self, row: u32, page: &Row) -> Result<(), Self::Error>;
     /// Puts sets with these columns (class → row) in place, each as a whole.
     fn write_sets(&mut self, sets: &[(u32, Vec<u32>)]) -> Result<(), Self::Error>;
-    fn write_column(&mut self, set: u32, class: u32, row: u32) -> Result<(), Self::Error>;
+    /// Columns of a set, (class, row) each; every one flips on its own, in this order. With an error comes how many have.
+    fn write_columns(&mut self, set: u32, columns: &[(u32, u32)]) -> Result<(), (usize, Self::Error)>;
     fn delete_set(&mut self, set: u32) -> Result<(), Self::Error>;
     fn write_peer(&mut self, addr: Ipv4Addr, class: u32) -> Result<(), Self::Error>;
     fn delete_peer(&mut self, addr: Ipv4Addr) -> Result<(), Self::Error>;
@@ -179,21 +180,21 @@ impl Tables for KernelTables {
             let size = u32::try_from(columns.len()).unwrap_or(u32::MAX).max(1);
             let array = batch::create_array(size, INNER_MAP)?;
             let classes: Vec<u32> = (0..size).collect();
-            batch::update_array(&array, &classes[..columns.len()], columns)?;
+            batch::update_array(&array, &classes[..columns.len()], columns).map_err(|e| e.error)?;
             descriptors.push(batch::descriptor(&array));
             arrays.push(Array::try_from(Map::Array(MapData::from_fd(array)?))?);
         }
         let ids: Vec<u32> = sets.iter().map(|(set, _)| *set).collect();
-        batch::update_array(&self.sets_fd, &ids, &descriptors)?;
+        batch::update_array(&self.sets_fd, &ids, &descriptors).map_err(|e| e.error)?;
         self.columns.extend(ids.into_iter().zip(arrays));
         Ok(())
     }
 
-    fn write_column(&mut self, set: u32, class: u32, row: u32) -> Result<(), MapError> {
-        match self.columns.get_mut(&set) {
-            Some(inner) => inner.set(class, RowRef { row }, 0),
-            None => Err(MapError::KeyNotFound),
-        }
+    fn write_columns(&mut self, set: u32, columns: &[(u32, u32)]) -> Result<(), (usize, MapError)> {
+        let array = self.columns.get(&set).ok_or((0, MapError::KeyNotFound))?;
+        let (classes, rows): (Vec<u32>, Vec<u32>) = columns.iter().copied().unzip();
+        batch::update_array(array.map().fd(), &classes, &rows)
+            .map_err(|interrupted| (interrupted.written, interrupted.error.into()))
     }
 
     fn delete_set(&mut self, set: u32) -> Result<(), MapError> {

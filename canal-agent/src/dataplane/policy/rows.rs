@@ -23,10 +23,21 @@ pub(super) struct Rows {
     decision_users: HashMap<u32, usize>,
     /// Pages of all rows.
     pages: usize,
+    /// Of the last row written.
+    serial: u64,
+}
+
+/// A row as it was once acquired; it may have gone since.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Remembered {
+    root: u32,
+    serial: u64,
 }
 
 #[derive(Debug)]
 struct Written {
+    /// Tells it from rows that had or will have its id.
+    serial: u64,
     content: Arc<Row>,
     pages: Vec<u32>,
     decisions: BTreeSet<u32>,
@@ -56,6 +67,7 @@ impl Rows {
             decisions: Ids::new(Pool::new(MAX_RULES, Prefer::Fresh, [])),
             decision_users: HashMap::new(),
             pages: 0,
+            serial: 0,
         }
     }
 
@@ -99,7 +111,9 @@ impl Rows {
                 let content = Arc::new(row);
                 self.by_content.insert(content.clone(), root);
                 self.pages += pages.len();
-                self.written.insert(root, Written { content, pages, decisions, users: 1 });
+                self.serial += 1;
+                let written = Written { serial: self.serial, content, pages, decisions, users: 1 };
+                self.written.insert(root, written);
                 Ok(root)
             }
             Err(error) => {
@@ -150,6 +164,18 @@ impl Rows {
         Ok(ids)
     }
 
+    /// For [`Rows::acquire_again`]: the row, which is held.
+    pub(super) fn remember(&self, root: u32) -> Option<Remembered> {
+        Some(Remembered { root, serial: self.written.get(&root)?.serial })
+    }
+
+    /// The row, if it still is there; its id is the caller's as from [`Rows::acquire`].
+    pub(super) fn acquire_again(&mut self, Remembered { root, serial }: Remembered) -> Option<u32> {
+        let written = self.written.get_mut(&root).filter(|written| written.serial == serial)?;
+        written.users += 1;
+        Some(root)
+    }
+
     /// Another column names the row.
     pub(super) fn share(&mut self, root: u32) {
         if let Some(written) = self.written.get_mut(&root) {
@@ -174,6 +200,10 @@ impl Rows {
             }
             self.drop_decisions(written.decisions);
         }
+    }
+
+    pub(super) fn release_all(&mut self, roots: impl IntoIterator<Item = u32>) {
+        roots.into_iter().filter(|root| *root != 0).for_each(|root| self.release(root));
     }
 
     fn drop_decisions(&mut self, decisions: impl IntoIterator<Item = u32>) {

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Limits,
     ids::{Pool, Prefer},
-    rows::{RowError, Rows},
+    rows::{Remembered, RowError, Rows},
 };
 use crate::{
     compile::{Aspect, Class, PolicySet},
@@ -24,12 +24,13 @@ pub(super) struct Sets {
     live: BTreeMap<u32, LiveSet>,
     /// Arrays that nothing points at, as they were left: another set gets in without a new array, whose place in the
     /// table would cost a grace period of RCU.
-    idle: BTreeMap<u32, Idle>,
+    /// Columns as in [`LiveSet`].
+    idle: BTreeMap<u32, Vec<u32>>,
     by_policy: HashMap<Arc<PolicySet>, u32>,
     /// New sets that are to be written together, with their columns.
     coming: Vec<(u32, Vec<u32>)>,
-    /// Set → columns that are to be written, (class, row); the rows stand and are held.
-    planned: BTreeMap<u32, Vec<(u32, u32)>>,
+    /// Set → columns that are to be written; the rows stand and are held.
+    planned: BTreeMap<u32, Vec<Column>>,
     /// A set has gone since [`Sets::take_relief`], with what it used.
     relief: bool,
     /// Rows that sets of an earlier process read.
@@ -40,20 +41,20 @@ pub(super) struct Sets {
 struct LiveSet {
     /// `None`: an earlier process wrote it, and what it means is not known, or another one has taken its place.
     policy: Option<Arc<PolicySet>>,
-    /// Class → row; a class without a column is denied.
-    columns: BTreeMap<u32, u32>,
-    capacity: u32,
+    /// Class → row, as long as the array is. 0: the class is denied, or no address is in it, and the kernel may still
+    /// have what it was.
+    columns: Vec<u32>,
+    known: KnownRows,
 }
 
-#[derive(Debug)]
-struct Idle {
-    /// Class → what was its row.
-    columns: BTreeMap<u32, u32>,
-    capacity: u32,
-}
+/// Rows that a set has come to, by what they depend on: most changes in the cluster lead to one of these.
+type KnownRows = HashMap<Aspect, Remembered>;
 
 /// So many more idle arrays than live ones are kept.
 const SPARE: usize = 64;
+
+/// Class and row.
+type Column = (u32, u32);
 
 /// Why something cannot be in the kernel.
 pub(super) type Refused = String;
@@ -72,12 +73,10 @@ impl Sets {
         let mut pool = Pool::new(limits.sets, Prefer::Freed, sets.keys().copied());
         let (mut live, mut idle) = (BTreeMap::new(), BTreeMap::new());
         for (id, columns) in sets {
-            let capacity = u32::try_from(columns.len()).unwrap_or(u32::MAX);
-            let columns = (0..).zip(columns).filter(|(_, row)| *row != 0).collect();
             if used.contains(&id) {
-                live.insert(id, LiveSet { policy: None, columns, capacity });
+                live.insert(id, LiveSet { policy: None, columns, known: KnownRows::new() });
             } else {
-                idle.insert(id, Idle { columns, capacity });
+                idle.insert(id, columns);
                 pool.give_back(id);
             }
         }
@@ -132,33 +131,36 @@ impl Sets {
         self.live.iter().filter(differs).map(|(id, _)| *id)
     }
 
-    /// Makes every set judge class `to` as it judges `from`.
-    pub(super) fn copy_column<T: Tables>(
+    /// Makes every set judge each class `to` as it judges `from`, (to, from) each.
+    pub(super) fn copy_columns<T: Tables>(
         &mut self,
         tables: &mut T,
-        from: u32,
-        to: u32,
+        copies: &BTreeMap<u32, u32>,
     ) -> Result<(), T::Error> {
-        self.reserve(tables, to)?;
+        let Some((last, _)) = copies.last_key_value() else { return Ok(()) };
+        self.reserve(tables, *last)?;
         for (id, set) in &mut self.live {
-            let row = set.row(from);
-            self.rows.share(row);
-            set.write(*id, tables, &mut self.rows, to, row)?;
+            let mut plan: Vec<Column> = copies.iter().map(|(to, from)| (*to, set.row(*from))).collect();
+            for (_, row) in &plan {
+                self.rows.share(*row);
+            }
+            let outcome = set.write(*id, tables, &mut self.rows, &mut plan);
+            self.rows.release_all(plan.into_iter().map(|(_, row)| row));
+            outcome?;
         }
         Ok(())
     }
 
     /// Makes room in every set for columns up to that of `class`. All sets that grow do so together.
     pub(super) fn reserve<T: Tables>(&mut self, tables: &mut T, class: u32) -> Result<(), T::Error> {
-        let capacity = capacity(class);
         let coming: BTreeSet<u32> = self.coming.iter().map(|(id, _)| *id).collect();
-        let small = |(id, set): &(&u32, &LiveSet)| set.capacity <= class && !coming.contains(id);
+        let small = |(id, set): &(&u32, &LiveSet)| set.columns.len() <= at(class) && !coming.contains(id);
         let grown: Vec<(u32, Vec<u32>)> =
-            self.live.iter().filter(small).map(|(id, set)| (*id, dense(&set.columns, capacity))).collect();
+            self.live.iter().filter(small).map(|(id, set)| (*id, set.grown_for(class))).collect();
         tables.write_sets(&grown)?;
-        for (id, _) in grown {
+        for (id, columns) in grown {
             if let Some(set) = self.live.get_mut(&id) {
-                set.capacity = capacity;
+                set.columns = columns;
             }
         }
         Ok(())
@@ -171,21 +173,21 @@ impl Sets {
         policy: &Arc<PolicySet>,
         classes: &BTreeMap<u32, Class>,
     ) -> Result<Result<(), Refused>, T::Error> {
-        let columns = match acquire(&mut self.rows, tables, policy, classes)? {
-            Ok(columns) => columns,
+        let mut known = KnownRows::new();
+        let rows = match acquire(&mut self.rows, tables, policy, classes, &mut known)? {
+            Ok(rows) => rows,
             Err(refused) => return Ok(Err(refused)),
         };
-        let rows = columns.clone().into_values();
         let Some(id) = self.pool.take() else {
-            rows.for_each(|row| self.rows.release(row));
+            self.rows.release_all(rows.into_iter().map(|(_, row)| row));
             return Ok(Err(format!("all {} policy sets are in use", self.pool.limit() - 1)));
         };
-        match self.occupy(tables, id, &columns) {
-            Ok(capacity) => {
-                self.live.insert(id, LiveSet { policy: Some(policy.clone()), columns, capacity });
+        match self.occupy(tables, id, &rows) {
+            Ok(columns) => {
+                drop(self.live.insert(id, LiveSet { policy: Some(policy.clone()), columns, known }));
             }
             Err(error) => {
-                rows.for_each(|row| self.rows.release(row));
+                self.rows.release_all(rows.into_iter().map(|(_, row)| row));
                 self.pool.give_back(id);
                 return Err(error);
             }
@@ -194,28 +196,25 @@ impl Sets {
         Ok(Ok(()))
     }
 
-    /// Writes the columns of a set that nothing points at yet; the answer is how many there is room for.
-    fn occupy<T: Tables>(
-        &mut self,
-        tables: &mut T,
-        id: u32,
-        columns: &BTreeMap<u32, u32>,
-    ) -> Result<u32, T::Error> {
-        let wanted = capacity(columns.keys().last().copied().unwrap_or(0));
-        let Some(idle) = self.idle.get_mut(&id).filter(|idle| idle.capacity >= wanted) else {
-            self.coming.push((id, dense(columns, wanted)));
-            return Ok(wanted);
+    /// Writes a set that nothing points at yet; the answer are its columns.
+    fn occupy<T: Tables>(&mut self, tables: &mut T, id: u32, rows: &[Column]) -> Result<Vec<u32>, T::Error> {
+        let wanted = capacity(rows.last().map_or(0, |(class, _)| *class));
+        let Some(idle) = self.idle.get_mut(&id).filter(|idle| idle.len() >= wanted) else {
+            let columns = dense(rows, wanted);
+            self.coming.push((id, columns.clone()));
+            return Ok(columns);
         };
         // Columns of classes that no address is in stay as they are: before one is, its column is written.
-        for (class, row) in columns {
-            if idle.columns.get(class) != Some(row) {
-                tables.write_column(id, *class, *row)?;
-                idle.columns.insert(*class, *row);
-            }
+        let other: Vec<Column> =
+            rows.iter().filter(|(class, row)| idle[at(*class)] != *row).copied().collect();
+        // After an error it is not known which of them are written.
+        for (class, _) in &other {
+            idle[at(*class)] = 0;
         }
-        let capacity = idle.capacity;
+        tables.write_columns(id, &other).map_err(|(_, error)| error)?;
+        let size = idle.len();
         self.idle.remove(&id);
-        Ok(capacity)
+        Ok(dense(rows, size))
     }
 
     /// Writes the new sets.
@@ -239,7 +238,7 @@ impl Sets {
         for (id, _) in std::mem::take(&mut self.coming) {
             let Some(set) = self.live.remove(&id) else { continue };
             self.forget_policy(id, set.policy);
-            set.columns.into_values().for_each(|row| self.rows.release(row));
+            self.rows.release_all(set.columns);
             self.pool.give_back(id);
         }
     }
@@ -252,14 +251,19 @@ impl Sets {
         policy: &Arc<PolicySet>,
         classes: &BTreeMap<u32, Class>,
     ) -> Result<Result<Option<u32>, Refused>, T::Error> {
-        let rows = match acquire(&mut self.rows, tables, policy, classes)? {
+        let Some((id, set)) = self.by_policy.get(policy).and_then(|id| Some((*id, self.live.get_mut(id)?)))
+        else {
+            return Ok(Ok(None));
+        };
+        if set.known.len() > set.columns.len() {
+            set.known.clear();
+        }
+        let rows = match acquire(&mut self.rows, tables, policy, classes, &mut set.known)? {
             Ok(rows) => rows,
             Err(refused) => return Ok(Err(refused)),
         };
-        let id = self.by_policy[policy];
-        let set = &self.live[&id];
         let (same, plan): (Vec<_>, Vec<_>) =
-            rows.into_iter().partition(|(class, row)| set.columns.get(class) == Some(row));
+            rows.into_iter().partition(|(class, row)| set.row(*class) == *row);
         for (_, row) in same {
             self.rows.release(row);
         }
@@ -290,10 +294,7 @@ impl Sets {
         let (Some(set), Some(plan)) = (self.live.get_mut(&id), self.planned.get_mut(&id)) else {
             return Ok(());
         };
-        while let Some((class, row)) = plan.pop() {
-            set.write(id, tables, &mut self.rows, class, row)?;
-        }
-        Ok(())
+        set.write(id, tables, &mut self.rows, plan)
     }
 
     /// What was planned for the set is not carried out.
@@ -310,8 +311,8 @@ impl Sets {
             let Some(set) = self.live.remove(&id) else { continue };
             self.relief = true;
             self.forget_policy(id, set.policy);
-            set.columns.values().for_each(|row| self.rows.release(*row));
-            self.idle.insert(id, Idle { columns: set.columns, capacity: set.capacity });
+            self.rows.release_all(set.columns.iter().copied());
+            self.idle.insert(id, set.columns);
             self.pool.give_back(id);
         }
         if self.live.values().all(|set| set.policy.is_some()) {
@@ -330,8 +331,10 @@ impl Sets {
     /// Forgets columns of classes that no address is in.
     pub(super) fn drop_columns(&mut self, classes: &BTreeSet<u32>) {
         for set in self.live.values_mut() {
-            for row in classes.iter().filter_map(|class| set.columns.remove(class)) {
-                self.rows.release(row);
+            for class in classes {
+                if let Some(column) = set.columns.get_mut(at(*class)) {
+                    self.rows.release(std::mem::take(column));
+                }
             }
         }
     }
@@ -349,68 +352,75 @@ impl Sets {
     /// Pages that the columns hold, for the tests.
     #[cfg(test)]
     pub(super) fn roots(&self) -> BTreeSet<u32> {
-        self.live.values().flat_map(|set| set.columns.values()).copied().collect()
+        self.live.values().flat_map(|set| &set.columns).copied().filter(|row| *row != 0).collect()
     }
 }
 
 impl LiveSet {
     fn row(&self, class: u32) -> u32 {
-        self.columns.get(&class).copied().unwrap_or(0)
+        self.columns.get(at(class)).copied().unwrap_or(0)
     }
 
-    /// Takes over the caller's hold on `row`.
+    /// Its columns with room for that of `class`.
+    fn grown_for(&self, class: u32) -> Vec<u32> {
+        let mut columns = self.columns.clone();
+        columns.resize(capacity(class).max(columns.len()), 0);
+        columns
+    }
+
+    /// Takes over the caller's hold on the rows of `plan`, and empties it.
     fn write<T: Tables>(
         &mut self,
         id: u32,
         tables: &mut T,
         rows: &mut Rows,
-        class: u32,
-        row: u32,
+        plan: &mut Vec<Column>,
     ) -> Result<(), T::Error> {
-        let outcome = if class < self.capacity {
-            tables.write_column(id, class, row)
+        let Some(last) = plan.iter().map(|(class, _)| *class).max() else { return Ok(()) };
+        let (written, outcome) = if at(last) < self.columns.len() {
+            tables
+                .write_columns(id, plan)
+                .map_or_else(|(written, error)| (written, Err(error)), |()| (plan.len(), Ok(())))
         } else {
-            let mut columns = self.columns.clone();
-            columns.insert(class, row);
-            let capacity = capacity(class);
-            tables.write_sets(&[(id, dense(&columns, capacity))]).inspect(|()| self.capacity = capacity)
+            let before = self.grown_for(last);
+            let mut columns = before.clone();
+            fill(&mut columns, plan);
+            tables.write_sets(&[(id, columns)])?;
+            self.columns = before;
+            (plan.len(), Ok(()))
         };
-        let released = if outcome.is_ok() { self.columns.insert(class, row) } else { Some(row) };
-        if let Some(row) = released {
-            rows.release(row);
+        for (class, row) in plan.drain(..written) {
+            rows.release(std::mem::replace(&mut self.columns[at(class)], row));
         }
         outcome
     }
 }
 
-/// The rows of `policy` for all classes, or none of them.
+/// The rows of `policy` for all classes, in their order, or none of them.
 fn acquire<T: Tables>(
     rows: &mut Rows,
     tables: &mut T,
     policy: &Arc<PolicySet>,
     classes: &BTreeMap<u32, Class>,
-) -> Result<Result<BTreeMap<u32, u32>, Refused>, T::Error> {
-    let mut acquired = BTreeMap::new();
-    let mut known: HashMap<Aspect, u32> = HashMap::new();
+    known: &mut KnownRows,
+) -> Result<Result<Vec<Column>, Refused>, T::Error> {
+    let mut acquired = Vec::with_capacity(classes.len());
     for (id, class) in classes {
         let aspect = policy.aspect(class);
-        if let Some(row) = known.get(&aspect) {
-            rows.share(*row);
-            acquired.insert(*id, *row);
+        if let Some(row) = known.get(&aspect).and_then(|row| rows.acquire_again(*row)) {
+            acquired.push((*id, row));
             continue;
         }
         let row = policy.row_of(&aspect).map_err(RowError::from);
         let error = match row.and_then(|row| rows.acquire(tables, row)) {
             Ok(row) => {
-                acquired.insert(*id, row);
-                known.insert(aspect, row);
+                acquired.push((*id, row));
+                known.extend(rows.remember(row).map(|row| (aspect, row)));
                 continue;
             }
             Err(error) => error,
         };
-        for row in acquired.into_values() {
-            rows.release(row);
-        }
+        rows.release_all(acquired.into_iter().map(|(_, row)| row));
         return match error {
             RowError::Write(error) => Err(error),
             refused => Ok(Err(format!("{}: {refused}", policy.policies().join(", ")))),
@@ -420,10 +430,23 @@ fn acquire<T: Tables>(
 }
 
 /// Columns to allocate so that `last` fits, with room to grow.
-fn capacity(last: u32) -> u32 {
-    (last + 1).next_power_of_two().max(64)
+fn capacity(last: u32) -> usize {
+    at(last + 1).next_power_of_two().max(64)
 }
 
-fn dense(columns: &BTreeMap<u32, u32>, capacity: u32) -> Vec<u32> {
-    (0..capacity).map(|class| columns.get(&class).copied().unwrap_or(0)).collect()
+fn dense(rows: &[Column], size: usize) -> Vec<u32> {
+    let mut columns = vec![0; size];
+    fill(&mut columns, rows);
+    columns
+}
+
+fn fill(columns: &mut [u32], rows: &[Column]) {
+    for (class, row) in rows {
+        columns[at(*class)] = *row;
+    }
+}
+
+/// The place of a class's column.
+fn at(class: u32) -> usize {
+    class as usize
 }

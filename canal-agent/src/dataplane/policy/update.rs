@@ -261,18 +261,22 @@ impl<T: Tables> PolicyTables<T> {
         for ((_, class), id) in &assigned {
             by_content.entry(class.clone()).or_default().push(*id);
         }
+        // A new class and the one that it is judged as.
+        let mut copies: BTreeMap<u32, u32> = BTreeMap::new();
         for (from, to) in groups.into_keys() {
             if assigned.contains_key(&(from, to.clone())) {
                 continue;
             }
             let others =
                 by_content.entry(to.clone()).or_insert_with(|| self.classes.get(&to).into_iter().collect());
-            let alike = others.iter().find(|id| self.sets.telling_apart(from, **id).next().is_none());
+            let judged_as = |id: &u32| copies.get(id).copied().unwrap_or(*id);
+            let alike =
+                others.iter().find(|id| self.sets.telling_apart(from, judged_as(id)).next().is_none());
             let id = if let Some(id) = alike {
                 *id
             } else if let Some(id) = self.classes.pool().take() {
                 self.unnamed.insert(id);
-                self.sets.copy_column(&mut self.tables, from, id)?;
+                copies.insert(id, from);
                 others.push(id);
                 id
             } else {
@@ -280,6 +284,7 @@ impl<T: Tables> PolicyTables<T> {
             };
             assigned.insert((from, to), id);
         }
+        self.sets.copy_columns(&mut self.tables, &copies)?;
         Ok((assigned, resting))
     }
 

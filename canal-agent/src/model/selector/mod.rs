@@ -12,7 +12,7 @@ pub(crate) mod tests;
 use std::{
     cmp::Ordering,
     fmt,
-    hash::{Hash, Hasher},
+    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
@@ -27,6 +27,8 @@ pub struct Selector(Arc<Inner>);
 
 struct Inner {
     canonical: String,
+    /// Of the canonical form: selectors are looked up by it many times for each change in the cluster.
+    hash: u64,
     node: Node,
 }
 
@@ -117,13 +119,17 @@ impl Selector {
     }
 
     fn of(node: Node) -> Self {
-        Self(Arc::new(Inner { canonical: node.to_string(), node }))
+        let canonical = node.to_string();
+        // A fixed key: equal selectors have an equal hash in every process.
+        let mut hasher = DefaultHasher::new();
+        canonical.hash(&mut hasher);
+        Self(Arc::new(Inner { canonical, hash: hasher.finish(), node }))
     }
 }
 
 impl PartialEq for Selector {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0.canonical == other.0.canonical
+        Arc::ptr_eq(&self.0, &other.0) || self.0.hash == other.0.hash && self.0.canonical == other.0.canonical
     }
 }
 
@@ -147,7 +153,7 @@ impl PartialOrd for Selector {
 
 impl Hash for Selector {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.canonical.hash(state);
+        state.write_u64(self.0.hash);
     }
 }
 

@@ -214,8 +214,12 @@ impl Tables for Fake {
         sets.iter().try_for_each(|(set, columns)| self.write(Write::Set(*set, columns.clone())))
     }
 
-    fn write_column(&mut self, set: u32, class: u32, row: u32) -> Result<(), OnPurpose> {
-        self.write(Write::Column(set, class, row))
+    fn write_columns(&mut self, set: u32, columns: &[(u32, u32)]) -> Result<(), (usize, OnPurpose)> {
+        let flips = (0..).zip(columns);
+        for (written, (class, row)) in flips {
+            self.write(Write::Column(set, *class, *row)).map_err(|error| (written, error))?;
+        }
+        Ok(())
     }
 
     fn delete_set(&mut self, set: u32) -> Result<(), OnPurpose> {
