@@ -83,6 +83,39 @@ fn policy_is_enforced_while_no_agent_runs_and_followed_by_the_next() {
 }
 
 #[test]
+fn a_restart_with_policy_that_fits_the_tables_only_once_closes_nobody_and_loses_nothing() {
+    let (world, a, b) = two_nodes();
+    let node = world.node(2);
+    // A row for each of the sources.
+    let denied = |n: u32| json!({"action": "Deny", "source": {"nets": [format!("198.18.{}.{}/32", n / 250, n % 250)]}});
+    let rules: Vec<_> = (0..600).map(denied).chain([json!({"action": "Allow"})]).collect();
+    world.etcd().put_global_policy("t", policy::ingress(1, "app == 'b'", json!(rules))).unwrap();
+    node.agent().set_flag("--max-rows", "1024");
+    node.agent().crash_and_restart().unwrap();
+    let rows = || {
+        let status = node.agent().status().unwrap();
+        let tables = status["tables"].as_array().unwrap();
+        tables.iter().find(|table| table["table"] == "ROWS").unwrap()["entries"].as_u64().unwrap()
+    };
+    assert!(soon(|| rows() > 600), "{}", rows());
+    let pinger = Pinger::start(a.netns(), b.ip(), PACE).unwrap();
+    for _ in 0..2 {
+        node.agent().crash_and_restart().unwrap();
+        assert!(
+            soon(|| node.agent().endpoint_state(b.ip()).unwrap().as_deref() == Some("ready")),
+            "{:?}",
+            node.agent().status()
+        );
+        let seen = pinger.stats().received;
+        assert!(soon(|| pinger.stats().received > seen + 20));
+    }
+    let stats = pinger.stop().unwrap();
+    assert_eq!(stats.lost, 0, "{stats:?}");
+    world.etcd().put_global_policy("t", policy::ingress(1, "app == 'b'", json!([]))).unwrap();
+    assert!(soon(|| !a.pings(b.ip())), "the tables that are followed are those that judge");
+}
+
+#[test]
 fn a_restart_keeps_subnet_mac_and_lease_and_wakes_no_peer() {
     let (world, a, b) = two_nodes();
     let node = world.node(1);

@@ -84,6 +84,11 @@ impl Object {
         Ok(Self { ebpf })
     }
 
+    /// Has the next [`Object::load`] start the tables that a verdict is made of anew. The programs that run keep theirs.
+    pub fn leave_policy(pins: &Pins) -> Result<(), ObjectError> {
+        Ok(POLICY_TABLES.iter().try_for_each(|name| Pins::unpin(&pins.table(name)))?)
+    }
+
     /// What [`super::judge::ask`] runs.
     pub fn judge(&self) -> &SchedClassifier {
         self.ebpf

@@ -22,6 +22,7 @@ use canal_common::{
     policy::{Class, Hits, MAX_ROWS, MAX_SETS, Row, RowRef, Verdict},
 };
 use ipnet::Ipv4Net;
+use rand::Rng as _;
 
 /// `BPF_F_INNER_MAP`: sets differ in size (Linux 5.10).
 const INNER_MAP: u32 = 1 << 12;
@@ -233,8 +234,12 @@ impl Tables for KernelTables {
     }
 
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), MapError> {
-        let Generation { generation } = self.generations.get(&endpoint, 0)?;
-        self.generations.set(endpoint, Generation { generation: generation.wrapping_add(1) }, 0)
+        // The first one of a table is none that a flow judged by an earlier table can carry, or nearly so.
+        let generation = match self.generations.get(&endpoint, 0)?.generation {
+            0 => rand::rng().random_range(1..=u32::MAX),
+            last => last.wrapping_add(1),
+        };
+        self.generations.set(endpoint, Generation { generation }, 0)
     }
 
     fn write_endpoint(&mut self, addr: Ipv4Addr, endpoint: Endpoint) -> Result<(), MapError> {

@@ -180,10 +180,16 @@ impl Node {
             ..settings(&config, &parameters, &network, &uplink, vtep_mac)
         };
         let mut object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
+        let (mut tables, mut leftovers) = KernelTables::adopt(&mut object.ebpf)?;
+        if !limits(&config).hold_twice(&leftovers) {
+            info!("the policy tables are more than half full: starting empty ones beside them");
+            Object::leave_policy(&pins)?;
+            object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
+            (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
+        }
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let host_addresses = HostAddresses::adopt(&mut object.ebpf)?;
         let spoofing = Spoofing::adopt(&mut object.ebpf)?;
-        let (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
         if !leftovers.endpoints.is_empty() || !nodes.is_empty() {
             info!(
                 endpoints = leftovers.endpoints.len(),

@@ -99,6 +99,18 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Whether the policy that an earlier process left can be replaced where it stands: until the last endpoint has left
+    /// its sets and rows, both are there.
+    pub fn hold_twice(&self, leftovers: &Leftovers) -> bool {
+        let policies = leftovers.policies.values();
+        let sets: BTreeSet<u32> =
+            policies.flat_map(|policy| [policy.ingress_set, policy.egress_set]).collect();
+        let fits = |present: usize, limit: u32| 2 * present < limit as usize;
+        fits(leftovers.rows.len(), self.rows) && fits(sets.len(), self.sets)
+    }
+}
+
 /// No set has a column for it, so it is denied whatever policy says: for addresses whose class found no room.
 const CLOSED: u32 = u32::MAX;
 
