@@ -12,8 +12,11 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::seat::{Seat, sit};
-use crate::probe::Host;
+use super::{
+    Path,
+    seat::{Seat, sit},
+};
+use crate::{netns::Netns, probe::Host};
 
 /// What was sent.
 #[derive(Debug, Clone, Copy)]
@@ -30,29 +33,85 @@ impl Flood {
 }
 
 const BATCH: u16 = 64;
-/// A socket is good for a flow to each port from here on, beyond those of VXLAN; then comes another one with a port of its
-/// own.
-const FIRST_PORT: u16 = 10_000;
+/// A socket is good for a flow to each port from here on, beyond those that policies of the benchmarks name; then comes
+/// another one with a port of its own.
+const FIRST_PORT: u16 = super::PORTS.1 + 1;
 
 /// Sends from `from` to `to` until `done`, at most so many flows a second.
 pub fn flood(from: &(dyn Host + Sync), to: Ipv4Addr, per_second: u64, done: &AtomicBool) -> Result<Flood> {
-    from.netns().run(|| {
-        sit(Seat::First)?;
-        let mut datagrams = Datagrams::new(to);
-        let (start, mut flows) = (Instant::now(), 0);
-        while !done.load(Ordering::Relaxed) {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot open a UDP socket")?;
-            for first in (FIRST_PORT..=u16::MAX - BATCH).step_by(BATCH.into()) {
-                flows += datagrams.send(&socket, first)?;
-                let due = Duration::from_nanos(flows * 1_000_000_000 / per_second);
-                thread::sleep(due.saturating_sub(start.elapsed()));
-                if done.load(Ordering::Relaxed) {
-                    break;
-                }
+    let goes_on = |sent: Flood| {
+        let due = Duration::from_nanos(sent.flows * 1_000_000_000 / per_second);
+        thread::sleep(due.saturating_sub(sent.elapsed));
+        !done.load(Ordering::Relaxed)
+    };
+    from.netns().run(|| send(to, goes_on))?
+}
+
+/// What of a flood arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct NewFlows {
+    pub sent: Flood,
+    pub received: u64,
+}
+
+impl NewFlows {
+    /// Flows a second that arrived.
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    pub fn per_second(&self) -> f64 {
+        self.received as f64 / self.sent.elapsed.as_secs_f64()
+    }
+}
+
+/// As many flows as one sender can open with a datagram each, but no more than `most`, nor for longer than `duration`.
+/// They end behind the receiver's interface.
+pub fn new_flows(path: Path<'_>, most: u64, duration: Duration) -> Result<NewFlows> {
+    let sink = Sink::open(path.to.netns())?;
+    let goes_on = |sent: Flood| sent.flows < most && sent.elapsed < duration;
+    let sent = path.from.netns().run(|| send(path.to.ip(), goes_on))??;
+    Ok(NewFlows { sent, received: sink.close()? })
+}
+
+/// Counts what comes to the ports of a flood, and has nobody answer.
+struct Sink<'a>(&'a Netns);
+
+impl<'a> Sink<'a> {
+    fn open(netns: &'a Netns) -> Result<Self> {
+        let sink = Self(netns);
+        sink.nft("add table ip sink")?;
+        sink.nft("add chain ip sink first { type filter hook prerouting priority raw; }")?;
+        sink.nft(&format!("add rule ip sink first udp dport >= {FIRST_PORT} counter drop"))?;
+        Ok(sink)
+    }
+
+    /// How many there were.
+    fn close(self) -> Result<u64> {
+        let listing = self.nft("list chain ip sink first")?;
+        let mut words = listing.split_whitespace().skip_while(|word| *word != "packets");
+        let count = words.nth(1).and_then(|word| word.parse().ok());
+        self.nft("delete table ip sink")?;
+        count.with_context(|| format!("nft counts nothing: {listing}"))
+    }
+
+    fn nft(&self, line: &str) -> Result<String> {
+        self.0.cmd("nft").arg(line).run()
+    }
+}
+
+/// Sends flow after flow as long as `goes_on` of what was sent.
+fn send(to: Ipv4Addr, goes_on: impl Fn(Flood) -> bool) -> Result<Flood> {
+    sit(Seat::First)?;
+    let mut datagrams = Datagrams::new(to);
+    let (start, mut flows) = (Instant::now(), 0);
+    loop {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot open a UDP socket")?;
+        for first in (FIRST_PORT..=u16::MAX - BATCH).step_by(BATCH.into()) {
+            flows += datagrams.send(&socket, first)?;
+            let sent = Flood { flows, elapsed: start.elapsed() };
+            if !goes_on(sent) {
+                return Ok(sent);
             }
         }
-        Ok(Flood { flows, elapsed: start.elapsed() })
-    })?
+    }
 }
 
 /// Datagrams of 16 bytes for one system call, to a port each.

@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use bulk::{Bulk, bulk};
 pub use connections::{Connections, connections};
 pub use datagrams::{Datagrams, Receiver, datagrams};
-pub use flood::{Flood, flood};
+pub use flood::{Flood, NewFlows, flood, new_flows};
 pub use round_trips::{RoundTrips, round_trips};
 pub use seat::go_first;
 pub use steady::{Steady, SteadyFlows};

@@ -1,6 +1,10 @@
 //! Owns: what machine this is, and whether it had anything else to do meanwhile.
 
-use std::{fs, path::Path, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -48,12 +52,45 @@ impl Quietness {
     }
 }
 
+/// Measures how much of the machine's time a load took, in every mode and by whomever: what a path costs is spent in
+/// the generators' system calls as well as in soft interrupts.
+pub(super) struct Busy {
+    begin: Instant,
+    ticks: i64,
+}
+
+impl Busy {
+    pub(super) fn start() -> Result<Self> {
+        Ok(Self { begin: Instant::now(), ticks: busy_ticks()? })
+    }
+
+    /// Processor seconds for each of `amount`, which came about in `elapsed` of the time since the start; warm-ups took
+    /// the rest, and went on in the same way.
+    #[expect(clippy::cast_precision_loss, reason = "a share for people")]
+    pub(super) fn seconds_per(&self, amount: f64, elapsed: Duration) -> Result<f64> {
+        let busy = ((busy_ticks()? - self.ticks) * TICK_MS) as f64 / 1000.0;
+        let share = elapsed.as_secs_f64() / self.begin.elapsed().as_secs_f64();
+        Ok(busy * share / amount)
+    }
+}
+
 /// `user` and `nice` of all processors (proc(5)).
 fn user_ticks() -> Result<i64> {
+    processor_ticks(&[0, 1])
+}
+
+/// All but `idle`, `iowait` and what other machines on the same hardware took: `user`, `nice`, `system`, `irq` and
+/// `softirq`.
+fn busy_ticks() -> Result<i64> {
+    processor_ticks(&[0, 1, 2, 5, 6])
+}
+
+/// The sum of these columns for all processors (proc(5)).
+fn processor_ticks(columns: &[usize]) -> Result<i64> {
     let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
-    let mut fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
-    let mut next = || fields.next()?.parse::<i64>().ok();
-    next().zip(next()).map(|(user, nice)| user + nice).context("/proc/stat has no user time")
+    let fields: Vec<&str> = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).collect();
+    let tick = |column: &usize| fields.get(*column)?.parse::<i64>().ok();
+    columns.iter().map(tick).sum::<Option<i64>>().context("/proc/stat has no times")
 }
 
 /// Of this process with all its threads, and of the children that it has waited for: the twelfth and the fourteenth

@@ -120,7 +120,7 @@ impl Report<'_> {
         let mut notes: Vec<_> =
             self.plan.topologies.iter().map(|kind| format!("{kind:<6} {}", kind.sentence())).collect();
         for kind in &self.plan.topologies {
-            for figure in [Figure::Udp64Loss, Figure::Udp64PathLoss] {
+            for figure in Figure::LOSSES {
                 if let Some(loss) = self.figures.summary(figure, *kind)
                     && loss.median > NOTABLE_LOSS
                 {

@@ -4,96 +4,122 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bpf_tests::{
-    load::{self, Datagrams, Receiver},
+    load::{self, Bulk, Datagrams, Receiver},
     topology::{Topology, WireCount},
 };
+
+use super::machine::Busy;
 
 /// One kind of traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Row {
     TcpBulk,
+    TcpBulk4,
     Udp64,
     /// The same to a receiver that polls.
     Udp64Path,
+    Udp1400,
     Rtt,
     Crr,
+    UdpFlows,
 }
 
 /// A column of the result: one traffic may give several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Figure {
     TcpBulk,
+    TcpBulkCpu,
+    TcpBulk4,
     Udp64,
+    Udp64Cpu,
     Udp64Path,
+    Udp1400,
     RttP50,
     RttP99,
+    RttP999,
     Crr,
+    UdpFlows,
     /// Not figures of merit: what was sent in vain.
     Udp64Loss,
     Udp64PathLoss,
+    Udp1400Loss,
+    UdpFlowsLoss,
 }
 
 /// One measured value.
 pub(super) type Reading = (Figure, f64);
 
 impl Figure {
-    /// Stable, for scripts.
-    pub(super) fn name(self) -> &'static str {
+    /// The name, stable, for scripts; what it is, for people; the unit.
+    const fn description(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Self::TcpBulk => "tcp_bulk",
-            Self::Udp64 => "udp_64",
-            Self::Udp64Path => "udp_64_path",
-            Self::RttP50 => "rtt_p50",
-            Self::RttP99 => "rtt_p99",
-            Self::Crr => "crr",
-            Self::Udp64Loss => "udp_64_loss",
-            Self::Udp64PathLoss => "udp_64_path_loss",
+            Self::TcpBulk => ("tcp_bulk", "TCP bulk, 1 stream", "Gb/s"),
+            Self::TcpBulkCpu => ("tcp_bulk_cpu", "TCP bulk, processor time", "s/GB"),
+            Self::TcpBulk4 => ("tcp_bulk_4", "TCP bulk, 4 streams", "Gb/s"),
+            Self::Udp64 => ("udp_64", "UDP 64 B, received", "kpps"),
+            Self::Udp64Cpu => ("udp_64_cpu", "UDP 64 B, processor time", "s/Mp"),
+            Self::Udp64Path => ("udp_64_path", "UDP 64 B, receiver polls", "kpps"),
+            Self::Udp1400 => ("udp_1400", "UDP 1400 B, received", "kpps"),
+            Self::RttP50 => ("rtt_p50", "TCP round trip, median", "us"),
+            Self::RttP99 => ("rtt_p99", "TCP round trip, p99", "us"),
+            Self::RttP999 => ("rtt_p999", "TCP round trip, p99.9", "us"),
+            Self::Crr => ("crr", "connections: 16 B each way, reset", "1/s"),
+            Self::UdpFlows => ("udp_flows", "UDP flows of one packet", "1/s"),
+            Self::Udp64Loss => ("udp_64_loss", "UDP 64 B, lost", "%"),
+            Self::Udp64PathLoss => ("udp_64_path_loss", "UDP 64 B, receiver polls, lost", "%"),
+            Self::Udp1400Loss => ("udp_1400_loss", "UDP 1400 B, lost", "%"),
+            Self::UdpFlowsLoss => ("udp_flows_loss", "UDP flows of one packet, lost", "%"),
         }
     }
 
-    /// For people.
+    /// What was sent in vain.
+    pub(super) const LOSSES: [Self; 4] =
+        [Self::Udp64Loss, Self::Udp64PathLoss, Self::Udp1400Loss, Self::UdpFlowsLoss];
+
+    pub(super) fn name(self) -> &'static str {
+        self.description().0
+    }
+
     pub(super) fn sentence(self) -> &'static str {
-        match self {
-            Self::TcpBulk => "TCP bulk, 1 stream",
-            Self::Udp64 => "UDP 64 B, received",
-            Self::Udp64Path => "UDP 64 B, receiver polls",
-            Self::RttP50 => "TCP round trip, median",
-            Self::RttP99 => "TCP round trip, p99",
-            Self::Crr => "connections: 16 B each way, reset",
-            Self::Udp64Loss => "UDP 64 B, lost",
-            Self::Udp64PathLoss => "UDP 64 B, receiver polls, lost",
-        }
+        self.description().1
     }
 
     pub(super) fn unit(self) -> &'static str {
-        match self {
-            Self::TcpBulk => "Gb/s",
-            Self::Udp64 | Self::Udp64Path => "kpps",
-            Self::RttP50 | Self::RttP99 => "us",
-            Self::Crr => "1/s",
-            Self::Udp64Loss | Self::Udp64PathLoss => "%",
-        }
+        self.description().2
     }
 
     pub(super) fn compares(self) -> bool {
-        !matches!(self, Self::Udp64Loss | Self::Udp64PathLoss)
+        !Self::LOSSES.contains(&self)
     }
 }
 
 /// Around the measured traffic there is a little else: ARP, the warm-up's last packets.
 const STRAY_PACKETS: u64 = 64;
-const PAYLOAD: u16 = 64;
+/// Of one reading: fewer than a node's connection tracking holds.
+const FLOWS: u64 = 100_000;
 
 impl Row {
-    pub(super) const ALL: [Self; 5] = [Self::TcpBulk, Self::Udp64, Self::Udp64Path, Self::Rtt, Self::Crr];
+    pub(super) const ALL: [Self; 8] = [
+        Self::TcpBulk,
+        Self::TcpBulk4,
+        Self::Udp64,
+        Self::Udp64Path,
+        Self::Udp1400,
+        Self::Rtt,
+        Self::Crr,
+        Self::UdpFlows,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::TcpBulk => "tcp_bulk",
+            Self::TcpBulk4 => "tcp_bulk_4",
             Self::Udp64 => "udp_64",
             Self::Udp64Path => "udp_64_path",
+            Self::Udp1400 => "udp_1400",
             Self::Rtt => "rtt",
             Self::Crr => "crr",
+            Self::UdpFlows => "udp_flows",
         }
     }
 
@@ -101,48 +127,72 @@ impl Row {
         let path = topology.path();
         Ok(match self {
             Self::TcpBulk => {
-                let before = topology.wire_count()?;
-                let bulk = load::bulk(path, 1, duration)?;
-                let wire = topology.wire_count()?.since(before);
-                ensure!(
-                    wire.bytes >= bulk.bytes,
-                    "{} bytes arrived, but the wire carried {}",
-                    bulk.bytes,
-                    wire.bytes
-                );
-                vec![(Figure::TcpBulk, bulk.gigabits_per_second())]
+                let busy = Busy::start()?;
+                let bulk = bulk(topology, 1, duration)?;
+                let cpu = busy.seconds_per(gigabytes(bulk.bytes), bulk.elapsed)?;
+                vec![(Figure::TcpBulk, bulk.gigabits_per_second()), (Figure::TcpBulkCpu, cpu)]
             }
+            Self::TcpBulk4 => vec![(Figure::TcpBulk4, bulk(topology, 4, duration)?.gigabits_per_second())],
             Self::Udp64 => {
-                datagrams(topology, Receiver::Sleeps, duration, [Figure::Udp64, Figure::Udp64Loss])?
+                let busy = Busy::start()?;
+                let datagrams = datagrams(topology, 64, Receiver::Sleeps, duration)?;
+                let cpu = busy.seconds_per(millions(datagrams.received), datagrams.elapsed)?;
+                let mut readings = rate_and_loss(&datagrams, [Figure::Udp64, Figure::Udp64Loss]);
+                readings.push((Figure::Udp64Cpu, cpu));
+                readings
             }
-            Self::Udp64Path => {
-                datagrams(topology, Receiver::Polls, duration, [Figure::Udp64Path, Figure::Udp64PathLoss])?
-            }
+            Self::Udp64Path => rate_and_loss(
+                &datagrams(topology, 64, Receiver::Polls, duration)?,
+                [Figure::Udp64Path, Figure::Udp64PathLoss],
+            ),
+            Self::Udp1400 => rate_and_loss(
+                &datagrams(topology, 1400, Receiver::Sleeps, duration)?,
+                [Figure::Udp1400, Figure::Udp1400Loss],
+            ),
             Self::Rtt => {
                 let trips = load::round_trips(path, duration)?;
-                vec![(Figure::RttP50, trips.quantile_us(500)), (Figure::RttP99, trips.quantile_us(990))]
+                [(Figure::RttP50, 500), (Figure::RttP99, 990), (Figure::RttP999, 999)]
+                    .map(|(figure, per_mille)| (figure, trips.quantile_us(per_mille)))
+                    .to_vec()
             }
             Self::Crr => vec![(Figure::Crr, load::connections(path, duration)?.per_second())],
+            Self::UdpFlows => {
+                topology.forget_flows()?;
+                let flows = load::new_flows(path, FLOWS, duration)?;
+                let (sent, received) = (flows.sent.flows, flows.received);
+                ensure!(received <= sent, "{sent} flows were sent, and {received} arrived");
+                ensure!(received > 0, "none of {sent} flows arrived");
+                let loss = percent(sent - received, sent);
+                vec![(Figure::UdpFlows, flows.per_second()), (Figure::UdpFlowsLoss, loss)]
+            }
         })
     }
 }
 
-fn datagrams(
-    topology: &Topology,
-    receiver: Receiver,
-    duration: Duration,
-    [rate, lost]: [Figure; 2],
-) -> Result<Vec<Reading>> {
+fn bulk(topology: &Topology, streams: usize, duration: Duration) -> Result<Bulk> {
+    let before = topology.wire_count()?;
+    let bulk = load::bulk(topology.path(), streams, duration)?;
+    let wire = topology.wire_count()?.since(before);
+    ensure!(wire.bytes >= bulk.bytes, "{} bytes arrived, but the wire carried {}", bulk.bytes, wire.bytes);
+    Ok(bulk)
+}
+
+fn datagrams(topology: &Topology, size: u16, receiver: Receiver, duration: Duration) -> Result<Datagrams> {
     let (wire, overflows) = (topology.wire_count()?, topology.receiver_overflows()?);
-    let datagrams = load::datagrams(topology.path(), PAYLOAD.into(), receiver, duration)?;
+    let datagrams = load::datagrams(topology.path(), size.into(), receiver, duration)?;
     let overflows = topology.receiver_overflows()? - overflows;
-    check_datagrams(topology, &datagrams, topology.wire_count()?.since(wire), overflows)?;
-    Ok(vec![(rate, datagrams.received_kpps()), (lost, datagrams.loss() * 100.0)])
+    check_datagrams(topology, size, &datagrams, topology.wire_count()?.since(wire), overflows)?;
+    Ok(datagrams)
+}
+
+fn rate_and_loss(datagrams: &Datagrams, [rate, lost]: [Figure; 2]) -> Vec<Reading> {
+    vec![(rate, datagrams.received_kpps()), (lost, datagrams.loss() * 100.0)]
 }
 
 /// Every datagram went out by the wire in the stated form, and came in, or was counted where it was lost.
 fn check_datagrams(
     topology: &Topology,
+    size: u16,
     datagrams: &Datagrams,
     wire: WireCount,
     overflows: u64,
@@ -153,7 +203,7 @@ fn check_datagrams(
         datagrams.sent,
         wire.packets
     );
-    let expected = topology.datagram_on_wire(PAYLOAD.into());
+    let expected = topology.datagram_on_wire(size.into());
     let mean = wire.bytes / wire.packets.max(1);
     ensure!(
         mean.abs_diff(expected) <= 1,
@@ -167,4 +217,19 @@ fn check_datagrams(
         datagrams.sent
     );
     Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a share for people")]
+fn percent(part: u64, whole: u64) -> f64 {
+    part as f64 * 100.0 / whole as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a quantity for people")]
+fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a quantity for people")]
+fn millions(count: u64) -> f64 {
+    count as f64 / 1e6
 }
