@@ -34,6 +34,7 @@ pub struct FlannelNode<'a> {
 pub struct FlannelPod {
     netns: Netns,
     ip: Ipv4Addr,
+    host_interface: String,
 }
 
 impl Host for FlannelPod {
@@ -161,6 +162,11 @@ impl FlannelPod {
         ] {
             netns.ip(line)?;
         }
-        Ok(Self { netns, ip })
+        Ok(Self { netns, ip, host_interface: veth })
+    }
+
+    /// Name of the host's end of the veth pair.
+    pub fn host_interface(&self) -> &str {
+        &self.host_interface
     }
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Kind, Topology};
+use super::{
+    Kind, Topology,
+    policy::{self, Action, Peer, Policy, Protocol, Rule},
+};
 use crate::{
     etcd::Etcd,
     load,
@@ -14,8 +17,6 @@ use crate::{
     world::World,
 };
 
-/// As Felix splits rules over policies.
-const RULES_PER_POLICY: usize = 10;
 /// From the policy in etcd to its verdict in the kernel, with many rules on a busy machine.
 const ENFORCED: Duration = Duration::from_mins(1);
 
@@ -26,11 +27,11 @@ pub(super) fn build(kind: Kind, rules: u32) -> Result<Topology> {
     let to = world.node(2).add_pod("end2", &[("role", "end")])?;
     // First without the last rule: that this cuts the way shows that the policy stands in it, and that it opens again
     // shows that the last rule decides.
-    let rules: Vec<_> = (1..rules).map(passed_by).chain([deciding()]).collect();
-    put(world.etcd(), &rules[..rules.len() - 1])?;
+    let policies = policy::policies(rules);
+    put(world.etcd(), &policy::undecided(policies.clone()))?;
     let answer = || from.connect(to.ip(), load::PORTS.0);
     ensure!(until(ENFORCED, || answer() == Connect::TimedOut), "the policy does not deny: {:?}", answer());
-    put(world.etcd(), &rules)?;
+    put(world.etcd(), &policies)?;
     // By the pod itself, where nobody listens yet.
     ensure!(until(ENFORCED, || answer() == Connect::Refused), "the policy does not allow: {:?}", answer());
     for node in world.nodes() {
@@ -41,51 +42,40 @@ pub(super) fn build(kind: Kind, rules: u32) -> Result<Topology> {
     Ok(Topology { kind, from: Box::new(from), to: Box::new(to), world: Some(world) })
 }
 
-/// The rules in both directions of the pods, ten to a policy.
-fn put(etcd: &Etcd, rules: &[Value]) -> Result<()> {
-    // Even without a rule a policy selects the pods.
-    let empty = rules.is_empty().then_some(&[][..]);
-    for (number, chunk) in rules.chunks(RULES_PER_POLICY).chain(empty).enumerate() {
+fn put(etcd: &Etcd, policies: &[Policy]) -> Result<()> {
+    for (number, Policy { name, ingress, egress }) in policies.iter().enumerate() {
         let spec = json!({
-            "order": 100 + number, "selector": "role == 'end'", "types": ["Ingress", "Egress"],
-            "ingress": chunk.iter().map(|rule| from_peer(rule, "source")).collect::<Vec<_>>(),
-            "egress": chunk.iter().map(|rule| from_peer(rule, "destination")).collect::<Vec<_>>(),
+            "order": 100 + number, "selector": policy::ENDS, "types": ["Ingress", "Egress"],
+            "ingress": ingress.iter().map(|rule| spelled(rule, "source")).collect::<Vec<_>>(),
+            "egress": egress.iter().map(|rule| spelled(rule, "destination")).collect::<Vec<_>>(),
         });
-        etcd.put_global_policy(&format!("bench-{number}"), spec)?;
+        etcd.put_global_policy(name, spec)?;
     }
     Ok(())
 }
 
-/// Rules as they occur in practice, by label, by net and by port range in turn; none matches the traffic.
-fn passed_by(number: u32) -> Value {
-    let port = 1000 + number % 15_000;
-    match number % 3 {
-        0 => {
-            json!({"protocol": "TCP", "peer": {"selector": format!("app == 'app{number}'")}, "ports": [port]})
-        }
-        1 => {
-            let (block, net) = (16 + number / 3 / 256 % 16, number / 3 % 256);
-            json!({"protocol": "TCP", "peer": {"nets": [format!("172.{block}.{net}.0/24")]}, "ports": [port]})
-        }
-        _ => {
-            let range = format!("{port}:{}", port + 9);
-            json!({"protocol": "UDP", "peer": {"selector": "role == 'end'"}, "ports": [range]})
-        }
+/// In Calico's words, with the peer on that side.
+fn spelled(rule: &Rule, side: &str) -> Value {
+    let mut spelled = json!({"action": match rule.action {
+        Action::Allow => "Allow",
+        Action::Deny => "Deny",
+    }});
+    match &rule.peer {
+        Some(Peer::Selector(selector)) => spelled[side]["selector"] = json!(selector),
+        Some(Peer::Net(net)) => spelled[side]["nets"] = json!([net.to_string()]),
+        None => {}
     }
-}
-
-/// Lets the traffic pass.
-fn deciding() -> Value {
-    json!({"peer": {"selector": "role == 'end'"}})
-}
-
-/// The rule in Calico's words; ports are the destination's in either direction.
-fn from_peer(rule: &Value, side: &str) -> Value {
-    let mut spelled = json!({"action": "Allow"});
-    spelled[side] = rule["peer"].clone();
-    if !rule["ports"].is_null() {
-        spelled["protocol"] = rule["protocol"].clone();
-        spelled["destination"]["ports"] = rule["ports"].clone();
+    match rule.protocol {
+        Some(Protocol::Tcp) => spelled["protocol"] = json!("TCP"),
+        Some(Protocol::Udp) => spelled["protocol"] = json!("UDP"),
+        None => {}
+    }
+    if !rule.ports.is_empty() {
+        let ports = rule
+            .ports
+            .iter()
+            .map(|(first, last)| if first == last { json!(first) } else { json!(format!("{first}:{last}")) });
+        spelled["destination"]["ports"] = ports.collect();
     }
     spelled
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Kind, Topology};
+use super::{Kind, Topology, felix};
 use crate::{
     capture::Capture,
     load::{self, Receiver},
@@ -103,6 +103,9 @@ impl Topology {
             (false, ..) => {
                 bail!("on {device}: in VXLAN {tunnelled}, outside it {plain}; none may be in VXLAN")
             }
+        }
+        if let Kind::Felix { rules } = self.kind {
+            felix::prove(self, rules)?;
         }
         self.offloads_are_as_stated()
     }

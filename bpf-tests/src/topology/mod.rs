@@ -5,6 +5,7 @@
 //! | `L` | one bare veth pair: the limit of the machine |
 //! | `D` | two nodes that route plainly: no tunnel, no policy |
 //! | `K0` | two nodes with the kernel's VXLAN exactly as flanneld programs it, no policy |
+//! | `K(n)` | the same with all that flanneld and Felix install, and a policy of `n` rules a direction |
 //! | `C(n)` | two nodes with the real agent, plugin and etcd, and a policy of `n` rules a direction |
 //! | `C(n)'` | the same with another build of Canal |
 //!
@@ -12,7 +13,9 @@
 
 mod canal;
 mod check;
+mod felix;
 mod hooks;
+mod policy;
 mod routed;
 mod vxlan;
 
@@ -21,6 +24,7 @@ use std::{fmt, path::Path as FilePath, str::FromStr};
 use anyhow::{Context, Result, bail};
 
 pub use check::{Offloads, WireCount};
+pub use felix::{Chain, Counters};
 pub use hooks::{RunStatistics, RunTime};
 
 use crate::{agent, load::Path, netns::Netns, node::Node, pair::bare_pair, probe::Host, sweep, world::World};
@@ -31,6 +35,10 @@ pub enum Kind {
     Bare,
     Routed,
     Vxlan,
+    Felix {
+        /// As [`Kind::Canal`] has.
+        rules: u32,
+    },
     Canal {
         /// In each direction; the traffic of [`crate::load`] passes by the last one.
         rules: u32,
@@ -50,7 +58,7 @@ pub enum Build {
 impl Kind {
     /// Whether the nodes put the packets into VXLAN.
     pub fn tunnels(self) -> bool {
-        matches!(self, Self::Vxlan | Self::Canal { .. })
+        matches!(self, Self::Vxlan | Self::Felix { .. } | Self::Canal { .. })
     }
 
     /// For people.
@@ -59,6 +67,11 @@ impl Kind {
             Self::Bare => "two pods on one bare veth pair".to_owned(),
             Self::Routed => "two nodes, plain routes, no policy".to_owned(),
             Self::Vxlan => "two nodes, kernel VXLAN as flanneld programs it, no policy".to_owned(),
+            Self::Felix { rules } => {
+                format!(
+                    "two nodes, all that flanneld and Felix install, a policy of {rules} rules a direction"
+                )
+            }
             Self::Canal { rules, build } => {
                 let whose = if build == Build::Own { "Canal" } else { "another build of Canal" };
                 format!("two nodes, {whose}, a policy of {rules} rules a direction")
@@ -73,6 +86,7 @@ impl fmt::Display for Kind {
             Self::Bare => f.pad("L"),
             Self::Routed => f.pad("D"),
             Self::Vxlan => f.pad("K0"),
+            Self::Felix { rules } => f.pad(&format!("K({rules})")),
             Self::Canal { rules, build: Build::Own } => f.pad(&format!("C({rules})")),
             Self::Canal { rules, build: Build::Other } => f.pad(&format!("C({rules})'")),
         }
@@ -83,15 +97,15 @@ impl FromStr for Kind {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> Result<Self> {
+        let number = |rules: &str| rules.parse().context("the number of rules");
         Ok(match name {
             "L" => Self::Bare,
             "D" => Self::Routed,
             "K0" => Self::Vxlan,
-            _ => match name.strip_prefix("C(").and_then(|rest| rest.strip_suffix(')')) {
-                Some(rules) => {
-                    Self::Canal { rules: rules.parse().context("the number of rules")?, build: Build::Own }
-                }
-                None => bail!("there is no topology {name:?}: it is L, D, K0 or C(<rules>)"),
+            _ => match name.strip_suffix(')').and_then(|name| name.split_once('(')) {
+                Some(("K", rules)) => Self::Felix { rules: number(rules)? },
+                Some(("C", rules)) => Self::Canal { rules: number(rules)?, build: Build::Own },
+                _ => bail!("there is no topology {name:?}: it is L, D, K0, K(<rules>) or C(<rules>)"),
             },
         })
     }
@@ -116,6 +130,7 @@ impl Topology {
             }
             Kind::Routed => routed::build(kind)?,
             Kind::Vxlan => vxlan::build(kind)?,
+            Kind::Felix { rules } => felix::build(kind, rules)?,
             Kind::Canal { rules, build: Build::Own } => canal::build(kind, rules)?,
             Kind::Canal { rules, build: Build::Other } => {
                 let folder = other.context("there is no other build of Canal")?;
@@ -160,10 +175,12 @@ mod tests {
     #[test]
     fn a_topology_is_known_by_the_name_that_it_shows() {
         let canal = Kind::Canal { rules: 10, build: Build::Own };
-        for kind in [Kind::Bare, Kind::Routed, Kind::Vxlan, canal] {
+        for kind in [Kind::Bare, Kind::Routed, Kind::Vxlan, Kind::Felix { rules: 10 }, canal] {
             assert_eq!(kind.to_string().parse::<Kind>().unwrap(), kind);
         }
         assert!("C(many)".parse::<Kind>().is_err());
-        assert!("K".parse::<Kind>().is_err());
+        for name in ["K", "K()", "F(10)", "K(10"] {
+            assert!(name.parse::<Kind>().is_err(), "{name}");
+        }
     }
 }

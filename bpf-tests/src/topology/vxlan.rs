@@ -3,9 +3,15 @@
 use anyhow::{Result, ensure};
 
 use super::{Kind, Topology};
-use crate::world::World;
+use crate::{flannel::FlannelPod, world::World};
 
 pub(super) fn build(kind: Kind) -> Result<Topology> {
+    let (world, from, to) = world()?;
+    Ok(Topology { kind, from: Box::new(from), to: Box::new(to), world: Some(world) })
+}
+
+/// With a pod on each of the two nodes.
+pub(super) fn world() -> Result<(World, FlannelPod, FlannelPod)> {
     let world = World::builder().build()?;
     let (one, two) = (world.flannel_node(1)?, world.flannel_node(2)?);
     for node in [&one, &two] {
@@ -14,5 +20,5 @@ pub(super) fn build(kind: Kind) -> Result<Topology> {
     let (from, to) = (one.add_pod("end1")?, two.add_pod("end2")?);
     // Nobody asks it any more, and what runs beside a measurement disturbs it.
     world.etcd().kill();
-    Ok(Topology { kind, from: Box::new(from), to: Box::new(to), world: Some(world) })
+    Ok((world, from, to))
 }

@@ -54,8 +54,13 @@ pub(crate) struct BenchArguments {
 }
 
 /// Without `--only`.
-const TOPOLOGIES: [Kind; 4] =
-    [Kind::Bare, Kind::Routed, Kind::Vxlan, Kind::Canal { rules: 10, build: Build::Own }];
+const TOPOLOGIES: [Kind; 5] = [
+    Kind::Bare,
+    Kind::Routed,
+    Kind::Vxlan,
+    Kind::Felix { rules: 10 },
+    Kind::Canal { rules: 10, build: Build::Own },
+];
 
 /// What to measure, and for how long.
 struct Plan {

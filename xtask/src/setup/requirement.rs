@@ -258,9 +258,9 @@ pub(crate) const TABLE: &[Requirement] = &[
         name: "iptables",
         why: "the data path that Canal replaces, beside it and as the baseline",
         purposes: &[Test, Bench],
-        probe: Probe::Programs(&["iptables", "iptables-restore"]),
+        probe: Probe::Programs(&["iptables-nft", "iptables-nft-restore", "iptables-nft-save"]),
         remedy: Remedy::Apt(&["iptables"]),
-        otherwise: "iptables",
+        otherwise: "iptables 1.8 with its nft programs (iptables-nft-restore)",
     },
     Requirement {
         name: "ipset",
