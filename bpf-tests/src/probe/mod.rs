@@ -16,6 +16,7 @@ use std::{
 use anyhow::Result;
 
 pub use bulk::{Throughput, iperf3, tcp_bulk};
+pub use frame::Tap;
 pub use live::LiveConnection;
 pub use ping::{PingStats, Pinger};
 pub use rate::{Latency, PacketRate, connections_per_second, round_trips, udp_rate};

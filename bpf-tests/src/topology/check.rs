@@ -10,6 +10,7 @@ use crate::{
     capture::Capture,
     load::{self, Receiver},
     netns::Netns,
+    probe::Host as _,
 };
 
 /// Packets and bytes that left the sending side.
@@ -23,6 +24,30 @@ impl WireCount {
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         Self { packets: self.packets - earlier.packets, bytes: self.bytes - earlier.bytes }
+    }
+}
+
+/// A wire that segments nothing.
+pub struct Narrow<'a> {
+    ends: Vec<(&'a Netns, &'static str)>,
+}
+
+impl Narrow<'_> {
+    fn segmentation(&self, state: &str) -> Result<()> {
+        for (netns, device) in &self.ends {
+            let features = ["tso", "gso", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"];
+            let command = netns.cmd("ethtool -K").arg(device);
+            command.args(features.iter().flat_map(|feature| [*feature, state])).run()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Narrow<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.segmentation("on") {
+            eprintln!("a wire stays narrow: {error:#}");
+        }
     }
 }
 
@@ -51,6 +76,18 @@ impl Topology {
         let tx = &link["stats64"]["tx"];
         let number = |name: &str| tx[name].as_u64().with_context(|| format!("{device} counts no {name}"));
         Ok(WireCount { packets: number("packets")?, bytes: number("bytes")? })
+    }
+
+    /// Has the wire carry frames of MTU size only, until what this returns is dropped: the devices on both of its ends
+    /// segment no more.
+    pub fn narrow(&self) -> Result<Narrow<'_>> {
+        let ends = match self.nodes() {
+            Some((one, two)) => vec![(one.netns(), "up0"), (two.netns(), "up0")],
+            None => vec![(self.path().from.netns(), "eth0"), (self.path().to.netns(), "eth0")],
+        };
+        let narrow = Narrow { ends };
+        narrow.segmentation("off")?;
+        Ok(narrow)
     }
 
     /// Of the wire's device and of the sender's, by `device.feature`.

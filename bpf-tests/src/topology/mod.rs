@@ -27,7 +27,16 @@ pub use check::{Offloads, WireCount};
 pub use felix::{Chain, Counters};
 pub use hooks::{RunStatistics, RunTime};
 
-use crate::{agent, load::Path, netns::Netns, node::Node, pair::bare_pair, probe::Host, sweep, world::World};
+use crate::{
+    agent,
+    load::{Entrance, Path},
+    netns::Netns,
+    node::Node,
+    pair::bare_pair,
+    probe::Host,
+    sweep,
+    world::World,
+};
 
 /// A way between two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -157,6 +166,14 @@ impl Topology {
     /// The sending and the receiving node, where there are nodes.
     pub fn nodes(&self) -> Option<(&Node, &Node)> {
         self.world.as_ref().map(|world| (world.node(1), world.node(2)))
+    }
+
+    /// Where the packets come to the receiving side.
+    pub fn entrance(&self) -> Entrance<'_> {
+        match &self.world {
+            Some(world) => Entrance { netns: world.node(2).netns(), interface: "up0" },
+            None => Entrance { netns: self.to.netns(), interface: "eth0" },
+        }
     }
 
     /// Where the packets leave the sending side.

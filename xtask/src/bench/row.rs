@@ -15,6 +15,8 @@ use super::machine::Busy;
 pub(super) enum Row {
     TcpBulk,
     TcpBulk4,
+    /// Over a wire that carries frames of MTU size only.
+    TcpBulkMtu,
     Udp64,
     /// The same to a receiver that polls.
     Udp64Path,
@@ -22,6 +24,8 @@ pub(super) enum Row {
     Rtt,
     Crr,
     UdpFlows,
+    /// Frames handed to the receiving side from memory.
+    Receive,
 }
 
 /// A column of the result: one traffic may give several.
@@ -30,6 +34,7 @@ pub(super) enum Figure {
     TcpBulk,
     TcpBulkCpu,
     TcpBulk4,
+    TcpBulkMtu,
     Udp64,
     Udp64Cpu,
     Udp64Path,
@@ -39,11 +44,13 @@ pub(super) enum Figure {
     RttP999,
     Crr,
     UdpFlows,
+    Receive,
     /// Not figures of merit: what was sent in vain.
     Udp64Loss,
     Udp64PathLoss,
     Udp1400Loss,
     UdpFlowsLoss,
+    ReceiveLoss,
 }
 
 /// One measured value.
@@ -56,6 +63,7 @@ impl Figure {
             Self::TcpBulk => ("tcp_bulk", "TCP bulk, 1 stream", "Gb/s"),
             Self::TcpBulkCpu => ("tcp_bulk_cpu", "TCP bulk, processor time", "s/GB"),
             Self::TcpBulk4 => ("tcp_bulk_4", "TCP bulk, 4 streams", "Gb/s"),
+            Self::TcpBulkMtu => ("tcp_bulk_mtu", "TCP bulk, 1 stream, MTU-sized wire", "Gb/s"),
             Self::Udp64 => ("udp_64", "UDP 64 B, received", "kpps"),
             Self::Udp64Cpu => ("udp_64_cpu", "UDP 64 B, processor time", "s/Mp"),
             Self::Udp64Path => ("udp_64_path", "UDP 64 B, receiver polls", "kpps"),
@@ -65,16 +73,18 @@ impl Figure {
             Self::RttP999 => ("rtt_p999", "TCP round trip, p99.9", "us"),
             Self::Crr => ("crr", "connections: 16 B each way, reset", "1/s"),
             Self::UdpFlows => ("udp_flows", "UDP flows of one packet", "1/s"),
+            Self::Receive => ("receive", "UDP 64 B, injected as XDP frames", "kpps"),
             Self::Udp64Loss => ("udp_64_loss", "UDP 64 B, lost", "%"),
             Self::Udp64PathLoss => ("udp_64_path_loss", "UDP 64 B, receiver polls, lost", "%"),
             Self::Udp1400Loss => ("udp_1400_loss", "UDP 1400 B, lost", "%"),
             Self::UdpFlowsLoss => ("udp_flows_loss", "UDP flows of one packet, lost", "%"),
+            Self::ReceiveLoss => ("receive_loss", "UDP 64 B, injected as XDP frames, lost", "%"),
         }
     }
 
     /// What was sent in vain.
-    pub(super) const LOSSES: [Self; 4] =
-        [Self::Udp64Loss, Self::Udp64PathLoss, Self::Udp1400Loss, Self::UdpFlowsLoss];
+    pub(super) const LOSSES: [Self; 5] =
+        [Self::Udp64Loss, Self::Udp64PathLoss, Self::Udp1400Loss, Self::UdpFlowsLoss, Self::ReceiveLoss];
 
     pub(super) fn name(self) -> &'static str {
         self.description().0
@@ -95,31 +105,37 @@ impl Figure {
 
 /// Around the measured traffic there is a little else: ARP, the warm-up's last packets.
 const STRAY_PACKETS: u64 = 64;
+/// MTU 1500 and Ethernet's header.
+const WIRE_FRAME: u64 = 1514;
 /// Of one reading: fewer than a node's connection tracking holds.
 const FLOWS: u64 = 100_000;
 
 impl Row {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::TcpBulk,
         Self::TcpBulk4,
+        Self::TcpBulkMtu,
         Self::Udp64,
         Self::Udp64Path,
         Self::Udp1400,
         Self::Rtt,
         Self::Crr,
         Self::UdpFlows,
+        Self::Receive,
     ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::TcpBulk => "tcp_bulk",
             Self::TcpBulk4 => "tcp_bulk_4",
+            Self::TcpBulkMtu => "tcp_bulk_mtu",
             Self::Udp64 => "udp_64",
             Self::Udp64Path => "udp_64_path",
             Self::Udp1400 => "udp_1400",
             Self::Rtt => "rtt",
             Self::Crr => "crr",
             Self::UdpFlows => "udp_flows",
+            Self::Receive => "receive",
         }
     }
 
@@ -133,6 +149,15 @@ impl Row {
                 vec![(Figure::TcpBulk, bulk.gigabits_per_second()), (Figure::TcpBulkCpu, cpu)]
             }
             Self::TcpBulk4 => vec![(Figure::TcpBulk4, bulk(topology, 4, duration)?.gigabits_per_second())],
+            Self::TcpBulkMtu => {
+                let _narrow = topology.narrow()?;
+                let before = topology.wire_count()?;
+                let bulk = bulk(topology, 1, duration)?;
+                let wire = topology.wire_count()?.since(before);
+                let mean = wire.bytes / wire.packets.max(1);
+                ensure!(mean <= WIRE_FRAME, "the wire carried frames of {mean} bytes in the mean");
+                vec![(Figure::TcpBulkMtu, bulk.gigabits_per_second())]
+            }
             Self::Udp64 => {
                 let busy = Busy::start()?;
                 let datagrams = datagrams(topology, 64, Receiver::Sleeps, duration)?;
@@ -164,6 +189,12 @@ impl Row {
                 ensure!(received > 0, "none of {sent} flows arrived");
                 let loss = percent(sent - received, sent);
                 vec![(Figure::UdpFlows, flows.per_second()), (Figure::UdpFlowsLoss, loss)]
+            }
+            Self::Receive => {
+                let overflows = topology.receiver_overflows()?;
+                let datagrams = load::injected(path, topology.entrance(), duration)?;
+                check_loss(&datagrams, topology.receiver_overflows()? - overflows)?;
+                rate_and_loss(&datagrams, [Figure::Receive, Figure::ReceiveLoss])
             }
         })
     }
@@ -210,6 +241,11 @@ fn check_datagrams(
         "a datagram has {mean} bytes on the wire, but should have {expected}: it did not go as {} says",
         topology.kind()
     );
+    check_loss(datagrams, overflows)
+}
+
+/// Every datagram came in, or was counted where it was lost.
+fn check_loss(datagrams: &Datagrams, overflows: u64) -> Result<()> {
     let missing = datagrams.sent - datagrams.received.min(datagrams.sent);
     ensure!(
         missing <= overflows + STRAY_PACKETS,

@@ -1,0 +1,204 @@
+//! The receiving side alone: frames handed to an interface as an XDP driver hands them over, from memory.
+//!
+//! `BPF_PROG_RUN` with live frames (Linux 5.18) has the kernel make frames of a page and pass them on as a driver with
+//! XDP does after its program said `XDP_PASS`: the stack of the interface sees them in batches, as from a NIC.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::net::if_::if_nametoindex;
+
+use super::{
+    Path, WARM_UP,
+    datagrams::{self, Datagrams, Receiver},
+    port,
+    seat::{Seat, join, spawn},
+};
+use crate::{netns::Netns, probe};
+
+/// Where frames come in.
+#[derive(Clone, Copy)]
+pub struct Entrance<'a> {
+    pub netns: &'a Netns,
+    pub interface: &'a str,
+}
+
+const PAYLOAD: usize = 64;
+/// In one system call.
+const BURST: u32 = 8192;
+/// The kernel's batches, as NAPI's.
+const BATCH: u32 = 64;
+const SEEN: Duration = Duration::from_secs(3);
+
+/// Datagrams of 64 bytes from `path.from`, as they come to the entrance on their way to `path.to`, again and again.
+pub fn injected(path: Path<'_>, entrance: Entrance<'_>, duration: Duration) -> Result<Datagrams> {
+    let receiver = datagrams::receiver(path)?;
+    let frame = template(path, entrance)?;
+    let driver = Driver::load()?;
+    let pass = |duration| {
+        let done = &AtomicBool::new(false);
+        thread::scope(|scope| {
+            let (receiver, driver, frame) = (&receiver, &driver, &frame);
+            let receiving = spawn(scope, Seat::Second, path.to.netns(), move || {
+                datagrams::receive(receiver, PAYLOAD, Receiver::Polls, done)
+            });
+            let sending = spawn(scope, Seat::First, entrance.netns, move || {
+                driver.inject(entrance.interface, frame, duration)
+            });
+            let sent = join(sending);
+            done.store(true, Ordering::Relaxed);
+            let (received, elapsed) = join(receiving)?;
+            anyhow::Ok(Datagrams { sent: sent?, received, elapsed })
+        })
+    };
+    pass(WARM_UP)?;
+    let measured = pass(duration)?;
+    ensure!(measured.received > 1, "none of {} injected frames arrived", measured.sent);
+    Ok(measured)
+}
+
+/// A datagram as it comes to the entrance, without the checksums that a sending device would have filled in.
+fn template(path: Path<'_>, entrance: Entrance<'_>) -> Result<Vec<u8>> {
+    let tap = probe::Tap::open(entrance.netns, entrance.interface)?;
+    let sender = path.from.netns().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    let target = SocketAddrV4::new(path.to.ip(), port::DATAGRAMS);
+    let payload = [0x5a; PAYLOAD];
+    let deadline = Instant::now() + SEEN;
+    while Instant::now() < deadline {
+        sender.send_to(&payload, target).with_context(|| format!("no way to {target}"))?;
+        while let Some(mut frame) = tap.next()? {
+            if frame.ends_with(&payload) {
+                clear_checksums(&mut frame)?;
+                return Ok(frame);
+            }
+        }
+    }
+    bail!("no datagram to {target} came by {} of {}", entrance.interface, entrance.netns.name())
+}
+
+/// 0 is no checksum, for UDP over IPv4 (RFC 768).
+fn clear_checksums(frame: &mut [u8]) -> Result<()> {
+    const UDP: usize = 14 + 20;
+    const ENVELOPE: usize = 50;
+    const CHECKSUM: usize = 6;
+    let headers = frame.len() - PAYLOAD;
+    let at = match headers.checked_sub(UDP + 8) {
+        Some(0) => vec![UDP],
+        Some(ENVELOPE) => vec![UDP, ENVELOPE + UDP],
+        _ => bail!("a datagram with {headers} bytes of headers"),
+    };
+    for udp in at {
+        frame[udp + CHECKSUM..udp + CHECKSUM + 2].fill(0);
+    }
+    Ok(())
+}
+
+/// An XDP program that says `XDP_PASS`.
+struct Driver(OwnedFd);
+
+/// The beginning of `union bpf_attr` for `BPF_PROG_LOAD`.
+#[repr(C)]
+struct Load {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+}
+
+/// The member `test` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+}
+
+/// `struct xdp_md`.
+#[repr(C)]
+#[derive(Default)]
+struct XdpContext {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+impl Driver {
+    fn load() -> Result<Self> {
+        /// `enum bpf_cmd`, `enum bpf_prog_type`.
+        const PROG_LOAD: libc::c_long = 5;
+        const XDP: u32 = 6;
+        /// `r0 = XDP_PASS; exit`, eight bytes an instruction.
+        const PROGRAM: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
+        let mut attr = Load {
+            prog_type: XDP,
+            insn_cnt: 2,
+            insns: PROGRAM.as_ptr() as u64,
+            license: c"GPL".as_ptr() as u64,
+        };
+        let fd = bpf(PROG_LOAD, &mut attr).context("cannot load an XDP program")?;
+        // SAFETY: a fresh descriptor that nobody else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// From the thread that is in the interface's namespace; how many frames.
+    fn inject(&self, interface: &str, frame: &[u8], duration: Duration) -> Result<u64> {
+        /// `enum bpf_cmd`; `BPF_F_TEST_XDP_LIVE_FRAMES`.
+        const PROG_RUN: libc::c_long = 10;
+        const LIVE_FRAMES: u32 = 1 << 1;
+        let size = u32::try_from(frame.len())?;
+        let context = XdpContext {
+            data_end: size,
+            ingress_ifindex: if_nametoindex(interface).with_context(|| format!("no {interface}"))?,
+            ..XdpContext::default()
+        };
+        let (start, mut sent) = (Instant::now(), 0);
+        while start.elapsed() < duration {
+            let mut attr = TestRun {
+                prog_fd: self.0.as_raw_fd().cast_unsigned(),
+                data_size_in: size,
+                data_in: frame.as_ptr() as u64,
+                repeat: BURST,
+                ctx_size_in: u32::try_from(size_of_val(&context))?,
+                ctx_in: (&raw const context) as u64,
+                flags: LIVE_FRAMES,
+                batch_size: BATCH,
+                ..TestRun::default()
+            };
+            bpf(PROG_RUN, &mut attr).with_context(|| format!("cannot inject frames at {interface}"))?;
+            sent += u64::from(BURST);
+        }
+        Ok(sent)
+    }
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: `attr` is a prefix of `union bpf_attr` of the size given, and what it points at outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    match i32::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
