@@ -41,7 +41,7 @@ const SEEN: Duration = Duration::from_secs(3);
 pub fn injected(path: Path<'_>, entrance: Entrance<'_>, duration: Duration) -> Result<Datagrams> {
     let receiver = datagrams::receiver(path)?;
     let frame = template(path, entrance)?;
-    let driver = Driver::load()?;
+    let driver = Driver::load(&frame)?;
     let pass = |duration| {
         let done = &AtomicBool::new(false);
         thread::scope(|scope| {
@@ -100,7 +100,8 @@ fn clear_checksums(frame: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// An XDP program that says `XDP_PASS`.
+/// An XDP program that fills in the frame and says `XDP_PASS`. The kernel uses the pages of frames again as those before
+/// it have left them: decapsulated, routed, their hop counts lower.
 struct Driver(OwnedFd);
 
 /// The beginning of `union bpf_attr` for `BPF_PROG_LOAD`.
@@ -146,16 +147,15 @@ struct XdpContext {
 }
 
 impl Driver {
-    fn load() -> Result<Self> {
+    fn load(frame: &[u8]) -> Result<Self> {
         /// `enum bpf_cmd`, `enum bpf_prog_type`.
         const PROG_LOAD: libc::c_long = 5;
         const XDP: u32 = 6;
-        /// `r0 = XDP_PASS; exit`, eight bytes an instruction.
-        const PROGRAM: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
+        let program = program(frame)?;
         let mut attr = Load {
             prog_type: XDP,
-            insn_cnt: 2,
-            insns: PROGRAM.as_ptr() as u64,
+            insn_cnt: u32::try_from(program.len())?,
+            insns: program.as_ptr() as u64,
             license: c"GPL".as_ptr() as u64,
         };
         let fd = bpf(PROG_LOAD, &mut attr).context("cannot load an XDP program")?;
@@ -192,6 +192,44 @@ impl Driver {
         }
         Ok(sent)
     }
+}
+
+/// Instructions as the kernel takes them: code, registers, offset and immediate value in eight bytes.
+fn program(frame: &[u8]) -> Result<Vec<u64>> {
+    /// Opcodes (RFC 9669): load and store of 4, 2 and 1 bytes, and the rest of what is needed.
+    const LOAD: u8 = 0x61;
+    const STORE: [(usize, u8); 3] = [(4, 0x62), (2, 0x6a), (1, 0x72)];
+    const MOVE: u8 = 0xb7;
+    const COPY: u8 = 0xbf;
+    const ADD: u8 = 0x07;
+    const IF_ABOVE: u8 = 0x2d;
+    const EXIT: u8 = 0x95;
+    const XDP_PASS: i32 = 2;
+    let instruction = |code: u8, [target, source]: [u8; 2], offset: usize, value: i32| -> Result<u64> {
+        let [low, high] = i16::try_from(offset)?.to_le_bytes();
+        let [a, b, c, d] = value.to_le_bytes();
+        Ok(u64::from_le_bytes([code, target | source << 4, low, high, a, b, c, d]))
+    };
+    let (mut stores, mut at) = (Vec::new(), 0);
+    while at < frame.len() {
+        let rest = &frame[at..];
+        let (size, code) = STORE.into_iter().find(|(size, _)| *size <= rest.len()).context("a store")?;
+        let mut value = [0; 4];
+        value[..size].copy_from_slice(&rest[..size]);
+        stores.push(instruction(code, [2, 0], at, i32::from_le_bytes(value))?);
+        at += size;
+    }
+    let mut program = vec![
+        instruction(MOVE, [0, 0], 0, XDP_PASS)?,
+        instruction(LOAD, [2, 1], 0, 0)?,
+        instruction(LOAD, [3, 1], 4, 0)?,
+        instruction(COPY, [4, 2], 0, 0)?,
+        instruction(ADD, [4, 0], 0, i32::try_from(frame.len())?)?,
+        instruction(IF_ABOVE, [4, 3], stores.len(), 0)?,
+    ];
+    program.extend(stores);
+    program.push(instruction(EXIT, [0, 0], 0, 0)?);
+    Ok(program)
 }
 
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
