@@ -62,7 +62,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Datagrams of `size` bytes for `duration`, after a warm-up that counts nothing.
 pub fn datagrams(path: Path<'_>, size: usize, receiver: Receiver, duration: Duration) -> Result<Datagrams> {
     let manner = receiver;
-    let receiver = self::receiver(path)?;
+    let receiver = path.to.netns().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port::DATAGRAMS)))?;
+    let receiver = receiver.context("cannot take the port for datagrams")?;
+    receiver.set_read_timeout(Some(PAUSE))?;
+    // What overflows here says something about the receiver's turn on its processor, and nothing about the path.
+    setsockopt(&receiver, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("the receive buffer")?;
     let sender = path.from.netns().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
     let sender = sender.context("cannot open a UDP socket")?;
     let target = SocketAddrV4::new(path.to.ip(), port::DATAGRAMS);
@@ -72,16 +76,6 @@ pub fn datagrams(path: Path<'_>, size: usize, receiver: Receiver, duration: Dura
     let measured = sockets.pass(path, duration)?;
     ensure!(measured.received > 1, "none of {} datagrams to {target} arrived", measured.sent);
     Ok(measured)
-}
-
-/// The socket where datagrams arrive.
-pub(super) fn receiver(path: Path<'_>) -> Result<UdpSocket> {
-    let receiver = path.to.netns().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port::DATAGRAMS)))?;
-    let receiver = receiver.context("cannot take the port for datagrams")?;
-    receiver.set_read_timeout(Some(PAUSE))?;
-    // What overflows here says something about the receiver's turn on its processor, and nothing about the path.
-    setsockopt(&receiver, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("the receive buffer")?;
-    Ok(receiver)
 }
 
 struct Sockets {
@@ -127,12 +121,7 @@ fn send(socket: &UdpSocket, size: usize, duration: Duration) -> Result<u64> {
 }
 
 /// Until `done` and quiet: how many came, and from the first to the last.
-pub(super) fn receive(
-    socket: &UdpSocket,
-    size: usize,
-    manner: Receiver,
-    done: &AtomicBool,
-) -> Result<(u64, Duration)> {
+fn receive(socket: &UdpSocket, size: usize, manner: Receiver, done: &AtomicBool) -> Result<(u64, Duration)> {
     let flags = match manner {
         Receiver::Sleeps => libc::MSG_WAITFORONE,
         Receiver::Polls => libc::MSG_DONTWAIT,

@@ -15,8 +15,9 @@ use anyhow::{Context, Result};
 use super::{
     Path,
     seat::{Seat, sit},
+    sink::{FIRST_PORT, Sink},
 };
-use crate::{netns::Netns, probe::Host};
+use crate::probe::Host;
 
 /// What was sent.
 #[derive(Debug, Clone, Copy)]
@@ -33,9 +34,6 @@ impl Flood {
 }
 
 const BATCH: u16 = 64;
-/// A socket is good for a flow to each port from here on, beyond those that policies of the benchmarks name; then comes
-/// another one with a port of its own.
-const FIRST_PORT: u16 = super::PORTS.1 + 1;
 
 /// Sends from `from` to `to` until `done`, at most so many flows a second.
 pub fn flood(from: &(dyn Host + Sync), to: Ipv4Addr, per_second: u64, done: &AtomicBool) -> Result<Flood> {
@@ -71,38 +69,13 @@ pub fn new_flows(path: Path<'_>, most: u64, duration: Duration) -> Result<NewFlo
     Ok(NewFlows { sent, received: sink.close()? })
 }
 
-/// Counts what comes to the ports of a flood, and has nobody answer.
-struct Sink<'a>(&'a Netns);
-
-impl<'a> Sink<'a> {
-    fn open(netns: &'a Netns) -> Result<Self> {
-        let sink = Self(netns);
-        sink.nft("add table ip sink")?;
-        sink.nft("add chain ip sink first { type filter hook prerouting priority raw; }")?;
-        sink.nft(&format!("add rule ip sink first udp dport >= {FIRST_PORT} counter drop"))?;
-        Ok(sink)
-    }
-
-    /// How many there were.
-    fn close(self) -> Result<u64> {
-        let listing = self.nft("list chain ip sink first")?;
-        let mut words = listing.split_whitespace().skip_while(|word| *word != "packets");
-        let count = words.nth(1).and_then(|word| word.parse().ok());
-        self.nft("delete table ip sink")?;
-        count.with_context(|| format!("nft counts nothing: {listing}"))
-    }
-
-    fn nft(&self, line: &str) -> Result<String> {
-        self.0.cmd("nft").arg(line).run()
-    }
-}
-
 /// Sends flow after flow as long as `goes_on` of what was sent.
 fn send(to: Ipv4Addr, goes_on: impl Fn(Flood) -> bool) -> Result<Flood> {
     sit(Seat::First)?;
     let mut datagrams = Datagrams::new(to);
     let (start, mut flows) = (Instant::now(), 0);
     loop {
+        // Good for a flow to each port; then comes another one with a port of its own.
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot open a UDP socket")?;
         for first in (FIRST_PORT..=u16::MAX - BATCH).step_by(BATCH.into()) {
             flows += datagrams.send(&socket, first)?;

@@ -7,8 +7,6 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -16,10 +14,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::net::if_::if_nametoindex;
 
 use super::{
-    Path, WARM_UP,
-    datagrams::{self, Datagrams, Receiver},
-    port,
-    seat::{Seat, join, spawn},
+    Datagrams, Path, WARM_UP,
+    seat::{Seat, sit},
+    sink::{FIRST_PORT, Sink},
 };
 use crate::{netns::Netns, probe};
 
@@ -31,44 +28,36 @@ pub struct Entrance<'a> {
 }
 
 const PAYLOAD: usize = 64;
-/// In one system call.
-const BURST: u32 = 8192;
+/// In one system call, which takes milliseconds to prepare.
+const BURST: u32 = 1 << 16;
 /// The kernel's batches, as NAPI's.
 const BATCH: u32 = 64;
 const SEEN: Duration = Duration::from_secs(3);
 
-/// Datagrams of 64 bytes from `path.from`, as they come to the entrance on their way to `path.to`, again and again.
+/// A datagram of 64 bytes from `path.from`, as it comes to the entrance on its way to `path.to`, again and again. They end
+/// behind the receiver's interface.
 pub fn injected(path: Path<'_>, entrance: Entrance<'_>, duration: Duration) -> Result<Datagrams> {
-    let receiver = datagrams::receiver(path)?;
     let frame = template(path, entrance)?;
     let driver = Driver::load(&frame)?;
-    let pass = |duration| {
-        let done = &AtomicBool::new(false);
-        thread::scope(|scope| {
-            let (receiver, driver, frame) = (&receiver, &driver, &frame);
-            let receiving = spawn(scope, Seat::Second, path.to.netns(), move || {
-                datagrams::receive(receiver, PAYLOAD, Receiver::Polls, done)
-            });
-            let sending = spawn(scope, Seat::First, entrance.netns, move || {
-                driver.inject(entrance.interface, frame, duration)
-            });
-            let sent = join(sending);
-            done.store(true, Ordering::Relaxed);
-            let (received, elapsed) = join(receiving)?;
-            anyhow::Ok(Datagrams { sent: sent?, received, elapsed })
-        })
+    let inject = |duration| {
+        entrance.netns.run(|| {
+            sit(Seat::First)?;
+            driver.inject(entrance.interface, &frame, duration)
+        })?
     };
-    pass(WARM_UP)?;
-    let measured = pass(duration)?;
-    ensure!(measured.received > 1, "none of {} injected frames arrived", measured.sent);
-    Ok(measured)
+    inject(WARM_UP)?;
+    let sink = Sink::open(path.to.netns())?;
+    let (sent, elapsed) = inject(duration)?;
+    let received = sink.close()?;
+    ensure!(received > 0, "none of {sent} injected frames arrived");
+    Ok(Datagrams { sent, received, elapsed })
 }
 
 /// A datagram as it comes to the entrance, without the checksums that a sending device would have filled in.
 fn template(path: Path<'_>, entrance: Entrance<'_>) -> Result<Vec<u8>> {
     let tap = probe::Tap::open(entrance.netns, entrance.interface)?;
     let sender = path.from.netns().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
-    let target = SocketAddrV4::new(path.to.ip(), port::DATAGRAMS);
+    let target = SocketAddrV4::new(path.to.ip(), FIRST_PORT);
     let payload = [0x5a; PAYLOAD];
     let deadline = Instant::now() + SEEN;
     while Instant::now() < deadline {
@@ -132,6 +121,8 @@ struct TestRun {
     flags: u32,
     cpu: u32,
     batch_size: u32,
+    /// The kernel insists on zero.
+    _pad: u32,
 }
 
 /// `struct xdp_md`.
@@ -163,8 +154,8 @@ impl Driver {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// From the thread that is in the interface's namespace; how many frames.
-    fn inject(&self, interface: &str, frame: &[u8], duration: Duration) -> Result<u64> {
+    /// From the thread that is in the interface's namespace; how many frames, and how long it took.
+    fn inject(&self, interface: &str, frame: &[u8], duration: Duration) -> Result<(u64, Duration)> {
         /// `enum bpf_cmd`; `BPF_F_TEST_XDP_LIVE_FRAMES`.
         const PROG_RUN: libc::c_long = 10;
         const LIVE_FRAMES: u32 = 1 << 1;
@@ -190,7 +181,7 @@ impl Driver {
             bpf(PROG_RUN, &mut attr).with_context(|| format!("cannot inject frames at {interface}"))?;
             sent += u64::from(BURST);
         }
-        Ok(sent)
+        Ok((sent, start.elapsed()))
     }
 }
 

@@ -11,6 +11,7 @@ mod flood;
 mod inject;
 mod round_trips;
 mod seat;
+mod sink;
 mod steady;
 
 use std::time::Duration;
