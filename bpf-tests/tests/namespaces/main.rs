@@ -22,6 +22,7 @@ mod outside;
 mod overlay;
 mod policy;
 mod repair;
+mod resize;
 mod security;
 mod stage;
 mod vxlan;
