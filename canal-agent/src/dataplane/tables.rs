@@ -233,8 +233,12 @@ impl Tables for KernelTables {
     }
 
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), MapError> {
-        let Generation { generation } = self.generations.get(&endpoint, 0)?;
-        self.generations.set(endpoint, Generation { generation: generation.wrapping_add(1) }, 0)
+        let generation = match self.generations.get(&endpoint, 0)?.generation {
+            // Flows outlive a table that was replaced by an empty one, and must not find here what they found there.
+            0 => rand::random_range(1..=u32::MAX),
+            last => last.wrapping_add(1),
+        };
+        self.generations.set(endpoint, Generation { generation }, 0)
     }
 
     fn write_endpoint(&mut self, addr: Ipv4Addr, endpoint: Endpoint) -> Result<(), MapError> {
