@@ -25,6 +25,7 @@ mod repair;
 mod resize;
 mod security;
 mod stage;
+mod to_host;
 mod vxlan;
 
 use std::time::Duration;
