@@ -73,7 +73,12 @@ pub trait Host {
     }
 
     fn serve_udp(&self, port: u16) -> Result<UdpEcho> {
-        UdpEcho::start(self.netns(), port)
+        self.serve_udp_at(Ipv4Addr::UNSPECIFIED, port)
+    }
+
+    /// On one address of several, from which the answers come then.
+    fn serve_udp_at(&self, address: Ipv4Addr, port: u16) -> Result<UdpEcho> {
+        UdpEcho::start(self.netns(), SocketAddrV4::new(address, port))
     }
 
     /// Sends `count` datagrams one after another, and counts those that come back unharmed.

@@ -27,10 +27,10 @@ pub struct UdpEcho {
 }
 
 impl UdpEcho {
-    pub(super) fn start(netns: &Netns, port: u16) -> Result<Self> {
+    pub(super) fn start(netns: &Netns, at: SocketAddrV4) -> Result<Self> {
         let socket = netns
-            .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?
-            .with_context(|| format!("cannot take UDP port {port} in {}", netns.name()))?;
+            .run(|| UdpSocket::bind(at))?
+            .with_context(|| format!("cannot take UDP {at} in {}", netns.name()))?;
         socket.set_read_timeout(Some(LOOK))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);

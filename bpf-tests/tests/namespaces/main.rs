@@ -22,8 +22,10 @@ mod outside;
 mod overlay;
 mod policy;
 mod repair;
+mod resize;
 mod security;
 mod stage;
+mod to_host;
 mod vxlan;
 
 use std::time::Duration;

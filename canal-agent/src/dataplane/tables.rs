@@ -22,7 +22,6 @@ use canal_common::{
     policy::{Class, Hits, MAX_ROWS, MAX_SETS, Row, RowRef, Verdict},
 };
 use ipnet::Ipv4Net;
-use rand::Rng as _;
 
 /// `BPF_F_INNER_MAP`: sets differ in size (Linux 5.10).
 const INNER_MAP: u32 = 1 << 12;
@@ -234,9 +233,9 @@ impl Tables for KernelTables {
     }
 
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), MapError> {
-        // The first one of a table is none that a flow judged by an earlier table can carry, or nearly so.
         let generation = match self.generations.get(&endpoint, 0)?.generation {
-            0 => rand::rng().random_range(1..=u32::MAX),
+            // Flows outlive a table that was replaced by an empty one, and must not find here what they found there.
+            0 => rand::random_range(1..=u32::MAX),
             last => last.wrapping_add(1),
         };
         self.generations.set(endpoint, Generation { generation }, 0)
