@@ -160,6 +160,11 @@ impl Topology {
 
     /// Has the nodes' connection tracking begin anew, so that what it holds of earlier flows does not fill it.
     pub fn forget_flows(&self) -> Result<()> {
+        if matches!(self.kind, Kind::Felix { .. }) {
+            for node in self.world.iter().flat_map(World::nodes) {
+                node.netns().cmd("conntrack -F").run()?;
+            }
+        }
         Ok(())
     }
 

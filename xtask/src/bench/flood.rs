@@ -16,7 +16,8 @@ use bpf_tests::{
 
 use super::{
     figures::Summary,
-    study::{Finding, Study, Target},
+    study::{Finding, Study},
+    target::Limit,
 };
 
 const FLOWS_PER_SECOND: u64 = 200_000;
@@ -74,7 +75,7 @@ type Quantity = (&'static str, &'static str, fn(&Steady) -> f64, bool);
 
 fn findings(floods: &[Flood], states: [(&str, &[Steady]); 2]) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let mut add = |what: String, unit: &str, readings: Vec<f64>, target: Option<Target>| -> Result<()> {
+    let mut add = |what: String, unit: &str, readings: Vec<f64>, target: Option<Limit>| -> Result<()> {
         let summary = Summary::of(&readings).context("no round was measured")?;
         findings.push(Finding { study: Study::Flood, what, unit: unit.to_owned(), summary, target });
         Ok(())
@@ -82,7 +83,7 @@ fn findings(floods: &[Flood], states: [(&str, &[Steady]); 2]) -> Result<Vec<Find
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let least = FLOWS_PER_SECOND as f64 * TOLERANCE;
     let rates = floods.iter().map(Flood::per_second).collect();
-    add("new flows of the flood".to_owned(), "1/s", rates, Some(Target::AtLeast(least)))?;
+    add("new flows of the flood".to_owned(), "1/s", rates, Some(Limit::AtLeast(least)))?;
     let quantities: [Quantity; 8] = [
         ("UDP datagrams lost", "%", |s| percent(s.udp_lost, s.udp_lost + count(&s.udp)), true),
         ("TCP segments sent again", "%", |s| percent(s.tcp_retransmitted, count(&s.tcp)), true),
@@ -95,7 +96,7 @@ fn findings(floods: &[Flood], states: [(&str, &[Steady]); 2]) -> Result<Vec<Find
     ];
     for (what, unit, reading, is_loss) in quantities {
         for (state, steady) in states {
-            let target = is_loss.then_some(Target::AtMost(0.0));
+            let target = is_loss.then_some(Limit::AtMost(0.0));
             add(format!("{what}, {state}"), unit, steady.iter().map(reading).collect(), target)?;
         }
     }

@@ -7,25 +7,22 @@ mod figures;
 mod flood;
 mod hooks;
 mod machine;
+mod plan;
+mod plot;
 mod progress;
 mod report;
+mod results;
 mod row;
 mod study;
+mod target;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
-use bpf_tests::topology::{Build, Kind, Topology};
+use anyhow::{Context as _, Result};
+use bpf_tests::topology::Topology;
 
 use self::{
-    figures::Figures,
-    machine::Quietness,
-    progress::Progress,
-    row::Row,
-    study::{Finding, Study},
+    figures::Figures, machine::Quietness, plan::Plan, progress::Progress, report::Report, study::Finding,
 };
 use crate::{
     object::{self, Profile},
@@ -53,70 +50,6 @@ pub(crate) struct BenchArguments {
     no_build: bool,
 }
 
-/// Without `--only`.
-const TOPOLOGIES: [Kind; 5] = [
-    Kind::Bare,
-    Kind::Routed,
-    Kind::Vxlan,
-    Kind::Felix { rules: 10 },
-    Kind::Canal { rules: 10, build: Build::Own },
-];
-
-/// What to measure, and for how long.
-struct Plan {
-    topologies: Vec<Kind>,
-    rows: Vec<Row>,
-    studies: Vec<Study>,
-    rounds: usize,
-    duration: Duration,
-    quick: bool,
-}
-
-impl Plan {
-    fn new(arguments: &BenchArguments) -> Result<Self> {
-        let (mut topologies, mut rows, mut studies) = (Vec::new(), Vec::new(), Vec::new());
-        for name in arguments.only.iter().map(|name| name.trim()) {
-            if let Some(row) = Row::ALL.iter().find(|row| row.name() == name) {
-                rows.push(*row);
-            } else if let Some(study) = Study::ALL.iter().find(|study| study.name() == name) {
-                studies.push(*study);
-            } else {
-                let known = Row::ALL.iter().map(|row| row.name()).chain(Study::ALL.map(Study::name));
-                let known: Vec<_> = known.collect();
-                let context = || format!("{name:?} is no row and no study ({})", known.join(", "));
-                topologies.push(name.parse().with_context(context)?);
-            }
-        }
-        let only_studies = !studies.is_empty() && rows.is_empty() && topologies.is_empty();
-        if arguments.only.is_empty() {
-            studies.extend(Study::ALL);
-        }
-        if topologies.is_empty() && !only_studies {
-            topologies.extend(TOPOLOGIES);
-        }
-        if arguments.against.is_some() {
-            let others = topologies.iter().filter_map(|kind| match kind {
-                Kind::Canal { rules, .. } => Some(Kind::Canal { rules: *rules, build: Build::Other }),
-                _ => None,
-            });
-            topologies.extend(others.collect::<Vec<_>>());
-        }
-        if rows.is_empty() && !only_studies {
-            rows.extend(Row::ALL);
-        }
-        let quick = arguments.quick;
-        let (rounds, duration) =
-            if quick { (5, Duration::from_millis(700)) } else { (9, Duration::from_secs(2)) };
-        let rounds = arguments.rounds.unwrap_or(rounds);
-        ensure!(rounds > 0, "--rounds must be at least 1");
-        Ok(Self { topologies, rows, studies, rounds, duration, quick })
-    }
-
-    fn samples(&self) -> usize {
-        self.topologies.len() * self.rows.len() * self.rounds
-    }
-}
-
 pub(crate) fn bench(workspace: &Workspace, arguments: &BenchArguments) -> Result<()> {
     let plan = Plan::new(arguments)?;
     setup::require(workspace, &[Purpose::Build, Purpose::Bench])?;
@@ -127,20 +60,29 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &BenchArguments) -> Result
     let topologies = build(&plan, arguments.against.as_deref())?;
     let quietness = Quietness::start()?;
     let figures = measure(&plan, &topologies)?;
-    let hooks = topologies.iter().map(|t| hooks::cost(t, plan.duration)).collect::<Result<Vec<_>>>()?;
+    let hooked = topologies.iter().filter(|topology| plan.shows_hooks(topology.kind()));
+    let hooks = hooked.map(|t| hooks::cost(t, plan.duration)).collect::<Result<Vec<_>>>()?;
     let hooks: Vec<_> = hooks.into_iter().flatten().collect();
     let studies = plan.studies.iter().map(|study| study.measure(workspace, plan.quick));
     let findings: Vec<Finding> = studies.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     let others = quietness.others()?;
-    report::Report {
+    let report = Report {
         plan: &plan,
         topologies: &topologies,
         figures: &figures,
         hooks: &hooks,
         findings: &findings,
         others,
-    }
-    .publish(workspace)
+    };
+    report.show()?;
+    let folder = if plan.is_full {
+        workspace.root().join("bpf-tests/benches")
+    } else {
+        workspace.target().join("bench")
+    };
+    report.keep(&folder, workspace.root())?;
+    run::say(format!("written: {}", folder.join("RESULTS.md").display()));
+    Ok(())
 }
 
 fn build(plan: &Plan, other: Option<&Path>) -> Result<Vec<Topology>> {
@@ -162,6 +104,9 @@ fn measure(plan: &Plan, topologies: &[Topology]) -> Result<Figures> {
                 // Each topology comes first as often as last.
                 let topology = &topologies[(step + round) % topologies.len()];
                 let kind = topology.kind();
+                if !plan.takes(*row, kind) {
+                    continue;
+                }
                 progress.next(&format!("round {} of {}: {} on {kind}", round + 1, plan.rounds, row.name()));
                 let readings = row
                     .measure(topology, plan.duration)
@@ -171,37 +116,4 @@ fn measure(plan: &Plan, topologies: &[Topology]) -> Result<Figures> {
         }
     }
     Ok(figures)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn arguments(only: &[&str]) -> BenchArguments {
-        let only = only.iter().map(ToString::to_string).collect();
-        BenchArguments { quick: true, only, rounds: None, against: None, no_build: false }
-    }
-
-    #[test]
-    fn only_names_rows_and_topologies_and_what_is_not_named_stays_whole() {
-        let plan = Plan::new(&arguments(&["udp_64", "C(1000)"])).unwrap();
-        assert_eq!(plan.topologies, [Kind::Canal { rules: 1000, build: Build::Own }]);
-        assert_eq!(plan.rows.iter().map(|row| row.name()).collect::<Vec<_>>(), ["udp_64"]);
-        assert_eq!(plan.studies, []);
-        assert_eq!(Plan::new(&arguments(&["rtt"])).unwrap().topologies, TOPOLOGIES);
-    }
-
-    #[test]
-    fn studies_need_no_topologies_and_all_are_made_when_nothing_is_named() {
-        let plan = Plan::new(&arguments(&["scale", "flood"])).unwrap();
-        assert_eq!((plan.samples(), plan.studies), (0, vec![Study::Scale, Study::Flood]));
-        let plan = Plan::new(&arguments(&[])).unwrap();
-        assert_eq!((plan.studies, plan.topologies), (Study::ALL.to_vec(), TOPOLOGIES.to_vec()));
-    }
-
-    #[test]
-    fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
-        let error = format!("{:#}", Plan::new(&arguments(&["udp_65"])).err().unwrap());
-        assert!(error.contains("udp_65") && error.contains("udp_64") && error.contains("K0"), "{error}");
-    }
 }

@@ -1,21 +1,17 @@
-//! Owns: how a run is shown and kept: a table for people, `results.json` for scripts.
+//! Owns: how a run is shown in a terminal.
 
-use std::{fs, path::PathBuf};
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bpf_tests::topology::{Kind, Topology};
 use comfy_table::{CellAlignment, Table, presets};
-use serde_json::{Value, json};
 
 use super::{
     Plan,
     figures::Figures,
     hooks::HookCost,
-    machine,
     row::Figure,
-    study::{Finding, Target},
+    study::Finding,
+    target::{self, Limit, Outcome},
 };
-use crate::{run, workspace::Workspace};
 
 pub(super) struct Report<'a> {
     pub(super) plan: &'a Plan,
@@ -27,15 +23,16 @@ pub(super) struct Report<'a> {
     pub(super) others: f64,
 }
 
-/// What everything is compared with, where it was measured.
-const BASES: [(&str, Kind); 2] = [("K0", Kind::Vxlan), ("L", Kind::Bare)];
+/// What everything is compared with, where it was measured; the names are those of the members in JSON, too.
+pub(super) const BASES: [(&str, Kind); 3] =
+    [("K10", Kind::Felix { rules: 10 }), ("K0", Kind::Vxlan), ("L", Kind::Bare)];
 /// Above this the machine was busy with something else.
 const DISTURBED: f64 = 0.05;
 /// Percent of the datagrams.
 const NOTABLE_LOSS: f64 = 1.0;
 
 impl Report<'_> {
-    pub(super) fn publish(&self, workspace: &Workspace) -> Result<()> {
+    pub(super) fn show(&self) -> Result<()> {
         if !self.figures.names().is_empty() {
             println!("{}", self.table());
         }
@@ -45,21 +42,23 @@ impl Report<'_> {
         if !self.hooks.is_empty() {
             println!("{}", self.hook_table());
         }
+        let outcomes = target::outcomes(self.figures);
+        if !outcomes.is_empty() {
+            println!("{}", outcome_table(&outcomes));
+        }
         for note in self.notes()? {
             println!("{note}");
         }
-        let file = self.write(workspace)?;
-        run::say(format!("written: {}", file.display()));
         Ok(())
     }
 
     fn table(&self) -> Table {
-        let mut table = table(&["", "topology", "median", "min – max", "", "to K0", "to L"]);
+        let mut table = table(&["", "topology", "median", "min – max", "", "to K(10)", "to K0", "to L"]);
         for figure in self.figures.names().into_iter().filter(|figure| figure.compares()) {
             let mut title = figure.sentence();
             for kind in &self.plan.topologies {
                 let Some(summary) = self.figures.summary(figure, *kind) else { continue };
-                let [to_k0, to_l] = BASES.map(|(_, base)| {
+                let [to_k10, to_k0, to_l] = BASES.map(|(_, base)| {
                     self.figures
                         .ratio(figure, *kind, base)
                         .map_or(String::new(), |ratio| format!("{ratio:.2}"))
@@ -70,6 +69,7 @@ impl Report<'_> {
                     number(summary.median),
                     format!("{} – {}", number(summary.min), number(summary.max)),
                     figure.unit().to_owned(),
+                    to_k10,
                     to_k0,
                     to_l,
                 ]);
@@ -98,11 +98,7 @@ impl Report<'_> {
             let Finding { study, what, unit, summary, target } = finding;
             let title = if last == Some(*study) { "" } else { study.name() };
             last = Some(*study);
-            let (sign, limit) = match target {
-                None => ("", String::new()),
-                Some(Target::AtMost(limit)) => ("≤ ", number(*limit)),
-                Some(Target::AtLeast(limit)) => ("≥ ", number(*limit)),
-            };
+            let limit = target.map_or(String::new(), limit);
             let missed = if finding.is_met() == Some(false) { ", missed" } else { "" };
             table.add_row([
                 title.to_owned(),
@@ -110,13 +106,13 @@ impl Report<'_> {
                 number(summary.median),
                 format!("{} – {}", number(summary.min), number(summary.max)),
                 unit.clone(),
-                format!("{sign}{limit}{missed}"),
+                format!("{limit}{missed}"),
             ]);
         }
         table
     }
 
-    fn notes(&self) -> Result<Vec<String>> {
+    pub(super) fn notes(&self) -> Result<Vec<String>> {
         let mut notes: Vec<_> =
             self.plan.topologies.iter().map(|kind| format!("{kind:<6} {}", kind.sentence())).collect();
         for kind in &self.plan.topologies {
@@ -142,53 +138,27 @@ impl Report<'_> {
         }
         Ok(notes)
     }
+}
 
-    fn write(&self, workspace: &Workspace) -> Result<PathBuf> {
-        let file = workspace.target().join("bench/results.json");
-        if let Some(folder) = file.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        }
-        let text = serde_json::to_string_pretty(&self.json(workspace)?).context("the results as JSON")?;
-        fs::write(&file, text + "\n").with_context(|| format!("cannot write {}", file.display()))?;
-        Ok(file)
+fn outcome_table(outcomes: &[Outcome]) -> Table {
+    let mut table = table(&["target", "", "measured", "wanted", ""]);
+    for outcome in outcomes {
+        let Outcome { target, ratio } = outcome;
+        table.add_row([
+            target.figure.sentence().to_owned(),
+            format!("{} to {}", target.of, target.to),
+            number(*ratio),
+            limit(target.limit),
+            if outcome.is_met() { String::new() } else { "missed".to_owned() },
+        ]);
     }
+    table
+}
 
-    fn json(&self, workspace: &Workspace) -> Result<Value> {
-        let mut rows = Vec::new();
-        for figure in self.figures.names() {
-            for kind in &self.plan.topologies {
-                let Some(summary) = self.figures.summary(figure, *kind) else { continue };
-                let mut row = json!({
-                    "row": figure.name(), "topology": kind.to_string(), "unit": figure.unit(),
-                    "median": summary.median, "min": summary.min, "max": summary.max,
-                });
-                for (name, base) in BASES.into_iter().filter(|_| figure.compares()) {
-                    row[format!("vs_{name}")] = json!(self.figures.ratio(figure, *kind, base));
-                }
-                rows.push(row);
-            }
-        }
-        let topologies = self.topologies.iter().map(|topology| {
-            let kind = topology.kind();
-            Ok(json!({"topology": kind.to_string(), "is": kind.sentence(), "offloads": topology.offloads()?}))
-        });
-        let hooks = self.hooks.iter().map(|cost| {
-            json!({
-                "topology": cost.topology, "traffic": cost.traffic, "hook": cost.hook,
-                "runs": cost.runs, "ns": cost.ns,
-            })
-        });
-        Ok(json!({
-            "machine": machine::describe(workspace.root()),
-            "rounds": self.plan.rounds,
-            "seconds": self.plan.duration.as_secs_f64(),
-            "other_processes": self.others,
-            "topologies": topologies.collect::<Result<Vec<_>>>()?,
-            "rows": rows,
-            "hooks": hooks.collect::<Vec<_>>(),
-            "studies": self.findings.iter().map(Finding::json).collect::<Vec<_>>(),
-        }))
-    }
+/// As people write it.
+pub(super) fn limit(limit: Limit) -> String {
+    let (sign, value) = limit.parts();
+    format!("{sign} {}", number(value))
 }
 
 fn table(headers: &[&str]) -> Table {
@@ -201,7 +171,7 @@ fn table(headers: &[&str]) -> Table {
 }
 
 /// Three digits that mean something.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),

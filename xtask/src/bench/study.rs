@@ -5,7 +5,7 @@ use std::{process::Stdio, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{figures::Summary, flood};
+use super::{figures::Summary, flood, target::Limit};
 use crate::{run, workspace::Workspace};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,23 +25,8 @@ pub(super) struct Finding {
     pub(super) what: String,
     pub(super) unit: String,
     pub(super) summary: Summary,
-    pub(super) target: Option<Target>,
-}
-
-/// What a median must not miss.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Target {
-    AtMost(f64),
-    AtLeast(f64),
-}
-
-impl Target {
-    pub(super) fn is_met(self, value: f64) -> bool {
-        match self {
-            Self::AtMost(limit) => value <= limit,
-            Self::AtLeast(limit) => value >= limit,
-        }
-    }
+    /// What the median must not miss.
+    pub(super) target: Option<Limit>,
 }
 
 impl Study {
@@ -101,7 +86,7 @@ impl Study {
             what: text("what")?,
             unit: text("unit")?,
             summary: Summary { median: number("median")?, min: number("min")?, max: number("max")? },
-            target: value["at_most"].as_f64().map(Target::AtMost),
+            target: value["at_most"].as_f64().map(Limit::AtMost),
         })
     }
 }
@@ -115,8 +100,8 @@ impl Finding {
     pub(super) fn json(&self) -> Value {
         let (name, limit) = match self.target {
             None => (None, None),
-            Some(Target::AtMost(limit)) => (Some("at most"), Some(limit)),
-            Some(Target::AtLeast(limit)) => (Some("at least"), Some(limit)),
+            Some(Limit::AtMost(limit)) => (Some("at most"), Some(limit)),
+            Some(Limit::AtLeast(limit)) => (Some("at least"), Some(limit)),
         };
         json!({
             "study": self.study.name(), "what": self.what.trim(), "unit": self.unit,

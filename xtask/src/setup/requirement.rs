@@ -271,6 +271,14 @@ pub(crate) const TABLE: &[Requirement] = &[
         otherwise: "ipset",
     },
     Requirement {
+        name: "conntrack",
+        why: "the baseline's flows, forgotten between measurements",
+        purposes: &[Bench],
+        probe: Probe::Programs(&["conntrack"]),
+        remedy: Remedy::Apt(&["conntrack"]),
+        otherwise: "conntrack",
+    },
+    Requirement {
         name: "openssl",
         why: "certificates of test clusters",
         purposes: &[Test],
