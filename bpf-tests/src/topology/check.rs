@@ -27,17 +27,18 @@ impl WireCount {
     }
 }
 
-/// A wire that segments nothing.
+/// A wire that segments nothing, between devices that aggregate what comes, as those of a network card do.
 pub struct Narrow<'a> {
     ends: Vec<(&'a Netns, &'static str)>,
 }
 
 impl Narrow<'_> {
-    fn segmentation(&self, state: &str) -> Result<()> {
+    fn set(&self, segmentation: &str, aggregation: &str) -> Result<()> {
         for (netns, device) in &self.ends {
             let features = ["tso", "gso", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"];
             let command = netns.cmd("ethtool -K").arg(device);
-            command.args(features.iter().flat_map(|feature| [*feature, state])).run()?;
+            let command = command.args(features.iter().flat_map(|feature| [*feature, segmentation]));
+            command.args(["gro", aggregation]).run()?;
         }
         Ok(())
     }
@@ -45,7 +46,7 @@ impl Narrow<'_> {
 
 impl Drop for Narrow<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.segmentation("on") {
+        if let Err(error) = self.set("on", "off") {
             eprintln!("a wire stays narrow: {error:#}");
         }
     }
@@ -79,14 +80,14 @@ impl Topology {
     }
 
     /// Has the wire carry frames of MTU size only, until what this returns is dropped: the devices on both of its ends
-    /// segment no more.
+    /// segment no more, and aggregate what comes.
     pub fn narrow(&self) -> Result<Narrow<'_>> {
         let ends = match self.nodes() {
             Some((one, two)) => vec![(one.netns(), "up0"), (two.netns(), "up0")],
             None => vec![(self.path().from.netns(), "eth0"), (self.path().to.netns(), "eth0")],
         };
         let narrow = Narrow { ends };
-        narrow.segmentation("off")?;
+        narrow.set("off", "on")?;
         Ok(narrow)
     }
 
