@@ -4,8 +4,6 @@
 //! acts on the mark. Policies with the same selector are a group, whose chain calls theirs in order while none has
 //! marked the packet, and looks once in five whether it can go home.
 
-use std::fmt::Write;
-
 use super::{
     super::policy::{Action, Peer, Policy, Protocol, Rule},
     sets,
@@ -55,12 +53,13 @@ pub(super) fn text(site: &Site, policies: &[Policy]) -> String {
         .replace("{egress}", &called(Direction::Egress))
         .replace("{profile}", &sets::name(sets::PROFILE));
     let chains = [Direction::Ingress, Direction::Egress].map(|d| chains(d, policies)).concat();
-    let (mut names, mut rules) = (String::new(), String::new());
-    for (name, list) in &chains {
-        writeln!(names, ":{name} - [0:0]").unwrap_or_default();
-        list.iter().for_each(|rule| writeln!(rules, "-A {name} {rule}").unwrap_or_default());
-    }
-    let text = fixed.replace("{policy chains}\n", &names).replace("{policy rules}\n", &rules);
+    let names: Vec<_> = chains.iter().map(|(name, _)| format!(":{name} - [0:0]\n")).collect();
+    let appended = |(name, rules): &(String, Vec<String>)| -> Vec<_> {
+        rules.iter().map(|rule| format!("-A {name} {rule}\n")).collect()
+    };
+    let rules: Vec<_> = chains.iter().flat_map(appended).collect();
+    let text =
+        fixed.replace("{policy chains}\n", &names.concat()).replace("{policy rules}\n", &rules.concat());
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines.map(|line| line.replace("%%", "% %").replace('%', COMMENT) + "\n").collect()
 }

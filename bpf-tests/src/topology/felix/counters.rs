@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cmd::Cmd, netns::Netns};
+use crate::netns::Netns;
 
 /// One rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +26,9 @@ pub struct Counters {
 impl Counters {
     /// Of every table of a namespace, or of one.
     pub fn read(netns: &Netns, table: Option<&str>) -> Result<Self> {
-        let command = netns.cmd("iptables-nft-save -c").deadline(super::LARGE);
-        Self::parse(&with_table(command, table).run()?)
+        let table = table.into_iter().flat_map(|table| ["-t", table]);
+        let command = netns.cmd("iptables-nft-save -c").args(table).deadline(super::LARGE);
+        Self::parse(&command.run()?)
     }
 
     /// Lines without counters count as unmatched.
@@ -68,13 +69,6 @@ impl Counters {
 
     fn rules_mut(&mut self) -> impl Iterator<Item = &mut Rule> {
         self.chains.values_mut().flatten()
-    }
-}
-
-fn with_table(command: Cmd, table: Option<&str>) -> Cmd {
-    match table {
-        Some(table) => command.args(["-t", table]),
-        None => command,
     }
 }
 

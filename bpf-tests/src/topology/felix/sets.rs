@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fmt::Write,
     hash::{DefaultHasher, Hash, Hasher},
     net::Ipv4Addr,
 };
@@ -27,13 +26,15 @@ pub(super) fn name(selector: &str) -> String {
 
 /// Every set, with its members.
 pub(super) fn text(site: &Site, policies: &[Policy]) -> String {
-    let mut text = String::new();
+    let mut lines = Vec::new();
     let mut set = |name: &str, kind: &str, members: &[Ipv4Addr]| {
-        writeln!(text, "create {name} {kind} family inet hashsize 1024 maxelem 1048576").unwrap_or_default();
-        members.iter().for_each(|member| writeln!(text, "add {name} {member}").unwrap_or_default());
+        lines.push(format!("create {name} {kind} family inet hashsize 1024 maxelem 1048576\n"));
+        lines.extend(members.iter().map(|member| format!("add {name} {member}\n")));
     };
     set("cali40this-host", "hash:ip", &site.own);
-    EMPTY.iter().for_each(|name| set(name, "hash:net", &[]));
+    for name in EMPTY {
+        set(name, "hash:net", &[]);
+    }
     let rules = policies.iter().flat_map(|p| p.ingress.iter().chain(&p.egress));
     let selectors = rules.filter_map(|rule| match &rule.peer {
         Some(Peer::Selector(selector)) => Some(selector.as_str()),
@@ -43,5 +44,5 @@ pub(super) fn text(site: &Site, policies: &[Policy]) -> String {
         let members = if [PROFILE, ENDS].contains(&selector) { &site.pods[..] } else { &[] };
         set(&name(selector), "hash:net", members);
     }
-    text
+    lines.concat()
 }
