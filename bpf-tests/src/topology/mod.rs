@@ -5,8 +5,8 @@
 //! | `L` | one bare veth pair: the limit of the machine |
 //! | `D` | two nodes that route plainly: no tunnel, no policy |
 //! | `K0` | two nodes with the kernel's VXLAN exactly as flanneld programs it, no policy |
-//! | `K(n)` | the same with all that flanneld and Felix install, and a policy of `n` rules a direction |
-//! | `C(n)` | two nodes with the real agent, plugin and etcd, and a policy of `n` rules a direction |
+//! | `K(n)` | the same with all that flanneld and Felix install, and a policy of `n` rules |
+//! | `C(n)` | two nodes with the real agent, plugin and etcd, and a policy of `n` rules |
 //! | `C(n)'` | the same with another build of Canal |
 //!
 //! The ends have MTU 1450 everywhere and the wire between the nodes 1500, so that all carry the same segments.
@@ -49,7 +49,7 @@ pub enum Kind {
         rules: u32,
     },
     Canal {
-        /// In each direction; the traffic of [`crate::load`] passes by the last one.
+        /// Half of them for each direction; the traffic of [`crate::load`] passes by the last one.
         rules: u32,
         build: Build,
     },
@@ -77,13 +77,11 @@ impl Kind {
             Self::Routed => "two nodes, plain routes, no policy".to_owned(),
             Self::Vxlan => "two nodes, kernel VXLAN as flanneld programs it, no policy".to_owned(),
             Self::Felix { rules } => {
-                format!(
-                    "two nodes, all that flanneld and Felix install, a policy of {rules} rules a direction"
-                )
+                format!("two nodes, all that flanneld and Felix install, a policy of {rules} rules")
             }
             Self::Canal { rules, build } => {
                 let whose = if build == Build::Own { "Canal" } else { "another build of Canal" };
-                format!("two nodes, {whose}, a policy of {rules} rules a direction")
+                format!("two nodes, {whose}, a policy of {rules} rules")
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The policy of `n` rules a direction that topologies enforce, in nobody's words: each spells it in its own.
+//! The policy of `n` rules that topologies enforce, half of them for each direction, in nobody's words: each spells it in
+//! its own.
 //!
 //! Every rule but the last denies something else than the measured traffic, and the last lets that pass, so a new flow
 //! is compared with all of them where rules are tried one after another.
@@ -7,8 +8,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// As users split theirs. The rule that lets traffic pass has a policy of its own, the last.
-const RULES_PER_POLICY: usize = 10;
+/// Of each direction, ten together, as users split theirs. The rules that let traffic pass have a policy of their own,
+/// the last.
+const RULES_PER_POLICY: usize = 5;
 
 /// What the measured pods, and no others, are selected by.
 pub(super) const ENDS: &str = "role == 'end'";
@@ -50,9 +52,14 @@ pub(super) enum Peer {
     Net(Ipv4Net),
 }
 
-/// The policies that hold `rules` rules a direction.
+/// How many of the rules a new flow is compared with in each direction.
+pub(super) fn each_way(rules: u32) -> u32 {
+    rules.div_ceil(2).max(1)
+}
+
+/// The policies that hold `rules` rules.
 pub(super) fn policies(rules: u32) -> Vec<Policy> {
-    let passed_by: Vec<_> = (1..rules).map(passed_by).collect();
+    let passed_by: Vec<_> = (1..each_way(rules)).map(passed_by).collect();
     let deciding = [Rule {
         action: Action::Allow,
         protocol: None,
@@ -102,7 +109,7 @@ mod tests {
 
     #[test]
     fn ten_rules_fill_a_policy_and_the_one_that_allows_is_the_last_of_all() {
-        for (rules, sizes) in [(1, vec![1]), (10, vec![9, 1]), (12, vec![10, 1, 1]), (21, vec![10, 10, 1])] {
+        for (rules, sizes) in [(1, vec![1]), (10, vec![4, 1]), (14, vec![5, 1, 1]), (22, vec![5, 5, 1])] {
             let policies = policies(rules);
             assert_eq!(policies.iter().map(|p| p.ingress.len()).collect::<Vec<_>>(), sizes);
             assert_eq!(policies.iter().map(|p| p.egress.len()).collect::<Vec<_>>(), sizes);

@@ -115,7 +115,7 @@ pub(super) fn prove(topology: &Topology, rules: u32) -> Result<()> {
         let crossed = counters.crossed()?;
         let compared: u64 = policies.iter().filter_map(|policy| crossed.get(&name(policy))).sum();
         // Two rules for each but the last.
-        let expected = allowed * (2 * u64::from(rules.max(1)) - 1);
+        let expected = allowed * (2 * u64::from(policy::each_way(rules)) - 1);
         ensure!(
             compared == expected,
             "{}: {allowed} packets met {compared} rules of policies instead of {expected}",
