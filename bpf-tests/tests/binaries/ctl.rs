@@ -370,3 +370,34 @@ fn a_wrong_verb_or_flag_is_explained() {
         );
     }
 }
+
+#[test]
+fn readers_of_metrics_that_say_nothing_or_little_keep_neither_others_nor_the_agent_waiting() {
+    let world = crate::one_node();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    let (a, b) = (node.add_pod("a", &[]).unwrap(), node.add_pod("b", &[("app", "b")]).unwrap());
+    let on = json!({"prometheusMetricsEnabled": true, "prometheusMetricsHost": "127.0.0.1"});
+    world.etcd().put_resource("felixconfigurations", "FelixConfiguration", None, "default", on).unwrap();
+    let on_port = || node.netns().run(|| scrape().unwrap_or_default()).unwrap();
+    assert!(soon(|| sample(&on_port(), "felix_resync_state") == Some(3.0)));
+
+    let connect = || TcpStream::connect("127.0.0.1:9091").unwrap();
+    let readers = node.netns().run(|| std::iter::repeat_with(connect).take(20).collect::<Vec<_>>()).unwrap();
+    let (mut slow, silent) = readers.split_first().unwrap();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nX: ").unwrap();
+    world.etcd().put_global_policy("shut", policy::ingress(1, "app == 'b'", json!([]))).unwrap();
+    assert!(until(PROMPT, || !a.pings(b.ip())), "the agent goes on with its work");
+    assert!(canalctl(node, "metrics").ok(), "and answers on its socket");
+    let mut ended = false;
+    let answered = soon(|| {
+        ended |= slow.write_all(b"x").is_err();
+        sample(&on_port(), "canal_endpoints{state=\"ready\"}") == Some(2.0)
+    });
+    assert!(answered, "others get their turn");
+    assert!(soon(|| slow.write_all(b"x").is_err()), "who never ends the request is sent away");
+    for mut reader in silent {
+        reader.set_read_timeout(Some(PROMPT * 4)).unwrap();
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "and so is who says nothing");
+    }
+}

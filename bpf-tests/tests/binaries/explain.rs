@@ -224,3 +224,82 @@ fn a_difference_between_policy_and_kernel_is_loud_and_a_restart_mends_it() {
     assert!(settled(), "a new agent writes its tables anew");
     assert!(pinned_judge_allows(node, open) && !pinned_judge_allows(node, closed));
 }
+
+#[test]
+fn of_two_endpoints_with_one_address_the_one_that_has_it_not_is_told_so() {
+    let world = crate::one_node();
+    world.start_agents().unwrap();
+    let node = world.node(1);
+    let (a, b) = (node.add_pod("a", &[]).unwrap(), node.add_pod("b", &[]).unwrap());
+    let spec = json!({
+        "orchestrator": "k8s", "node": "node1", "pod": "late", "endpoint": "eth0", "profiles": ["canal"],
+        "ipNetworks": [format!("{}/32", b.ip())], "interfaceName": "calilate", "mac": "0e:00:00:00:00:09",
+    });
+    let late = "shop/node1-k8s-late-eth0";
+    world
+        .etcd()
+        .put_resource("workloadendpoints", "WorkloadEndpoint", Some("shop"), "node1-k8s-late-eth0", spec)
+        .unwrap();
+    node.netns().ip("link add calilate type veth peer name late0").unwrap();
+    let holder = format!("default/node1-cni-{}-eth0", container_id("b"));
+    let asked =
+        |to: &str| canalctl(node, &format!("explain --from {} --to {to} --proto tcp --port 80", a.ip()));
+    let closed = format!("but the pod is closed, whatever policy says: its address is that of {holder}");
+    assert!(soon(|| asked(late).stdout.contains(&closed)), "{:?}", asked(late));
+    let said = asked(late);
+    assert_eq!(said.status.code(), Some(0), "the kernel does not differ: {said:?}");
+    for part in [
+        format!("To      {} ({late})", b.ip()),
+        "kernel: deny, its address is another endpoint's".to_owned(),
+        format!("DENIED by ingress of {late}"),
+    ] {
+        assert!(said.stdout.contains(&part), "{part:?} is not in:\n{}", said.stdout);
+    }
+    // The address is the holder's, and the other is nobody's concern there.
+    for to in [b.ip().to_string(), holder.clone()] {
+        let said = asked(&to);
+        assert!(said.status.code() == Some(0) && said.stdout.contains("\nALLOWED\n"), "{to}: {said:?}");
+        assert!(
+            said.stdout.contains(&format!("({holder})")) && !said.stdout.contains("late"),
+            "{to}: {said:?}"
+        );
+    }
+}
+
+#[test]
+fn an_endpoint_whose_new_policy_finds_no_room_is_told_to_have_its_earlier_one() {
+    let world = crate::one_node();
+    let node = world.node(1);
+    node.agent().set_flag("--max-nets", "1024");
+    node.agent().start().unwrap();
+    let (a, b) = (node.add_pod("a", &[]).unwrap(), node.add_pod("b", &[("app", "b")]).unwrap());
+    let _servers = [80, 81].map(|port| b.serve_tcp(port).unwrap());
+    let put = |rules| world.etcd().put_global_policy("p", policy::ingress(1, "app == 'b'", rules)).unwrap();
+    put(json!([{"action": "Allow", "protocol": "TCP", "destination": {"ports": [80]}}]));
+    assert!(soon(|| a.reaches(b.ip(), 80) && !a.reaches(b.ip(), 81)));
+    let nets: Vec<String> = (0..2000).map(|n| format!("172.16.{}.{}/31", n / 128, n % 128 * 2)).collect();
+    put(json!([
+        {"action": "Deny", "protocol": "TCP", "destination": {"ports": [80]}},
+        {"action": "Deny", "source": {"nets": nets}},
+        {"action": "Allow"},
+    ]));
+    let asked = |port| {
+        canalctl(node, &format!("explain --from {} --to {} --proto tcp --port {port}", a.ip(), b.ip()))
+    };
+    let earlier = "but an earlier policy is in force: ";
+    assert!(soon(|| asked(80).stdout.contains(earlier)), "{:?}", asked(80));
+    for (port, policy, kernel) in [
+        (80, "policy: deny, GlobalNetworkPolicy p", "kernel: allow, GlobalNetworkPolicy p"),
+        (81, "policy: allow, GlobalNetworkPolicy p", "kernel: deny"),
+    ] {
+        let said = asked(port);
+        assert_eq!(said.status.code(), Some(3), "the kernel does not do what policy says: {said:?}");
+        for part in [policy, kernel, earlier, "NETS has room for 1024 entries"] {
+            assert!(said.stdout.contains(part), "{part:?} is not in:\n{}", said.stdout);
+        }
+        assert!(!said.stdout.contains("restarting canal-agent"), "which would not help: {said:?}");
+        assert_eq!(a.reaches(b.ip(), port), port == 80, "{port}");
+    }
+    put(json!([{"action": "Allow"}]));
+    assert!(soon(|| a.reaches(b.ip(), 81)) && !asked(81).stdout.contains(earlier));
+}

@@ -173,3 +173,26 @@ fn tables_are_as_large_as_asked_and_nonsense_is_refused() {
     node.agent().crash_and_restart().unwrap();
     assert!(!node.agent().log().contains("has another layout or size"));
 }
+
+#[test]
+fn pods_may_send_vxlan_to_one_another_while_they_are_told_so() {
+    let world = one_node();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    initialised(&world);
+    let (a, b) = (node.add_pod("a", &[]).unwrap(), node.add_pod("b", &[]).unwrap());
+    // The overlay's port, and the one that Calico's own has by default.
+    let ports = [8472, 4789];
+    let _servers = ports.map(|port| b.serve_udp(port).unwrap());
+    let echoed = |port| a.udp_echoes(b.ip(), port, 1).unwrap() == 1;
+    let dropped = || node.agent().count("from_pod", "pod-tunnel").unwrap();
+    assert!(ports.iter().all(|port| !echoed(*port)) && dropped() == 2);
+    felix(&world, "default", json!({ "allowVXLANPacketsFromWorkloads": true }));
+    assert!(soon(|| ports.iter().all(|port| echoed(*port))));
+    // Outside the overlay nobody may take them for the node's own.
+    let before = dropped();
+    a.send_udp(node.ip(), 8472, b"x").unwrap();
+    assert!(soon(|| dropped() == before + 1));
+    felix(&world, "default", json!({ "allowVXLANPacketsFromWorkloads": false }));
+    assert!(soon(|| ports.iter().all(|port| !echoed(*port))));
+}

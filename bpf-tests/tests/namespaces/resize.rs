@@ -2,6 +2,7 @@
 //! packets are judged, and then puts its programs in their places.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, UdpSocket},
     sync::{
         Mutex,
@@ -11,7 +12,13 @@ use std::{
     time::Duration,
 };
 
+use aya::maps::MapInfo;
 use bpf_tests::{Host, LiveConnection, Node, Pod, World, policy};
+use canal_agent::dataplane::{
+    object::{Object, Sizes},
+    pins::Pins,
+};
+use canal_common::{names, settings::Settings};
 use serde_json::json;
 
 use crate::{SOON, soon};
@@ -207,4 +214,45 @@ fn a_flow_that_policy_denies_meanwhile_is_not_taken_for_one_that_the_new_tables_
     restart_with(node, STARTS[1]);
     assert!(soon(|| !a.reaches(b.ip(), ALLOWED)));
     live.cut_within(SOON).unwrap();
+}
+
+#[test]
+fn what_verdicts_are_made_of_is_replaced_as_a_whole_and_the_rest_stays() {
+    let world = World::builder().nodes(1).build().unwrap();
+    let pins = Pins::open(&world.node(1).bpffs()).unwrap();
+    let load = |sizes: &Sizes| {
+        drop(Object::load(&Settings::default(), Some(&pins), sizes).unwrap());
+        let id = |name: &'static str| (name, MapInfo::from_pin(pins.table(name)).unwrap().id());
+        names::MAPS.iter().map(|name| id(name)).collect::<BTreeMap<_, _>>()
+    };
+    let replaced = |before: &BTreeMap<&'static str, u32>, after: &BTreeMap<&'static str, u32>| {
+        before
+            .iter()
+            .filter(|(name, id)| after[*name] != **id)
+            .map(|(name, _)| *name)
+            .collect::<BTreeSet<_>>()
+    };
+    let mut sizes = Sizes::from([(names::FLOWS, 1024), (names::FLOWS_NEW, 1024)]);
+    let mut before = load(&sizes);
+    assert_eq!(replaced(&before, &load(&sizes)), BTreeSet::new(), "the same sizes");
+    let policy = [
+        names::ENDPOINTS,
+        names::POLICY,
+        names::GENERATIONS,
+        names::PEERS,
+        names::NETS,
+        names::SETS,
+        names::ROWS,
+    ];
+    for (table, expected) in [
+        (names::PEERS, BTreeSet::from(policy)),
+        (names::NETS, BTreeSet::from(policy)),
+        (names::ROWS, BTreeSet::from(policy)),
+        (names::FLOWS, BTreeSet::from([names::FLOWS])),
+    ] {
+        sizes.insert(table, 2048);
+        let after = load(&sizes);
+        assert_eq!(replaced(&before, &after), expected, "another size of {table}");
+        before = after;
+    }
 }

@@ -331,3 +331,80 @@ fn an_endpoint_that_names_an_interface_of_the_host_closes_nothing_but_itself() {
         assert!(soon(|| !told()), "{interface}: the agent still hears etcd");
     }
 }
+
+/// Whatever carries a pod's name is guarded as one; what is no veth cannot be served, whoever claims it.
+#[test]
+fn an_interface_that_is_named_as_a_pods_and_is_no_veth_is_guarded_and_closed() {
+    let (world, a, b) = two_nodes();
+    let node = world.node(2);
+    let agent = node.agent();
+    let behind = bpf_tests::Netns::create(&format!("{}pod-behind", world.prefix())).unwrap();
+    let mut octets = b.ip().octets();
+    for (number, (interface, made)) in [
+        ("califb", &["link add califb type ifb"][..]),
+        ("calitun", &["tuntap add dev calitun mode tun"]),
+        ("calibridge", &["link add calibridge type bridge"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        octets[3] = 240 + u8::try_from(number).unwrap();
+        let ip = std::net::Ipv4Addr::from(octets);
+        for line in made {
+            node.netns().ip(line).unwrap();
+        }
+        let programs = || agent.status().unwrap()["programs"].as_array().unwrap().clone();
+        let on_it = || programs().iter().filter(|p| p["interface"] == interface).count();
+        assert!(soon(|| on_it() == 2), "{interface}: {:?}", programs());
+        for line in [format!("link set {interface} up"), format!("route add {ip}/32 dev {interface}")] {
+            node.netns().ip(&line).unwrap();
+        }
+        // A tun device's packets begin where others have their Ethernet headers: no reason fits them.
+        let denied = || -> u64 {
+            let counters = agent.status().unwrap()["counters"].as_array().unwrap().clone();
+            let drops = counters.iter().filter(|c| c["hook"] == "to_pod" && c["drop"] == true);
+            drops.filter_map(|c| c["packets"].as_u64()).sum()
+        };
+        for claimed in [false, true] {
+            if claimed {
+                let spec = json!({
+                    "orchestrator": "cni", "node": "node2", "containerID": "x", "endpoint": "eth0",
+                    "ipNetworks": [format!("{ip}/32")], "profiles": ["canal"], "interfaceName": interface,
+                    "mac": "0e:00:00:00:00:99",
+                });
+                let name = format!("node2-cni-{interface}-eth0");
+                world
+                    .etcd()
+                    .put_resource("workloadendpoints", "WorkloadEndpoint", Some("default"), &name, spec)
+                    .unwrap();
+                let state = || agent.endpoint_state(ip).unwrap();
+                assert!(soon(|| state().as_deref() == Some("closed")), "{interface}: {:?}", state());
+            }
+            let before = denied();
+            assert!(!node.pings(ip) && denied() > before, "{interface}, claimed: {claimed}");
+        }
+        assert_eq!(on_it(), 2, "{interface}: guarded still");
+    }
+
+    // Who sends through such an interface is no pod either.
+    let address = std::net::Ipv4Addr::from(octets);
+    Cmd::line(&format!("ip -n {} link add port0 type veth", node.netns().name()))
+        .args(["peer", "name", "eth0", "netns", behind.name()])
+        .run()
+        .unwrap();
+    node.netns().ip("link set port0 master calibridge up").unwrap();
+    let bridge = node.netns().cmd("cat /sys/class/net/calibridge/address").run().unwrap();
+    for line in [
+        "link set eth0 up",
+        &format!("addr add {address}/32 dev eth0"),
+        "route add default dev eth0",
+        &format!("neigh add {} lladdr {} dev eth0 nud permanent", node.ip(), bridge.trim()),
+    ] {
+        behind.ip(line).unwrap();
+    }
+    let refused = || agent.count("from_pod", "spoofed-ip").unwrap();
+    let before = refused();
+    let ping = behind.cmd(&format!("ping -n -c 2 -i 0.2 -W 1 {}", node.ip())).output().unwrap();
+    assert!(!ping.ok() && refused() > before, "{}", agent.status().unwrap()["counters"]);
+    assert!(agent.is_running() && a.pings(b.ip()) && b.pings(a.ip()));
+}
