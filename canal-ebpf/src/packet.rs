@@ -103,6 +103,13 @@ pub fn is_tagged(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).vlan_present != 0 }
 }
 
+/// What the kernel takes it for, whatever its first bytes say.
+#[inline(always)]
+pub fn is_arp(ctx: &TcContext) -> bool {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).protocol == u32::from(wire::ETHERTYPE_ARP.to_be()) }
+}
+
 /// Interface the packet came in by, or [`FROM_HOST`].
 #[inline(always)]
 pub fn ingress_ifindex(ctx: &TcContext) -> u32 {

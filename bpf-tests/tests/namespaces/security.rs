@@ -340,6 +340,7 @@ fn an_interface_that_is_named_as_a_pods_and_is_no_veth_is_guarded_and_closed() {
     let agent = node.agent();
     let behind = bpf_tests::Netns::create(&format!("{}pod-behind", world.prefix())).unwrap();
     let mut octets = b.ip().octets();
+    node.netns().ip("addr add 8.6.0.1/32 dev lo").unwrap();
     for (number, (interface, made)) in [
         ("califb", &["link add califb type ifb"][..]),
         ("calitun", &["tuntap add dev calitun mode tun"]),
@@ -382,6 +383,13 @@ fn an_interface_that_is_named_as_a_pods_and_is_no_veth_is_guarded_and_closed() {
             }
             let before = denied();
             assert!(!node.pings(ip) && denied() > before, "{interface}, claimed: {claimed}");
+            if interface == "calitun" {
+                // Where others have their type, its packets have their source: this one reads as ARP.
+                let before = denied();
+                let ping = format!("ping -n -c 2 -i 0.2 -W 1 -I 8.6.0.1 {ip}");
+                let ping = node.netns().cmd(&ping).output().unwrap();
+                assert!(!ping.ok() && denied() > before, "claimed: {claimed}");
+            }
         }
         assert_eq!(on_it(), 2, "{interface}: guarded still");
     }

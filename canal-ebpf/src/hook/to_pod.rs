@@ -26,8 +26,8 @@ pub fn run(ctx: &TcContext) -> Outcome {
     let eth: EthHeader = packet::read(ctx, 0).ok_or(Reason::Malformed)?;
     match u16::from_be(eth.ethertype) {
         ETHERTYPE_IPV4 => {}
-        // Our own answers, and the host's questions.
-        ETHERTYPE_ARP => return Ok(Go::next(Reason::Delivered)),
+        // Our own answers, and the host's questions. What looks like one on a device without Ethernet headers is none.
+        ETHERTYPE_ARP if packet::is_arp(ctx) => return Ok(Go::next(Reason::Delivered)),
         _ => return Err(Reason::NotIpv4.into()),
     }
     let mut packet = packet::parse(ctx, OUTER)?;
