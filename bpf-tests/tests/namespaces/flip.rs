@@ -20,7 +20,8 @@ use crate::stage::{OUTSIDE, Stage};
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 2);
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 3);
 
-const FLIPS: u32 = 3_000;
+/// In the tables. Policy flips each [`PERIOD`]; the tables follow as soon as no program can use what the flip before left.
+const FLIPS: u32 = 1_000;
 const PERIOD: Duration = Duration::from_millis(1);
 
 /// Ports of the server, by what the two policies say about them.
@@ -83,8 +84,7 @@ impl Traffic {
     }
 
     /// Sends back what comes.
-    fn serve(&self, port: u16) {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, LOWEST + port)).unwrap();
+    fn serve(&self, socket: &UdpSocket, port: u16) {
         socket.set_read_timeout(Some(BRIEFLY)).unwrap();
         let mut client = [0];
         while !self.closed.load(Ordering::Relaxed) {
@@ -202,8 +202,10 @@ fn while_policy_flips_nothing_is_judged_as_neither_policy_would() {
         let traffic = &traffic;
         let closing = Closing(traffic);
         for port in PORTS {
-            let server = &server;
-            scope.spawn(move || server.netns().run(|| traffic.serve(port)).unwrap());
+            // Before anybody sends: what finds no socket is lost.
+            let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, LOWEST + port)).unwrap();
+            let socket = server.netns().run(bind).unwrap();
+            scope.spawn(move || traffic.serve(&socket, port));
         }
         let mut clients = Vec::new();
         for (client, host) in [(0, near.netns()), (1, outside.netns())] {
@@ -211,12 +213,17 @@ fn while_policy_flips_nothing_is_judged_as_neither_policy_would() {
                 clients.push(scope.spawn(move || host.run(|| work(traffic, client)).unwrap()));
             }
         }
-        let (start, mut flips) = (Instant::now(), 0);
+        let (start, mut flips, mut changes, mut is_first) = (Instant::now(), 0, 0, true);
         while flips < FLIPS && traffic.goes_on() {
-            flips += 1;
-            put(&mut stage, flips % 2 == 0);
+            let in_tables = is_first;
+            while start + PERIOD * changes <= Instant::now() {
+                changes += 1;
+                is_first = !is_first;
+                put(&mut stage, is_first);
+            }
             stage.apply();
-            thread::sleep((start + PERIOD * flips).saturating_duration_since(Instant::now()));
+            flips += u32::from(is_first != in_tables);
+            thread::sleep((start + PERIOD * changes).saturating_duration_since(Instant::now()));
         }
         let took = start.elapsed();
         traffic.done.store(true, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use super::batch;
+use super::{batch, grace::Grace};
 use aya::{
     Ebpf,
     maps::{
@@ -24,7 +24,7 @@ use canal_common::{
 use ipnet::Ipv4Net;
 
 /// `BPF_F_INNER_MAP`: sets differ in size (Linux 5.10).
-const INNER_MAP: u32 = 1 << 12;
+pub(super) const INNER_MAP: u32 = 1 << 12;
 
 /// Takes a table out of the loaded object, as its type.
 pub fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, MapError> {
@@ -54,6 +54,10 @@ pub trait Tables {
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), Self::Error>;
     fn write_endpoint(&mut self, addr: Ipv4Addr, endpoint: Endpoint) -> Result<(), Self::Error>;
     fn delete_endpoint(&mut self, addr: Ipv4Addr) -> Result<(), Self::Error>;
+    /// Looks at which programs run, for [`Tables::wait_for_programs`].
+    fn note_programs(&mut self) -> Result<(), Self::Error>;
+    /// Waits until the programs that ran when they were noted have ended, or, if they were not, those that run now.
+    fn wait_for_programs(&mut self) -> Result<(), Self::Error>;
 }
 
 /// What an earlier process left in the policy tables.
@@ -82,6 +86,7 @@ pub struct KernelTables {
     generations: Array<MapData, Generation>,
     endpoints: BpfHashMap<MapData, Ip4, Endpoint>,
     hits: PerCpuArray<MapData, Hits>,
+    grace: Grace,
     /// Those that this machine could have: a per-CPU value has one for each.
     cpus: usize,
 }
@@ -92,8 +97,10 @@ impl KernelTables {
             ebpf.map(names::SETS).ok_or_else(|| MapError::InvalidName { name: names::SETS.to_owned() })?;
         let Map::ArrayOfMaps(data) = sets else { return Err(MapError::InvalidMapType { map_type: 0 }) };
         let sets_fd = data.fd().as_fd().try_clone_to_owned()?;
+        let grace = Grace::new(sets_fd.try_clone()?)?;
         let mut tables = Self {
             sets_fd,
+            grace,
             rows: take(ebpf, names::ROWS)?,
             sets: take(ebpf, names::SETS)?,
             columns: BTreeMap::new(),
@@ -247,6 +254,14 @@ impl Tables for KernelTables {
 
     fn delete_endpoint(&mut self, addr: Ipv4Addr) -> Result<(), MapError> {
         absent_is_fine(self.endpoints.remove(&addr.into()))
+    }
+
+    fn note_programs(&mut self) -> Result<(), MapError> {
+        Ok(self.grace.begin()?)
+    }
+
+    fn wait_for_programs(&mut self) -> Result<(), MapError> {
+        Ok(self.grace.pass()?)
     }
 }
 

@@ -46,6 +46,11 @@ impl Pool {
         }
     }
 
+    /// Something was freed in this round.
+    pub(super) fn rests(&self) -> bool {
+        !self.resting.is_empty()
+    }
+
     pub(super) fn take(&mut self) -> Option<u32> {
         match self.prefer {
             Prefer::Fresh => self.fresh().or_else(|| self.free.pop_front()),
@@ -86,6 +91,10 @@ impl<T: Ord + Clone> Ids<T> {
 
     pub(super) fn pool(&mut self) -> &mut Pool {
         &mut self.pool
+    }
+
+    pub(super) fn rests(&self) -> bool {
+        self.pool.rests()
     }
 
     pub(super) fn get(&self, content: &T) -> Option<u32> {

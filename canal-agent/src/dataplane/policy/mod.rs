@@ -222,6 +222,9 @@ impl<T: Tables> PolicyTables<T> {
         census: &mut Census,
         desired: &BTreeMap<Ipv4Addr, Desired>,
     ) -> Result<Problems, T::Error> {
+        if self.rests() {
+            self.tables.wait_for_programs()?;
+        }
         let mut problems = Problems::new();
         let mut desired = desired.clone();
         let refused = self.still_refused(&desired);
@@ -243,7 +246,21 @@ impl<T: Tables> PolicyTables<T> {
         }
         self.retire()?;
         self.settled = true;
+        if self.rests() {
+            self.tables.note_programs()?;
+        }
         Ok(problems)
+    }
+
+    /// Whether the last update left something behind that a program which began before its end may still use: sets that are
+    /// not brought up to date any more, and what is to be used for something else. While it does, no other update begins.
+    fn rests(&self) -> bool {
+        self.classes.rests() || self.sets.rest() || self.endpoint_ids.rests()
+    }
+
+    /// Waits until a further update would not have to.
+    pub fn wait_for_programs(&mut self) -> Result<(), T::Error> {
+        self.tables.wait_for_programs()
     }
 
     /// One attempt.

@@ -76,6 +76,10 @@ impl Rows {
         self.decisions.pool().begin();
     }
 
+    pub(super) fn rest(&self) -> bool {
+        self.pool.rests() || self.decisions.rests()
+    }
+
     /// Rows of an earlier process that nothing reads any more.
     pub(super) fn give_back(&mut self, rows: impl IntoIterator<Item = u32>) {
         rows.into_iter().for_each(|row| self.pool.give_back(row));

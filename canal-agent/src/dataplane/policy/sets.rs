@@ -103,6 +103,10 @@ impl Sets {
         self.rows.begin();
     }
 
+    pub(super) fn rest(&self) -> bool {
+        self.pool.rests() || self.rows.rest()
+    }
+
     /// Whether there is more room than at the last call.
     pub(super) fn take_relief(&mut self) -> bool {
         std::mem::take(&mut self.relief)

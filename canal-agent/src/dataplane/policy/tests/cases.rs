@@ -96,6 +96,23 @@ fn new_labels_and_a_new_policy_at_once_never_meet_the_old_policy() {
     assert!(!node.lets_in(2) && !node.lets_in(3));
 }
 
+/// A program that looked the endpoint's set up before the flip may still use it, and new classes get no column there.
+#[test]
+fn an_update_waits_for_programs_that_may_use_what_the_last_one_gave_up() {
+    const NONE: [usize; 0] = [];
+    let mut node = Node::new(Limits::default());
+    node.allow("x").update();
+    assert_eq!(node.fake.take_waits(), NONE, "nothing was given up before");
+    node.allow("y").update();
+    assert_eq!(node.fake.take_waits(), NONE, "the first update added only");
+    node.peer(4, "w").allow("w").update();
+    assert_eq!(node.fake.take_waits(), [0], "before anything is written");
+    node.update();
+    assert_eq!(node.fake.take_waits(), [0]);
+    node.update();
+    assert_eq!(node.fake.take_waits(), NONE, "an update without a change gives nothing up");
+}
+
 #[test]
 fn an_endpoint_that_changes_to_a_set_of_others_never_meets_that_sets_past() {
     let mut node = Node::new(Limits::default());

@@ -162,6 +162,8 @@ struct Inner {
     cleared: Vec<u32>,
     /// Writes until one fails.
     budget: Option<usize>,
+    /// For programs that use what an update left behind, and the writes before each wait.
+    waits: Vec<usize>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -179,6 +181,10 @@ impl Fake {
 
     pub(super) fn take_log(&self) -> Vec<Write> {
         std::mem::take(&mut self.0.borrow_mut().log)
+    }
+
+    pub(super) fn take_waits(&self) -> Vec<usize> {
+        std::mem::take(&mut self.0.borrow_mut().waits)
     }
 
     pub(super) fn take_cleared(&self) -> Vec<u32> {
@@ -219,6 +225,16 @@ impl Tables for Fake {
         for (written, (class, row)) in flips {
             self.write(Write::Column(set, *class, *row)).map_err(|error| (written, error))?;
         }
+        Ok(())
+    }
+
+    fn note_programs(&mut self) -> Result<(), OnPurpose> {
+        Ok(())
+    }
+
+    fn wait_for_programs(&mut self) -> Result<(), OnPurpose> {
+        let inner = &mut *self.0.borrow_mut();
+        inner.waits.push(inner.log.len());
         Ok(())
     }
 
