@@ -1,15 +1,17 @@
 //! Owns: what is measured by itself and not on topologies, and what is found.
 
-use std::{process::Stdio, time::Duration};
+use std::{ffi::OsStr, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{figures::Summary, flood, target::Limit};
-use crate::{run, workspace::Workspace};
+use crate::{object, run, workspace::Workspace};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Study {
+    /// What each program costs for each kind of packet.
+    Hooks,
     /// What a new flow costs, by the number of rules.
     Verdict,
     /// A large cluster, from the store's list to the kernel.
@@ -30,10 +32,11 @@ pub(super) struct Finding {
 }
 
 impl Study {
-    pub(super) const ALL: [Self; 3] = [Self::Verdict, Self::Scale, Self::Flood];
+    pub(super) const ALL: [Self; 4] = [Self::Hooks, Self::Verdict, Self::Scale, Self::Flood];
 
     pub(super) fn name(self) -> &'static str {
         match self {
+            Self::Hooks => "hooks",
             Self::Verdict => "verdict",
             Self::Scale => "scale",
             Self::Flood => "flood",
@@ -42,6 +45,9 @@ impl Study {
 
     fn sentence(self) -> &'static str {
         match self {
+            Self::Hooks => {
+                "what each program costs for each kind of packet, and what of it is flow table and policy"
+            }
             Self::Verdict => "what a new flow costs at ten rules and at a hundred thousand",
             Self::Scale => "10,000 policies and 100,000 endpoints on a node with 250 pods",
             Self::Flood => "other pods' flows while one pod opens 200,000 flows a second",
@@ -51,8 +57,12 @@ impl Study {
     pub(super) fn measure(self, workspace: &Workspace, quick: bool) -> Result<Vec<Finding>> {
         run::say(format!("{}: {}", self.name(), self.sentence()));
         match self {
-            Self::Verdict => self.by_policy(workspace, if quick { 7 } else { 31 }),
-            Self::Scale => self.by_policy(workspace, if quick { 100 } else { 1000 }),
+            Self::Hooks => {
+                let bare = object::build_bare_ebpf(workspace)?;
+                self.by_benchmark(workspace, if quick { 5 } else { 31 }, Some(bare.as_os_str()))
+            }
+            Self::Verdict => self.by_benchmark(workspace, if quick { 7 } else { 31 }, None),
+            Self::Scale => self.by_benchmark(workspace, if quick { 100 } else { 1000 }, None),
             Self::Flood => {
                 let (rounds, seconds) = if quick { (2, 1) } else { (5, 4) };
                 flood::measure(rounds, Duration::from_secs(seconds))
@@ -62,10 +72,10 @@ impl Study {
     }
 
     /// By the benchmark of bpf-tests that is linked with the agent's library.
-    fn by_policy(self, workspace: &Workspace, number: u32) -> Result<Vec<Finding>> {
+    fn by_benchmark(self, workspace: &Workspace, number: u32, file: Option<&OsStr>) -> Result<Vec<Finding>> {
         let mut cargo = run::cargo(workspace.root());
-        cargo.args(["bench", "--quiet", "--package", "bpf-tests", "--bench", "policy", "--"]);
-        cargo.args([self.name(), &number.to_string()]);
+        cargo.args(["bench", "--quiet", "--package", "bpf-tests", "--bench", "study", "--"]);
+        cargo.args([self.name(), &number.to_string()]).args(file);
         let shown = run::shown(&cargo);
         let output = cargo
             .stdout(Stdio::piped())

@@ -1,10 +1,13 @@
-//! Figures of policy that need no packets on a wire: `cargo xtask bench` runs this, optimised as users run the agent.
+//! Studies that need the agent's library: `cargo xtask bench` runs this, optimised as users run the agent.
 //!
-//! `policy verdict [ROUNDS]`, `policy scale [CHANGES]`; figures go to stdout, one JSON object a line, what is going on
+//! `study verdict [ROUNDS]`, `study scale [CHANGES]`, `study hooks ROUNDS OBJECT`; figures go to stdout, one JSON object a line, what is going on
 //! to stderr.
 
+mod hooks;
 mod scale;
 mod verdict;
+
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
@@ -17,7 +20,11 @@ fn main() -> Result<()> {
     let figures = match words.first().map(String::as_str) {
         Some("verdict") => verdict::measure(number.unwrap_or(31))?,
         Some("scale") => scale::measure(number.unwrap_or(500))?,
-        _ => bail!("policy verdict|scale [NUMBER]"),
+        Some("hooks") => {
+            let object = words.get(2).context("the kernel object without flow table and policy")?;
+            hooks::measure(number.unwrap_or(15), Path::new(object))?
+        }
+        _ => bail!("study verdict|scale|hooks [NUMBER] [OBJECT]"),
     };
     for figure in figures {
         println!("{}", figure.json());
