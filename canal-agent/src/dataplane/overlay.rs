@@ -63,30 +63,27 @@ pub fn existing_mac(netlink: &mut Netlink, vni: u32) -> Result<Option<Mac>, netl
     Ok(netlink.link_by_name(&name(vni))?.filter(|l| l.kind == "vxlan").and_then(|l| l.mac))
 }
 
+/// The device as it is, or a new one, which is down: the programs are loaded with its index.
+pub fn find_or_make(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayError> {
+    match netlink.link_by_name(&overlay.name())? {
+        Some(link) => Ok(link),
+        None => make(netlink, overlay),
+    }
+}
+
 /// Makes or mends device, address and route; what is right is left alone.
 pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayError> {
     let name = overlay.name();
-    let mut link = match netlink.link_by_name(&name)? {
+    let link = match netlink.link_by_name(&name)? {
         Some(link) if link.kind != "vxlan" => return Err(OverlayError::NameTaken { name }),
-        Some(link) if fits(&link, overlay) => Some(link),
+        Some(link) if fits(&link, overlay) => link,
         Some(link) => {
             warn!(device = name, "has other parameters than the network configuration: made anew");
             netlink.delete_link(link.index)?;
-            None
+            make(netlink, overlay)?
         }
-        None => None,
+        None => make(netlink, overlay)?,
     };
-    if link.is_none() {
-        netlink.add_vxlan_external(&NewVxlan {
-            name: &name,
-            mac: overlay.mac,
-            mtu: overlay.mtu.into(),
-            port: overlay.port,
-        })?;
-        info!(device = name, mac = %overlay.mac, mtu = overlay.mtu, port = overlay.port, "made the overlay device");
-        link = netlink.link_by_name(&name)?;
-    }
-    let link = link.ok_or_else(|| OverlayError::Vanished { name: name.clone() })?;
     if link.mac != Some(overlay.mac) {
         netlink.set_mac(link.index, overlay.mac)?;
     }
@@ -115,6 +112,18 @@ pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayE
         }
     }
     Ok(link)
+}
+
+fn make(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayError> {
+    let name = overlay.name();
+    netlink.add_vxlan_external(&NewVxlan {
+        name: &name,
+        mac: overlay.mac,
+        mtu: overlay.mtu.into(),
+        port: overlay.port,
+    })?;
+    info!(device = name, mac = %overlay.mac, mtu = overlay.mtu, port = overlay.port, "made the overlay device");
+    netlink.link_by_name(&name)?.ok_or(OverlayError::Vanished { name })
 }
 
 fn fits(link: &Link, overlay: &Overlay) -> bool {

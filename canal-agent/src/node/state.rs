@@ -165,18 +165,20 @@ pub struct Node {
 }
 
 impl Node {
-    /// Loads the object and adopts what an earlier process left. Attaches and writes nothing yet.
+    /// Loads the object and adopts what an earlier process left. Attaches and writes nothing yet, but makes the device,
+    /// which stays down: its index is constant in the programs, and loading them takes longer than all else.
     pub fn start(start: Start) -> Result<Self, NodeError> {
         let Start { config, network, uplink, vtep_mac, lease, wanted, metrics_at, initial, ready } = start;
         let pins = Pins::open(&config.bpffs)?;
         let mut netlink = Netlink::open()?;
-        let overlay = netlink.link_by_name(&overlay::name(vxlan(&network).vni))?;
+        // Whatever is wrong with it is told when it is brought up.
+        let device = overlay::find_or_make(&mut netlink, &overlay(&network, &uplink, vtep_mac, &lease)).ok();
         let steering = Steering::new(&config.node_name, config.felix.clone());
         logging::follow(steering.parameters().log_severity);
         // Nothing is attached before etcd was read. Until then this is a guess, and what an initialised cluster says.
         let parameters = Parameters { to_host: ToHost::Return, ..steering.parameters().clone() };
         let settings = Settings {
-            overlay_ifindex: overlay.map_or(0, |link| link.index),
+            overlay_ifindex: device.map_or(0, |device| device.index),
             ..settings(&config, &parameters, &network, &uplink, vtep_mac)
         };
         let mut object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
@@ -430,15 +432,7 @@ impl Node {
     }
 
     pub(super) fn overlay(&self) -> Overlay {
-        let options = vxlan(&self.network);
-        Overlay {
-            vni: options.vni,
-            port: options.port,
-            mac: self.vtep_mac,
-            mtu: self.mtu(),
-            network: self.network.network,
-            subnet: self.lease.subnet,
-        }
+        overlay(&self.network, &self.uplink, self.vtep_mac, &self.lease)
     }
 
     pub(super) fn mtu(&self) -> u16 {
@@ -448,6 +442,12 @@ impl Node {
     pub(super) fn prefix(&self) -> &EtcdPrefix {
         &self.config.etcd.prefix
     }
+}
+
+fn overlay(network: &NetworkConfig, uplink: &Uplink, mac: Mac, lease: &Lease) -> Overlay {
+    let options = vxlan(network);
+    let mtu = inner_mtu(network, uplink);
+    Overlay { vni: options.vni, port: options.port, mac, mtu, network: network.network, subnet: lease.subnet }
 }
 
 /// What the programs are to be loaded with; the overlay device is known later.
