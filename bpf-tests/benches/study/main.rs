@@ -5,6 +5,7 @@
 
 mod control;
 mod hooks;
+mod memory;
 mod scale;
 mod verdict;
 

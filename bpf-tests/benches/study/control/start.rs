@@ -2,12 +2,13 @@
 
 use std::{
     net::Ipv4Addr,
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, LpmTrie, Map, MapData, lpm_trie::Key};
-use bpf_tests::{Node, World, until};
+use bpf_tests::{Host as _, Node, Pod};
 use canal_agent::dataplane::pins::Pins;
 use canal_common::{
     Ip4, names,
@@ -39,57 +40,93 @@ pub(super) fn lease(number: u32) -> Entry {
     (format!("/coreos.com/network/subnets/{key}"), value.to_string().into_bytes())
 }
 
-/// Where the time went, as the agent's log tells: each line was written so many seconds after the process was started.
+/// Of an agent.
 pub(super) struct Start {
+    /// From before the process was there until what was waited for.
     pub(super) seconds: f64,
+    /// Where the time went until the agent was ready, as its log tells.
     pub(super) phases: Vec<(&'static str, f64)>,
 }
 
-/// Parts of a start, and the first words of the line that ends each in the agent's log.
-const PHASES: [(&str, &str); 6] = [
+/// Parts of a start, and words of the line in the agent's log that ends each.
+const PHASES: [(&str, &str); 5] = [
     ("the process", "canal-agent starts"),
-    ("etcd, network configuration", "read the network configuration"),
-    ("the uplink", "chose the uplink"),
+    ("etcd, the configuration, the uplink", "chose the uplink"),
     ("the subnet lease", "holding the subnet lease"),
-    ("programs, tables, the list of leases", "following etcd"),
-    ("the rest", "ready: "),
+    ("tables and programs, and a list from etcd", "first complete list"),
+    ("the rest, up to readiness", "ready: "),
 ];
 
 /// Starts the node's agent, with nothing in the kernel, and waits for peers `1..=peers`.
-pub(super) fn cold(world: &World, node: &Node, peers: u32) -> Result<Start> {
-    let agent = node.agent();
-    std::fs::remove_file(agent.log_file()).ok();
-    let epoch = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
-    let begun = Instant::now();
-    agent.spawn()?;
+pub(super) fn until_peers(node: &Node, peers: u32) -> Result<Start> {
+    let mut launch = Launch::new(node)?;
     let pins = Pins::open(&node.bpffs())?;
     let mut routes = None;
     let there = |routes: &LpmTrie<MapData, Ip4, NodeRef>, number| {
         routes.get(&Key::new(24, subnet(number).network().into()), 0).is_ok()
     };
-    loop {
-        ensure!(begun.elapsed() < PATIENCE, "peer {peers} is not in the kernel; the log: {}", agent.log());
-        std::thread::sleep(LOOK);
+    launch.wait("the last peer is not in the kernel", || {
         if routes.is_none() {
-            let Ok(map) = MapData::from_pin(pins.table(names::ROUTES)) else { continue };
+            let Ok(map) = MapData::from_pin(pins.table(names::ROUTES)) else { return Ok(false) };
             routes = Some(LpmTrie::try_from(Map::LpmTrie(map))?);
         }
         // The last one is programmed last.
-        if routes.as_ref().is_some_and(|routes| there(routes, peers)) {
-            break;
-        }
-    }
-    let seconds = begun.elapsed().as_secs_f64();
+        Ok(routes.as_ref().is_some_and(|routes| there(routes, peers)))
+    })?;
     let routes = routes.context("no routes")?;
-    let missing: Vec<u32> = (1..=peers).filter(|number| !there(&routes, *number)).collect();
-    ensure!(missing.is_empty(), "the last peer is in the kernel, and {} others are not", missing.len());
+    let missing = (1..=peers).filter(|number| !there(&routes, *number)).count();
+    ensure!(missing == 0, "the last peer is in the kernel, and {missing} others are not");
     let nodes = Array::<_, Peer>::try_from(Map::Array(MapData::from_pin(pins.table(names::NODES))?))?;
     let alive = nodes.iter().filter_map(Result::ok).filter(|node| node.flags & Peer::ALIVE != 0).count();
     ensure!(alive == peers as usize, "{alive} nodes in the kernel instead of {peers}");
-    agent.wait_ready(PATIENCE)?;
-    ensure!(until(PATIENCE, || agent.log().contains("ready: ")), "the agent is not ready: {}", agent.log());
-    let _ = world;
-    Ok(Start { seconds, phases: phases(&agent.log(), epoch) })
+    launch.end()
+}
+
+/// Starts the node's agent and waits until these pods are as policy wants them.
+pub(super) fn until_pods(node: &Node, pods: &[Pod]) -> Result<Start> {
+    let mut launch = Launch::new(node)?;
+    let is_ready = |pod: &Pod| {
+        node.agent().endpoint_state(pod.ip()).is_ok_and(|state| state.as_deref() == Some("ready"))
+    };
+    launch.wait("not all pods are ready", || Ok(pods.iter().all(is_ready)))?;
+    launch.end()
+}
+
+/// An agent that starts.
+struct Launch<'a> {
+    node: &'a Node,
+    /// Seconds since 1970.
+    epoch: f64,
+    begun: Instant,
+    seconds: f64,
+}
+
+impl<'a> Launch<'a> {
+    fn new(node: &'a Node) -> Result<Self> {
+        std::fs::remove_file(node.agent().log_file()).ok();
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+        let begun = Instant::now();
+        node.agent().spawn()?;
+        Ok(Self { node, epoch, begun, seconds: 0.0 })
+    }
+
+    fn wait(&mut self, problem: &str, mut is_done: impl FnMut() -> Result<bool>) -> Result<()> {
+        loop {
+            thread::sleep(LOOK);
+            if is_done()? {
+                self.seconds = self.begun.elapsed().as_secs_f64();
+                return Ok(());
+            }
+            ensure!(self.begun.elapsed() < PATIENCE, "{problem}; the log:\n{}", self.node.agent().log());
+        }
+    }
+
+    /// Waits for the rest.
+    fn end(self) -> Result<Start> {
+        let agent = self.node.agent();
+        ensure!(agent.says(&["ready: "], PATIENCE), "the agent is not ready; the log:\n{}", agent.log());
+        Ok(Start { seconds: self.seconds, phases: phases(&agent.log(), self.epoch) })
+    }
 }
 
 fn phases(log: &str, epoch: f64) -> Vec<(&'static str, f64)> {
