@@ -14,6 +14,8 @@ pub(super) enum Study {
     Hooks,
     /// What a new flow costs, by the number of rules.
     Verdict,
+    /// What the agent takes to start, and to follow etcd.
+    Control,
     /// A large cluster, from the store's list to the kernel.
     Scale,
     /// Other pods' flows while one pod opens flow after flow.
@@ -32,11 +34,12 @@ pub(super) struct Finding {
 }
 
 impl Study {
-    pub(super) const ALL: [Self; 4] = [Self::Hooks, Self::Verdict, Self::Scale, Self::Flood];
+    pub(super) const ALL: [Self; 5] = [Self::Hooks, Self::Control, Self::Verdict, Self::Scale, Self::Flood];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Hooks => "hooks",
+            Self::Control => "control",
             Self::Verdict => "verdict",
             Self::Scale => "scale",
             Self::Flood => "flood",
@@ -47,6 +50,9 @@ impl Study {
         match self {
             Self::Hooks => {
                 "what each program costs for each kind of packet, and what of it is flow table and policy"
+            }
+            Self::Control => {
+                "an agent starts with 10,000 leases and with 2,000 policies, and follows a change in etcd"
             }
             Self::Verdict => "what a new flow costs at ten rules and at a hundred thousand",
             Self::Scale => "10,000 policies and 100,000 endpoints on a node with 250 pods",
@@ -61,6 +67,7 @@ impl Study {
                 let bare = object::build_bare_ebpf(workspace)?;
                 self.by_benchmark(workspace, if quick { 5 } else { 31 }, Some(bare.as_os_str()))
             }
+            Self::Control => self.by_benchmark(workspace, if quick { 2 } else { 7 }, None),
             Self::Verdict => self.by_benchmark(workspace, if quick { 7 } else { 31 }, None),
             Self::Scale => self.by_benchmark(workspace, if quick { 100 } else { 1000 }, None),
             Self::Flood => {
