@@ -106,7 +106,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), ObjectError> {
     let load = |name: &'static str, program: &mut Program| {
         let program: Result<&mut SchedClassifier, ProgramError> = program.try_into();
         let refused = |source| ObjectError::Program { name, source: Box::new(source) };
-        program.and_then(|program| program.load()).map_err(refused)
+        program.and_then(SchedClassifier::load).map_err(refused)
     };
     thread::scope(|scope| {
         let programs = ebpf.programs_mut().filter_map(|(name, program)| {

@@ -20,7 +20,7 @@ use serde_json::json;
 use super::store::Entry;
 
 /// Much longer than any start may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Between two looks at the table.
 const LOOK: Duration = Duration::from_micros(500);
 

@@ -4,7 +4,10 @@ use bpf_tests::progrun::{
     Context, DROP, Links, NEXT, NODE_IP, REDIRECT, VNI, VTEP_MAC, VXLAN_PORT,
     packet::{ACK, End, Outer, Packet, SYN, arp},
 };
-use canal_common::reason::{Hook, Reason};
+use canal_common::{
+    Mac,
+    reason::{Hook, Reason},
+};
 use etherparse::ArpOperation;
 
 use super::{A, B, GATEWAY, Pod, REFUSED, REMOTE, REMOTE_NODE, RUNS, STRANGER, WORLD, vtep};
@@ -67,9 +70,9 @@ pub(super) fn all(links: Links) -> Vec<Case> {
     let udp_local = speak(out(local), &leaves, &|packet| hooks.leaves(B, packet));
     let tcp_world = shake(out(world), &leaves, &|packet| hooks.enters(packet));
     let udp_world = speak(into(world), &|packet| hooks.enters(packet), &leaves);
-    let udp_host = speak(into(host), &|packet| hooks.from_host(packet), &leaves);
+    let udp_host = speak(into(host), &|packet| hooks.by_host(packet), &leaves);
     let udp_forwarded =
-        speak(out(remote), &|packet| hooks.forwarded(packet), &|packet| hooks.arrives(packet));
+        speak(out(remote), &|packet| hooks.forwarded(&packet), &|packet| hooks.arrives(packet));
     let [first_out, later_out] = fragments(out(remote));
     let [first_in, later_in] = fragments(into(remote));
 
@@ -93,7 +96,7 @@ pub(super) fn all(links: Links) -> Vec<Case> {
         Case { what, before: Vec::new(), hook, context, frames, action, reason: Some(reason) }
     };
     let none: &[Shot] = &[];
-    let question = arp(ArpOperation::REQUEST, (A.mac, A.ip), (Default::default(), B.ip));
+    let question = arp(ArpOperation::REQUEST, (A.mac, A.ip), (Mac::default(), B.ip));
     let refused = |from, to| Packet::udp((from, REQUESTS), (to, REFUSED));
 
     vec![
@@ -179,7 +182,7 @@ pub(super) fn all(links: Links) -> Vec<Case> {
         one(
             "established UDP from the node itself",
             &udp_host,
-            hooks.from_host(udp(into(host))),
+            hooks.by_host(udp(into(host))),
             NEXT,
             Reason::Delivered,
         ),
@@ -231,19 +234,19 @@ pub(super) fn all(links: Links) -> Vec<Case> {
         one(
             "from the node itself",
             none,
-            hooks.to_overlay(udp((host, remote))),
+            hooks.to_overlay(&udp((host, remote))),
             REDIRECT,
             Reason::Encapsulated,
         ),
         one(
             "established UDP that the stack forwards",
             &udp_forwarded,
-            hooks.forwarded(udp(out(remote))),
+            hooks.forwarded(&udp(out(remote))),
             REDIRECT,
             Reason::Encapsulated,
         ),
-        one("to nobody", none, hooks.to_overlay(udp((host, (STRANGER, 1)))), DROP, Reason::NoRoute),
-        one("without a tunnel key", none, hooks.from_overlay(udp(into(remote))), DROP, Reason::UnknownNode),
+        one("to nobody", none, hooks.to_overlay(&udp((host, (STRANGER, 1)))), DROP, Reason::NoRoute),
+        one("without a tunnel key", none, hooks.by_device(udp(into(remote))), DROP, Reason::UnknownNode),
     ]
 }
 
@@ -286,12 +289,12 @@ impl Hooks {
 
     /// For `A`, by the stack, from the world.
     fn enters(&self, packet: Packet) -> Shot {
-        let context = self.from_host(packet.clone()).context.came_by(self.links.uplink);
-        Shot { context, ..self.from_host(packet) }
+        let context = self.by_host(packet.clone()).context.came_by(self.links.uplink);
+        Shot { context, ..self.by_host(packet) }
     }
 
     /// For `A`, by the stack, from the node itself.
-    fn from_host(&self, packet: Packet) -> Shot {
+    fn by_host(&self, packet: Packet) -> Shot {
         let context = Context::on(self.links.pods[A.number]);
         Shot { hook: Hook::ToPod, context, frame: packet.macs(GATEWAY, A.mac).bytes() }
     }
@@ -316,17 +319,17 @@ impl Hooks {
     }
 
     /// From the node itself.
-    fn to_overlay(&self, packet: Packet) -> Shot {
+    fn to_overlay(&self, packet: &Packet) -> Shot {
         Shot { hook: Hook::ToOverlay, context: Context::on(self.links.overlay), frame: packet.bytes() }
     }
 
     /// From `A`, by the stack.
-    fn forwarded(&self, packet: Packet) -> Shot {
+    fn forwarded(&self, packet: &Packet) -> Shot {
         let context = Context::on(self.links.overlay).came_by(self.links.pods[A.number]);
         Shot { context, ..self.to_overlay(packet) }
     }
 
-    fn from_overlay(&self, packet: Packet) -> Shot {
-        Shot { hook: Hook::FromOverlay, ..self.to_overlay(packet.macs(vtep(0), VTEP_MAC)) }
+    fn by_device(&self, packet: Packet) -> Shot {
+        Shot { hook: Hook::FromOverlay, ..self.to_overlay(&packet.macs(vtep(0), VTEP_MAC)) }
     }
 }
