@@ -35,13 +35,13 @@ use crate::{
     lock::AgentLock,
     netlink::{Monitor, Netlink},
     node::{
-        Initial, Message, Node, Published, Start,
+        Groundwork, Initial, Message, Node, Published, Start,
         uplink::{self, Host, Uplink},
         waiting::{self, Progress},
     },
     store::{
-        Attributes, Backend, Lease, LeaseManager, Mirror, NetworkConfig, Prefix, RESOURCES, Store, initial,
-        own_entry, retry::Backoff, subnet_file::read_previous_subnet,
+        Attributes, Backend, Lease, LeaseManager, Mirror, NetworkConfig, Prefix, RESOURCES, Store,
+        StoreEvent, initial, own_entry, retry::Backoff, subnet_file::read_previous_subnet,
     },
 };
 
@@ -143,7 +143,17 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         vni: vni(&network),
         node: config.node_name.clone(),
     };
-    let lease = acquire(&mut keeper, want, &progress).await;
+    // Nothing takes longer than the kernel's look at the programs; the lease is taken and the store is read meanwhile.
+    let groundwork = {
+        let (config, network, uplink) = (config.clone(), network.clone(), uplink.clone());
+        blocking(move |()| Groundwork::lay(&config, &network, &uplink, vtep_mac), ())
+    };
+    let stop_tasks = CancellationToken::new();
+    let taken = async {
+        let lease = acquire(&mut keeper, want, &progress).await;
+        Ok((lease, mirrors(&mut tasks, &store, &config, &stop_tasks)))
+    };
+    let (groundwork, (lease, mirrored)) = tokio::try_join!(groundwork, taken)?;
 
     let (wanted, wanted_rx) = watch::channel(Wanted::default());
     let (metrics_at, metrics_at_rx) = watch::channel(None);
@@ -159,7 +169,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         initial,
         ready,
     };
-    let node = blocking(Node::start, start).await?;
+    let node = blocking(move |start| Node::start(groundwork, start), start).await?;
     let monitor = {
         let messages = messages.clone();
         Monitor::start(move |change| drop(messages.send(Message::Kernel(change))))?
@@ -172,12 +182,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         .spawn(move || node.run(inbox))
         .context("cannot start the node's thread")?;
 
-    let stop_tasks = CancellationToken::new();
-    for (prefix, under) in
-        [(Prefix::Network, config.etcd.prefix.all()), (Prefix::Resources, RESOURCES.to_owned())]
-    {
-        let (events, mut received) = mpsc::channel(64);
-        tasks.spawn(Mirror::new(store.clone(), prefix, under, events).run(stop_tasks.clone()));
+    for mut received in mirrored {
         forward(&mut tasks, &messages, stream::poll_fn(move |cx| received.poll_recv(cx)).map(Message::Store));
     }
     let (events, mut received) = mpsc::channel(8);
@@ -211,6 +216,21 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         }
     });
     Ok(Running { messages, node, tasks, stop_tasks, _monitor: monitor })
+}
+
+/// Begins to follow the store. What comes waits until somebody receives it.
+fn mirrors(
+    tasks: &mut JoinSet<()>,
+    store: &Store,
+    config: &Config,
+    stop: &CancellationToken,
+) -> [mpsc::Receiver<StoreEvent>; 2] {
+    let ranges = [(Prefix::Network, config.etcd.prefix.all()), (Prefix::Resources, RESOURCES.to_owned())];
+    ranges.map(|(prefix, under)| {
+        let (events, received) = mpsc::channel(64);
+        tasks.spawn(Mirror::new(store.clone(), prefix, under, events).run(stop.clone()));
+        received
+    })
 }
 
 /// Beside everything else: an etcd that lets us read only costs no pod anything.

@@ -24,6 +24,10 @@
 #![expect(clippy::cast_possible_truncation, reason = "the kernel's types: sizes, ifindexes and actions fit")]
 #![expect(unreachable_pub, reason = "a binary: `pub` marks what a module offers to the others")]
 
+/// Compiled for the bench, to show what flow table and policy cost: every packet goes where it is addressed, and nothing
+/// is judged or remembered.
+const BARE: bool = cfg!(feature = "bare");
+
 mod hook;
 mod judge;
 mod maps;

@@ -49,20 +49,31 @@ pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<()> {
 
 /// Compiles the kernel object and puts it where `canal-agent/build.rs` looks for it.
 pub(crate) fn build_ebpf(workspace: &Workspace) -> Result<PathBuf> {
+    let object = workspace.object();
+    compile(workspace, &workspace.bpf_target(), &[], &object)?;
+    Ok(object)
+}
+
+/// The same without flow table and policy, where no build looks for it: for the bench, which compares the two.
+pub(crate) fn build_bare_ebpf(workspace: &Workspace) -> Result<PathBuf> {
+    let object = workspace.bare_object();
+    compile(workspace, &workspace.bare_target(), &["--features", "bare"], &object)?;
+    Ok(object)
+}
+
+fn compile(workspace: &Workspace, target: &Path, features: &[&str], object: &Path) -> Result<()> {
     let toolchain = detected()?;
     run::say(format!("kernel object: {}", toolchain.describe()));
-    let target = workspace.bpf_target();
-    let mut cargo = toolchain.cargo("build", workspace.root(), &target);
-    cargo.args(["--package", "canal-ebpf", "--bin", "canal"]);
+    let mut cargo = toolchain.cargo("build", workspace.root(), target);
+    cargo.args(["--package", "canal-ebpf", "--bin", "canal"]).args(features);
     run::visible(&mut cargo)?;
     let made = target.join(crate::toolchain::BPF_TARGET).join("release/canal");
     let bytes = fs::read(&made).with_context(|| format!("cannot read {}", made.display()))?;
     check_object(&bytes).with_context(|| format!("{} is unusable", made.display()))?;
-    let object = workspace.object();
-    if place(&bytes, &object)? {
-        run::say(format!("kernel object: {} is new", relative(&object, workspace.root()).display()));
+    if place(&bytes, object)? {
+        run::say(format!("kernel object: {} is new", relative(object, workspace.root()).display()));
     }
-    Ok(object)
+    Ok(())
 }
 
 /// The compiler for the kernel target, or an error that says how to get one.

@@ -38,6 +38,16 @@ impl Workspace {
         self.bpf_target().join("canal.o")
     }
 
+    /// Another one, so that what is compiled for the bench alone is never taken for the object.
+    pub(crate) fn bare_target(&self) -> PathBuf {
+        self.root.join("target/bpf-bare")
+    }
+
+    /// The kernel object without flow table and policy, which nothing embeds.
+    pub(crate) fn bare_object(&self) -> PathBuf {
+        self.bare_target().join("bare.o")
+    }
+
     /// A log of something that `setup` ran.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.target().join("xtask-logs").join(format!("{name}.log"))

@@ -5,6 +5,7 @@
 //! [`REDIRECT`], and what it would have sent is in [`Ran::frame`].
 
 mod context;
+mod cost;
 pub mod packet;
 mod tables;
 
@@ -12,6 +13,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
     net::Ipv4Addr,
+    path::Path,
     sync::{Mutex, PoisonError},
     thread,
     time::Duration,
@@ -19,6 +21,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
+    EbpfLoader,
     maps::{Array, MapData},
     programs::{TestRun, TestRunOptions},
 };
@@ -27,6 +30,7 @@ use canal_common::{
     Mac,
     event::EVENTS_PER_DECISION,
     flow::FlowLimits,
+    names,
     policy::{RowRef, Verdict},
     question::Question,
     reason::{Hook, Reason},
@@ -35,7 +39,7 @@ use canal_common::{
 use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, setns, unshare};
 
-pub use self::context::Context;
+pub use self::{context::Context, cost::Size};
 use crate::cmd::Cmd;
 
 /// `TCX_NEXT`: on to the stack.
@@ -104,19 +108,37 @@ impl Lab {
 
     /// As [`Lab::open`], with these flags of [`Settings`].
     pub fn open_with(flags: u32) -> Result<Self> {
-        let made = thread::spawn(move || -> Result<Self> {
-            unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-            Self::load_with(flags, Links::make()?, None)
-        });
-        made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        Self::make(flags, |settings| Ok(Object::load(settings, None, &HashMap::new())?))
+    }
+
+    /// As [`Lab::open`], with the kernel object in a file.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        Self::make(0, |settings| {
+            let mut loader = EbpfLoader::new();
+            loader.override_global(names::SETTINGS, settings, true);
+            let ebpf = loader.load_file(path).with_context(|| format!("cannot load {}", path.display()))?;
+            let mut object = Object { ebpf };
+            names::PROGRAMS.iter().chain(&[names::JUDGE]).try_for_each(|name| object.program(name).load())?;
+            Ok(object)
+        })
+    }
+
+    fn make(flags: u32, load: impl FnOnce(&Settings) -> Result<Object> + Send) -> Result<Self> {
+        thread::scope(|scope| {
+            let made = scope.spawn(move || -> Result<Self> {
+                unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+                Self::with(flags, Links::make()?, load)
+            });
+            made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// Loads the object, or adopts the tables that are pinned, for the namespace of this thread.
     pub fn load(links: Links, pins: Option<&Pins>) -> Result<Self> {
-        Self::load_with(0, links, pins)
+        Self::with(0, links, |settings| Ok(Object::load(settings, pins, &HashMap::new())?))
     }
 
-    fn load_with(flags: u32, links: Links, pins: Option<&Pins>) -> Result<Self> {
+    fn with(flags: u32, links: Links, load: impl FnOnce(&Settings) -> Result<Object>) -> Result<Self> {
         let settings = Settings {
             node_ip: NODE_IP.into(),
             vtep_mac: VTEP_MAC,
@@ -133,7 +155,7 @@ impl Lab {
             _pad: [0; 2],
         };
         let netns = File::open("/proc/thread-self/ns/net").context("cannot open the network namespace")?;
-        let object = Object::load(&settings, pins, &HashMap::new())?;
+        let object = load(&settings)?;
         Ok(Self { object, netns, sets: BTreeMap::new(), links })
     }
 

@@ -1,11 +1,14 @@
 //! The kernel object that is embedded in this binary: checking what an earlier agent left, loading, adopting.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    panic, thread,
+};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::MapInfo,
-    programs::{ProgramError, SchedClassifier},
+    programs::{Program, ProgramError, SchedClassifier},
 };
 use aya_obj::Object as Parsed;
 use canal_common::{names, settings::Settings};
@@ -76,11 +79,7 @@ impl Object {
             }
         }
         let mut ebpf = loader.load(BYTES).map_err(|e| ObjectError::Load(Box::new(e)))?;
-        for name in names::PROGRAMS.iter().chain(&[names::JUDGE]) {
-            classifier(&mut ebpf, name)
-                .load()
-                .map_err(|source| ObjectError::Program { name, source: Box::new(source) })?;
-        }
+        load_programs(&mut ebpf)?;
         Ok(Self { ebpf })
     }
 
@@ -100,6 +99,24 @@ impl Object {
     pub fn program(&mut self, name: &str) -> &mut SchedClassifier {
         classifier(&mut self.ebpf, name)
     }
+}
+
+/// All at the same time: the kernel verifies each on its caller's processor, which takes some tens of milliseconds.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), ObjectError> {
+    let load = |name: &'static str, program: &mut Program| {
+        let program: Result<&mut SchedClassifier, ProgramError> = program.try_into();
+        let refused = |source| ObjectError::Program { name, source: Box::new(source) };
+        program.and_then(SchedClassifier::load).map_err(refused)
+    };
+    thread::scope(|scope| {
+        let programs = ebpf.programs_mut().filter_map(|(name, program)| {
+            let known = names::PROGRAMS.iter().chain(&[names::JUDGE]).find(|known| **known == name)?;
+            Some((*known, program))
+        });
+        let loads: Vec<_> =
+            programs.map(|(name, program)| scope.spawn(move || load(name, program))).collect();
+        loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+    })
 }
 
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {

@@ -29,14 +29,20 @@ pub enum OverlayError {
     Vanished { name: String },
 }
 
-/// What the device should be.
+/// What the device should be, before it has a place in the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Overlay {
+pub struct Device {
     pub vni: u32,
     pub port: u16,
     pub mac: Mac,
     /// MTU of the device and of the pods, in bytes.
     pub mtu: u16,
+}
+
+/// What the device should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    pub device: Device,
     /// The whole pod network.
     pub network: Ipv4Net,
     /// This node's part of it; the device has its `.0` address.
@@ -45,7 +51,7 @@ pub struct Overlay {
 
 impl Overlay {
     pub fn name(&self) -> String {
-        name(self.vni)
+        name(self.device.vni)
     }
 
     /// Source address of what this host sends to remote pods, as flannel has it.
@@ -63,35 +69,32 @@ pub fn existing_mac(netlink: &mut Netlink, vni: u32) -> Result<Option<Mac>, netl
     Ok(netlink.link_by_name(&name(vni))?.filter(|l| l.kind == "vxlan").and_then(|l| l.mac))
 }
 
+/// The device as it is, or a new one, which is down: the programs are loaded with its index.
+pub fn find_or_make(netlink: &mut Netlink, device: &Device) -> Result<Link, OverlayError> {
+    match netlink.link_by_name(&name(device.vni))? {
+        Some(link) => Ok(link),
+        None => make(netlink, device),
+    }
+}
+
 /// Makes or mends device, address and route; what is right is left alone.
 pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayError> {
-    let name = overlay.name();
-    let mut link = match netlink.link_by_name(&name)? {
+    let (name, device) = (overlay.name(), &overlay.device);
+    let link = match netlink.link_by_name(&name)? {
         Some(link) if link.kind != "vxlan" => return Err(OverlayError::NameTaken { name }),
-        Some(link) if fits(&link, overlay) => Some(link),
+        Some(link) if fits(&link, device) => link,
         Some(link) => {
             warn!(device = name, "has other parameters than the network configuration: made anew");
             netlink.delete_link(link.index)?;
-            None
+            make(netlink, device)?
         }
-        None => None,
+        None => make(netlink, device)?,
     };
-    if link.is_none() {
-        netlink.add_vxlan_external(&NewVxlan {
-            name: &name,
-            mac: overlay.mac,
-            mtu: overlay.mtu.into(),
-            port: overlay.port,
-        })?;
-        info!(device = name, mac = %overlay.mac, mtu = overlay.mtu, port = overlay.port, "made the overlay device");
-        link = netlink.link_by_name(&name)?;
+    if link.mac != Some(device.mac) {
+        netlink.set_mac(link.index, device.mac)?;
     }
-    let link = link.ok_or_else(|| OverlayError::Vanished { name: name.clone() })?;
-    if link.mac != Some(overlay.mac) {
-        netlink.set_mac(link.index, overlay.mac)?;
-    }
-    if link.mtu != u32::from(overlay.mtu) {
-        netlink.set_mtu(link.index, overlay.mtu.into())?;
+    if link.mtu != u32::from(device.mtu) {
+        netlink.set_mtu(link.index, device.mtu.into())?;
     }
     if !link.noarp {
         // Every address behind the device is one hop away, and nobody there answers ARP.
@@ -117,8 +120,16 @@ pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayE
     Ok(link)
 }
 
-fn fits(link: &Link, overlay: &Overlay) -> bool {
-    link.vxlan.as_ref().is_some_and(|v| v.external && v.port == overlay.port)
+fn make(netlink: &mut Netlink, device: &Device) -> Result<Link, OverlayError> {
+    let Device { vni, port, mac, mtu } = *device;
+    let name = name(vni);
+    netlink.add_vxlan_external(&NewVxlan { name: &name, mac, mtu: mtu.into(), port })?;
+    info!(device = name, %mac, mtu, port, "made the overlay device");
+    netlink.link_by_name(&name)?.ok_or(OverlayError::Vanished { name })
+}
+
+fn fits(link: &Link, device: &Device) -> bool {
+    link.vxlan.as_ref().is_some_and(|v| v.external && v.port == device.port)
 }
 
 fn port_taken(netlink: &mut Netlink, overlay: &Overlay, error: netlink::Error) -> OverlayError {
@@ -127,11 +138,13 @@ fn port_taken(netlink: &mut Netlink, overlay: &Overlay, error: netlink::Error) -
     }
     let other = netlink.links().ok().and_then(|links| {
         links.into_iter().find(|l| {
-            l.name != overlay.name() && l.up && l.vxlan.as_ref().is_some_and(|v| v.port == overlay.port)
+            l.name != overlay.name()
+                && l.up
+                && l.vxlan.as_ref().is_some_and(|v| v.port == overlay.device.port)
         })
     });
     let by = other.map(|l| format!(" by device {}", l.name)).unwrap_or_default();
-    OverlayError::PortTaken { port: overlay.port, name: overlay.name(), by }
+    OverlayError::PortTaken { port: overlay.device.port, name: overlay.name(), by }
 }
 
 fn address(netlink: &mut Netlink, overlay: &Overlay, index: u32) -> Result<(), netlink::Error> {

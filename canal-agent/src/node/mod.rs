@@ -1,7 +1,8 @@
 //! This node: what it knows, what it wants, and the cycle that makes the kernel agree.
 //!
 //! Owns: the cluster as last heard, the registry of local endpoints, and everything in [`crate::dataplane`], all on one
-//! thread. Promises: no kernel write before both prefixes were listed completely; whatever changed, one ordered
+//! thread. Promises: nothing in the kernel changes what packets meet before both prefixes were
+//! listed completely; whatever changed, one ordered
 //! `Node::reconcile` follows; what fails for one object is retried and reported and keeps nothing else back.
 //! Does not: speak to etcd or to clients ([`crate::app`] brings messages).
 
@@ -10,6 +11,7 @@ mod cycle;
 mod endpoints;
 mod events;
 mod explain;
+mod groundwork;
 mod message;
 mod metrics;
 mod names;
@@ -23,5 +25,6 @@ mod told;
 pub mod uplink;
 pub mod waiting;
 
+pub use groundwork::Groundwork;
 pub use message::{Message, Published, Question};
 pub use state::{Initial, Node, NodeError, Start};

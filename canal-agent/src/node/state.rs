@@ -15,6 +15,7 @@ use super::{
     burst::{self, Burst},
     endpoints::{Links, Locals},
     events::EventLog,
+    groundwork::Groundwork,
     message::{Message, Published, Question},
     metrics::Cycles,
     peers::{Own, Peers},
@@ -41,7 +42,7 @@ use crate::{
         host::HostAddresses,
         nodes::Nodes,
         object::{Object, ObjectError},
-        overlay::{self, Overlay, OverlayError},
+        overlay::{Device, Overlay, OverlayError},
         pins::{PinError, Pins},
         policy::{Limits, PolicyTables},
         spoofing::Spoofing,
@@ -52,7 +53,6 @@ use crate::{
         publish::{self, Wanted},
         status_files::StatusFiles,
     },
-    logging,
     model::{Cluster, EndpointKey, WorkloadEndpoint, endpoint::Birth, profile},
     netlink::{self, Netlink},
     store::{Backend, EtcdPrefix, Lease, NetworkConfig, VxlanOptions, initial},
@@ -165,28 +165,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// Loads the object and adopts what an earlier process left. Attaches and writes nothing yet.
-    pub fn start(start: Start) -> Result<Self, NodeError> {
+    /// Adopts what an earlier process left. Attaches and writes nothing yet.
+    pub fn start(groundwork: Groundwork, start: Start) -> Result<Self, NodeError> {
+        let Groundwork { pins, netlink, steering, settings, mut object, tables, leftovers } = groundwork;
         let Start { config, network, uplink, vtep_mac, lease, wanted, metrics_at, initial, ready } = start;
-        let pins = Pins::open(&config.bpffs)?;
-        let mut netlink = Netlink::open()?;
-        let overlay = netlink.link_by_name(&overlay::name(vxlan(&network).vni))?;
-        let steering = Steering::new(&config.node_name, config.felix.clone());
-        logging::follow(steering.parameters().log_severity);
-        // Nothing is attached before etcd was read. Until then this is a guess, and what an initialised cluster says.
-        let parameters = Parameters { to_host: ToHost::Return, ..steering.parameters().clone() };
-        let settings = Settings {
-            overlay_ifindex: overlay.map_or(0, |link| link.index),
-            ..settings(&config, &parameters, &network, &uplink, vtep_mac)
-        };
-        let mut object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
-        let (mut tables, mut leftovers) = KernelTables::adopt(&mut object.ebpf)?;
-        if !limits(&config).hold_twice(&leftovers) {
-            info!("the policy tables are more than half full: starting empty ones beside them");
-            Object::leave_policy(&pins)?;
-            object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
-            (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
-        }
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let host_addresses = HostAddresses::adopt(&mut object.ebpf)?;
         let spoofing = Spoofing::adopt(&mut object.ebpf)?;
@@ -430,12 +412,8 @@ impl Node {
     }
 
     pub(super) fn overlay(&self) -> Overlay {
-        let options = vxlan(&self.network);
         Overlay {
-            vni: options.vni,
-            port: options.port,
-            mac: self.vtep_mac,
-            mtu: self.mtu(),
+            device: device(&self.network, &self.uplink, self.vtep_mac),
             network: self.network.network,
             subnet: self.lease.subnet,
         }
@@ -448,6 +426,11 @@ impl Node {
     pub(super) fn prefix(&self) -> &EtcdPrefix {
         &self.config.etcd.prefix
     }
+}
+
+pub(super) fn device(network: &NetworkConfig, uplink: &Uplink, mac: Mac) -> Device {
+    let options = vxlan(network);
+    Device { vni: options.vni, port: options.port, mac, mtu: inner_mtu(network, uplink) }
 }
 
 /// What the programs are to be loaded with; the overlay device is known later.
@@ -490,7 +473,7 @@ fn inner_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
 }
 
 /// How much the tables hold, as they are made.
-fn limits(config: &Config) -> Limits {
+pub(super) fn limits(config: &Config) -> Limits {
     let sizes = &config.sizes;
     Limits { peers: sizes.peers, nets: sizes.nets, rows: sizes.rows, ..Limits::default() }
 }

@@ -11,6 +11,7 @@ use canal_common::{
 };
 
 use crate::{
+    BARE,
     maps::{FLOWS, FLOWS_NEW, POLICY, setting},
     packet::{Packet, Part},
     step::{
@@ -60,6 +61,9 @@ pub fn admit(
     to: &Leg,
     via_stack: bool,
 ) -> Result<(), Stop> {
+    if BARE {
+        return Ok(());
+    }
     // Without ports and types there is nothing to judge by: its first part was, and should have left a flow.
     if packet.part == Part::LaterFragment {
         return Err(Reason::FragUnknown.into());

@@ -8,6 +8,7 @@ use canal_common::{
 };
 
 use crate::{
+    BARE,
     maps::{FLOWS, FLOWS_NEW, setting},
     packet::{Packet, TCP_FIN, TCP_RST, TCP_SYN},
     step::{fragment, leg},
@@ -61,7 +62,7 @@ impl From<Cut> for Stop {
 #[inline(always)]
 pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Known, Cut> {
     let (key, from_hi) = packet.flow_key();
-    if packet.opens {
+    if packet.opens || BARE {
         return Ok(Known::Judge);
     }
     let now = now();

@@ -4,6 +4,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use canal_common::{Ip4, Mac, endpoint::BorrowedSource, flow::Leg, host::is_for_many, node::Node};
 
 use crate::{
+    BARE,
     maps::{ENDPOINTS, GENERATIONS, LOCAL_IPS, NODES, ROUTES, SPOOFABLE, setting},
     packet::FROM_HOST,
 };
@@ -23,7 +24,7 @@ pub const fn other(kind: u8) -> Leg {
 pub fn pod(addr: Ip4) -> Option<Leg> {
     // SAFETY: values are plain data; the reference is not kept across an update.
     let endpoint = unsafe { ENDPOINTS.get(addr) }?;
-    let generation = GENERATIONS.get(endpoint.id)?.generation;
+    let generation = if BARE { 0 } else { GENERATIONS.get(endpoint.id)?.generation };
     Some(Leg {
         generation,
         endpoint: endpoint.id,

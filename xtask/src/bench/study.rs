@@ -1,17 +1,21 @@
 //! Owns: what is measured by itself and not on topologies, and what is found.
 
-use std::{process::Stdio, time::Duration};
+use std::{ffi::OsStr, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{figures::Summary, flood, target::Limit};
-use crate::{run, workspace::Workspace};
+use crate::{object, run, workspace::Workspace};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Study {
+    /// What each program costs for each kind of packet.
+    Hooks,
     /// What a new flow costs, by the number of rules.
     Verdict,
+    /// What the agent takes to start, and to follow etcd.
+    Control,
     /// A large cluster, from the store's list to the kernel.
     Scale,
     /// Other pods' flows while one pod opens flow after flow.
@@ -30,10 +34,12 @@ pub(super) struct Finding {
 }
 
 impl Study {
-    pub(super) const ALL: [Self; 3] = [Self::Verdict, Self::Scale, Self::Flood];
+    pub(super) const ALL: [Self; 5] = [Self::Hooks, Self::Control, Self::Verdict, Self::Scale, Self::Flood];
 
     pub(super) fn name(self) -> &'static str {
         match self {
+            Self::Hooks => "hooks",
+            Self::Control => "control",
             Self::Verdict => "verdict",
             Self::Scale => "scale",
             Self::Flood => "flood",
@@ -42,6 +48,12 @@ impl Study {
 
     fn sentence(self) -> &'static str {
         match self {
+            Self::Hooks => {
+                "what each program costs for each kind of packet, and what of it is flow table and policy"
+            }
+            Self::Control => {
+                "an agent starts with 10,000 leases and with 2,000 policies, and follows a change in etcd"
+            }
             Self::Verdict => "what a new flow costs at ten rules and at a hundred thousand",
             Self::Scale => "10,000 policies and 100,000 endpoints on a node with 250 pods",
             Self::Flood => "other pods' flows while one pod opens 200,000 flows a second",
@@ -51,8 +63,13 @@ impl Study {
     pub(super) fn measure(self, workspace: &Workspace, quick: bool) -> Result<Vec<Finding>> {
         run::say(format!("{}: {}", self.name(), self.sentence()));
         match self {
-            Self::Verdict => self.by_policy(workspace, if quick { 7 } else { 31 }),
-            Self::Scale => self.by_policy(workspace, if quick { 100 } else { 1000 }),
+            Self::Hooks => {
+                let bare = object::build_bare_ebpf(workspace)?;
+                self.by_benchmark(workspace, if quick { 5 } else { 31 }, Some(bare.as_os_str()))
+            }
+            Self::Control => self.by_benchmark(workspace, if quick { 2 } else { 7 }, None),
+            Self::Verdict => self.by_benchmark(workspace, if quick { 7 } else { 31 }, None),
+            Self::Scale => self.by_benchmark(workspace, if quick { 100 } else { 1000 }, None),
             Self::Flood => {
                 let (rounds, seconds) = if quick { (2, 1) } else { (5, 4) };
                 flood::measure(rounds, Duration::from_secs(seconds))
@@ -62,10 +79,10 @@ impl Study {
     }
 
     /// By the benchmark of bpf-tests that is linked with the agent's library.
-    fn by_policy(self, workspace: &Workspace, number: u32) -> Result<Vec<Finding>> {
+    fn by_benchmark(self, workspace: &Workspace, number: u32, file: Option<&OsStr>) -> Result<Vec<Finding>> {
         let mut cargo = run::cargo(workspace.root());
-        cargo.args(["bench", "--quiet", "--package", "bpf-tests", "--bench", "policy", "--"]);
-        cargo.args([self.name(), &number.to_string()]);
+        cargo.args(["bench", "--quiet", "--package", "bpf-tests", "--bench", "study", "--"]);
+        cargo.args([self.name(), &number.to_string()]).args(file);
         let shown = run::shown(&cargo);
         let output = cargo
             .stdout(Stdio::piped())

@@ -1,14 +1,8 @@
 //! A large cluster on one node: from the store's list to the kernel, what it takes to keep, and what a change costs.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    net::Ipv4Addr,
-    time::Instant,
-};
+use std::{net::Ipv4Addr, time::Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use aya::maps::MapInfo;
+use anyhow::{Result, ensure};
 use canal_agent::{
     compile::Compiler,
     dataplane::{
@@ -24,15 +18,15 @@ use canal_agent::{
 use canal_common::{Mac, settings::Settings};
 use serde_json::{Value, json};
 
-use super::Figure;
+use super::{Figure, memory};
 
 const POLICIES: u32 = 10_000;
 const ENDPOINTS: u32 = 100_000;
-const LABEL_SETS: u32 = 2_000;
+pub(super) const LABEL_SETS: u32 = 2_000;
 /// With [`NETS_PER_SET`] CIDRs each.
 const NETWORK_SETS: u32 = 100;
 const NETS_PER_SET: u32 = 100;
-const LOCAL: u32 = 250;
+pub(super) const LOCAL: u32 = 250;
 const NAMESPACES: u32 = 50;
 const APPS: u32 = 1000;
 
@@ -41,10 +35,10 @@ const MEMORY_MB: f64 = 400.0;
 const LABEL_MS: f64 = 10.0;
 const POLICY_MS: f64 = 50.0;
 
-type Entry = (String, Vec<u8>);
+pub(super) type Entry = (String, Vec<u8>);
 
 pub(super) fn measure(changes: u32) -> Result<Vec<Figure>> {
-    let mut figures = Vec::new();
+    let (mut figures, process) = (Vec::new(), std::process::id());
     let mut object = Object::load(&Settings::default(), None, &Sizes::new())?;
     let (kernel, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
     let mut node = Node {
@@ -55,7 +49,7 @@ pub(super) fn measure(changes: u32) -> Result<Vec<Figure>> {
     let list = list();
     let bytes: usize = list.iter().map(|(key, value)| key.len() + value.len()).sum();
     eprintln!("{} objects, {} MB", list.len(), bytes / 1_000_000);
-    let before = resident_mb("VmRSS")?;
+    let before = memory::resident_mb(process, "VmRSS")?;
 
     let start = Instant::now();
     node.cluster.replace_all(list.into_iter());
@@ -75,10 +69,12 @@ pub(super) fn measure(changes: u32) -> Result<Vec<Figure>> {
     figures.push(seconds("  of this, reading objects", start, read));
     figures.push(seconds("  of this, compiling", read, compiled));
     figures.push(seconds("  of this, writing tables", compiled, written));
-    figures
-        .push(Figure::of("resident, highest, with the list", "MB", resident_mb("VmHWM")?).at_most(MEMORY_MB));
+    figures.push(
+        Figure::of("resident, highest, with the list", "MB", memory::resident_mb(process, "VmHWM")?)
+            .at_most(MEMORY_MB),
+    );
     figures.push(Figure::of("  of this, the list and this program", "MB", before));
-    figures.push(Figure::of("resident then", "MB", resident_mb("VmRSS")?));
+    figures.push(Figure::of("resident then", "MB", memory::resident_mb(process, "VmRSS")?));
 
     for change in Change::ALL {
         let mut times = Vec::new();
@@ -98,13 +94,13 @@ pub(super) fn measure(changes: u32) -> Result<Vec<Figure>> {
         figures.push(Figure::median(format!("{name}, p50"), "ms", times));
         figures.push(Figure::of(format!("{name}, p99"), "ms", p99).at_most(change.limit_ms()));
     }
-    figures.push(Figure::of("resident in the end", "MB", resident_mb("VmRSS")?));
+    figures.push(Figure::of("resident in the end", "MB", memory::resident_mb(process, "VmRSS")?));
 
-    let tables = memory_by_table()?;
+    let tables = memory::tables(process)?;
     let total = tables.values().sum();
-    figures.push(Figure::of("kernel memory of all tables", "MB", megabytes(total)));
+    figures.push(Figure::of("kernel memory of all tables", "MB", memory::megabytes(total)));
     for (table, bytes) in tables {
-        figures.push(Figure::of(format!("  of this, {table}"), "MB", megabytes(bytes)));
+        figures.push(Figure::of(format!("  of this, {table}"), "MB", memory::megabytes(bytes)));
     }
     drop(object);
     Ok(figures)
@@ -208,7 +204,7 @@ fn list() -> Vec<Entry> {
     list
 }
 
-fn endpoint(number: u32, label_set: u32) -> Entry {
+pub(super) fn endpoint(number: u32, label_set: u32) -> Entry {
     let node = if number < LOCAL { 1 } else { 2 + number / LOCAL };
     let namespace = format!("ns{}", label_set % NAMESPACES);
     let name = format!("node{node}-k8s-p{number}-eth0");
@@ -236,71 +232,38 @@ fn endpoint(number: u32, label_set: u32) -> Entry {
 }
 
 fn policy(number: u32, port: u32) -> Entry {
-    let (app, round) = (number % APPS, number / APPS);
-    let namespace = format!("ns{}", app % NAMESPACES);
+    let namespace = format!("ns{}", number % APPS % NAMESPACES);
     let name = format!("default.p{number}");
-    let from = json!({ "selector": format!("app == 'app{}'", (app + NAMESPACES * round) % APPS) });
-    let block = format!("172.{}.{}.0/24", 16 + number % 16, number % 256);
-    let dns = json!({ "selector": "k8s-app == 'dns'", "namespaceSelector": "all()", "ports": [53] });
-    let tier = json!({ "selector": format!("tier == 't{}'", number % 2), "namespaceSelector": "all()" });
     let value = json!({
         "kind": "NetworkPolicy", "apiVersion": "projectcalico.org/v3",
-        "metadata": { "name": name, "namespace": namespace },
-        "spec": {
-            "order": round, "selector": format!("app == 'app{app}'"), "types": ["Ingress", "Egress"],
-            "ingress": [
-                { "action": "Allow", "protocol": "TCP", "source": from, "destination": { "ports": [port] } },
-                { "action": "Deny", "source": { "nets": [block] } },
-            ],
-            "egress": [
-                { "action": "Allow", "protocol": "UDP", "destination": dns },
-                { "action": "Allow", "protocol": "TCP", "destination": tier },
-            ],
-        },
+        "metadata": { "name": name, "namespace": namespace }, "spec": policy_spec(number, port),
     });
     entry(Kind::NetworkPolicy, &namespace, &name, &value)
 }
 
-fn entry(kind: Kind, namespace: &str, name: &str, value: &Value) -> Entry {
+pub(super) fn policy_spec(number: u32, port: u32) -> Value {
+    let (app, round) = (number % APPS, number / APPS);
+    let from = json!({ "selector": format!("app == 'app{}'", (app + NAMESPACES * round) % APPS) });
+    let block = format!("172.{}.{}.0/24", 16 + number % 16, number % 256);
+    let dns = json!({ "selector": "k8s-app == 'dns'", "namespaceSelector": "all()", "ports": [53] });
+    let tier = json!({ "selector": format!("tier == 't{}'", number % 2), "namespaceSelector": "all()" });
+    json!({
+        "order": round, "selector": format!("app == 'app{app}'"), "types": ["Ingress", "Egress"],
+        "ingress": [
+            { "action": "Allow", "protocol": "TCP", "source": from, "destination": { "ports": [port] } },
+            { "action": "Deny", "source": { "nets": [block] } },
+        ],
+        "egress": [
+            { "action": "Allow", "protocol": "UDP", "destination": dns },
+            { "action": "Allow", "protocol": "TCP", "destination": tier },
+        ],
+    })
+}
+
+pub(super) fn entry(kind: Kind, namespace: &str, name: &str, value: &Value) -> Entry {
     (Resource::new(kind, namespace, name).key(), value.to_string().into_bytes())
 }
 
 fn seconds(what: &str, from: Instant, to: Instant) -> Figure {
     Figure::of(what, "s", to.duration_since(from).as_secs_f64())
-}
-
-/// A line of this process's status (proc(5)), in megabytes.
-fn resident_mb(line: &str) -> Result<f64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let found = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
-    let kib: u64 =
-        found.and_then(|text| text.split_whitespace().next()?.parse().ok()).context("no such line")?;
-    Ok(megabytes(kib * 1024))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a size for people")]
-fn megabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e6
-}
-
-/// What the kernel says that each table of this process takes. The arrays of sets are many, and count as one.
-fn memory_by_table() -> Result<BTreeMap<String, u64>> {
-    let mut tables: BTreeMap<String, u64> = BTreeMap::new();
-    let mut seen = BTreeSet::new();
-    for descriptor in fs::read_dir("/proc/self/fdinfo")?.flatten() {
-        let Ok(text) = fs::read_to_string(descriptor.path()) else { continue };
-        let field = |name: &str| -> Option<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            line.trim().parse().ok()
-        };
-        let (Some(id), Some(bytes)) = (field("map_id"), field("memlock")) else { continue };
-        if !seen.insert(id) {
-            continue;
-        }
-        let info = MapInfo::from_id(u32::try_from(id)?)?;
-        let name = info.name_as_str().filter(|name| !name.is_empty()).unwrap_or("columns of SETS");
-        *tables.entry(name.to_owned()).or_default() += bytes;
-    }
-    ensure!(tables.len() > 10, "{tables:?}");
-    Ok(tables)
 }

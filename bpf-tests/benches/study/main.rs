@@ -1,10 +1,15 @@
-//! Figures of policy that need no packets on a wire: `cargo xtask bench` runs this, optimised as users run the agent.
+//! Studies that need the agent's library: `cargo xtask bench` runs this, optimised as users run the agent.
 //!
-//! `policy verdict [ROUNDS]`, `policy scale [CHANGES]`; figures go to stdout, one JSON object a line, what is going on
+//! `study verdict [ROUNDS]`, `study scale [CHANGES]`, `study hooks ROUNDS OBJECT`; figures go to stdout, one JSON object a line, what is going on
 //! to stderr.
 
+mod control;
+mod hooks;
+mod memory;
 mod scale;
 mod verdict;
+
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
@@ -13,11 +18,20 @@ fn main() -> Result<()> {
     // `cargo bench` adds its own flag.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let number = words.get(1).map(|word| word.parse().context("a number")).transpose()?;
-    bpf_tests::load::go_first()?;
-    let figures = match words.first().map(String::as_str) {
+    let what = words.first().map(String::as_str);
+    if what != Some("control") {
+        // Where the agent itself is measured, it takes its turn as everywhere.
+        bpf_tests::load::go_first()?;
+    }
+    let figures = match what {
         Some("verdict") => verdict::measure(number.unwrap_or(31))?,
         Some("scale") => scale::measure(number.unwrap_or(500))?,
-        _ => bail!("policy verdict|scale [NUMBER]"),
+        Some("control") => control::measure(number.unwrap_or(7))?,
+        Some("hooks") => {
+            let object = words.get(2).context("the kernel object without flow table and policy")?;
+            hooks::measure(number.unwrap_or(15), Path::new(object))?
+        }
+        _ => bail!("study verdict|scale|hooks|control [NUMBER] [OBJECT]"),
     };
     for figure in figures {
         println!("{}", figure.json());
