@@ -134,6 +134,8 @@ pub struct PolicyTables<T> {
     freed: Vec<u32>,
     /// The last update came to its end.
     settled: bool,
+    /// No program can use what it gave up.
+    is_quiet: bool,
 }
 
 /// An endpoint in the kernel.
@@ -170,6 +172,7 @@ impl<T: Tables> PolicyTables<T> {
             refused: sets::Refusals::new(),
             freed: Vec::new(),
             settled: false,
+            is_quiet: false,
             limits,
         }
     }
@@ -222,9 +225,8 @@ impl<T: Tables> PolicyTables<T> {
         census: &mut Census,
         desired: &BTreeMap<Ipv4Addr, Desired>,
     ) -> Result<Problems, T::Error> {
-        if self.rests() {
-            self.tables.wait_for_programs()?;
-        }
+        self.wait_for_programs()?;
+        self.is_quiet = false;
         let mut problems = Problems::new();
         let mut desired = desired.clone();
         let refused = self.still_refused(&desired);
@@ -246,21 +248,21 @@ impl<T: Tables> PolicyTables<T> {
         }
         self.retire()?;
         self.settled = true;
-        if self.rests() {
+        self.is_quiet = !(self.classes.rests() || self.sets.rest() || self.endpoint_ids.rests());
+        if !self.is_quiet {
             self.tables.note_programs()?;
         }
         Ok(problems)
     }
 
-    /// Whether the last update left something behind that a program which began before its end may still use: sets that are
-    /// not brought up to date any more, and what is to be used for something else. While it does, no other update begins.
-    fn rests(&self) -> bool {
-        self.classes.rests() || self.sets.rest() || self.endpoint_ids.rests()
-    }
-
-    /// Waits until a further update would not have to.
+    /// Waits until no program uses what the last update gave up: sets that are not brought up to date any more, and ids
+    /// that will stand for something else. Before that no other update begins.
     pub fn wait_for_programs(&mut self) -> Result<(), T::Error> {
-        self.tables.wait_for_programs()
+        if !self.is_quiet {
+            self.tables.wait_for_programs()?;
+            self.is_quiet = true;
+        }
+        Ok(())
     }
 
     /// One attempt.
