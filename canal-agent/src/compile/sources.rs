@@ -128,7 +128,7 @@ impl Sources {
 
     /// Drops what nobody uses any more, once that may be a good part: looking for it takes a look at everything.
     pub(super) fn sweep(&mut self) {
-        if self.worked_out() < self.swept + self.swept / 8 + 64 {
+        if self.worked_out() < self.swept + 64 {
             return;
         }
         self.sets.retain(|_, set| Arc::strong_count(set) > 1);
