@@ -84,6 +84,9 @@ fn render(explanation: &Explanation) -> String {
     } else if let Some(reason) = &explanation.after_policy {
         let _ = write!(text, ": {reason}");
     }
+    if explanation.judgements.iter().any(|j| j.degraded.is_some() && !j.agrees) {
+        text.push_str(", once its policy is in force; for now the kernel does as an earlier one says");
+    }
     text.push('\n');
     text
 }
@@ -251,7 +254,7 @@ EGRESS of default/node1-cni-abc-eth0 (10.100.1.5)
   but an earlier policy is in force: no room
   kernel: allow, NetworkPolicy shop/web (tier default) egress rule 7
 
-DENIED by egress of default/node1-cni-abc-eth0
+DENIED by egress of default/node1-cni-abc-eth0, once its policy is in force; for now the kernel does as an earlier one says
 ";
         assert_eq!(text, wanted);
     }

@@ -97,7 +97,7 @@ impl<T: Tables> PolicyTables<T> {
             let places = self.addresses.places().filter(|place| matches!(place, Place::Net(_)) == is_net);
             places.filter(|place| census.at(*place).is_none()).count()
         };
-        let full = |table, wanted: usize, present: usize, limit: u32, is_net| {
+        let full = |(table, flag), wanted: usize, present: usize, limit: u32, is_net| {
             let limit_of_entries = usize::try_from(limit).unwrap_or(usize::MAX);
             let over = wanted > limit_of_entries
                 || wanted + may_leave(present) > limit_of_entries
@@ -105,11 +105,11 @@ impl<T: Tables> PolicyTables<T> {
             over.then(|| {
                 format!(
                     "{table} has room for {limit} entries, {wanted} are needed; \
-                     raise its size or select fewer addresses"
+                     raise {flag} or select fewer addresses"
                 )
             })
         };
-        full(names::PEERS, census.peers(), self.addresses.peers(), limits.peers, false)
-            .or_else(|| full(names::NETS, census.prefixes(), self.addresses.nets(), limits.nets, true))
+        full((names::PEERS, "--max-peers"), census.peers(), self.addresses.peers(), limits.peers, false)
+            .or_else(|| full((names::NETS, "--max-nets"), census.prefixes(), self.addresses.nets(), limits.nets, true))
     }
 }

@@ -51,7 +51,7 @@ pub(super) enum RowError<E: std::error::Error + 'static> {
     TooBig(#[from] pages::TooBig),
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
-    #[error("all {0} rows are in use; fewer distinct rules and peer selectors need fewer")]
+    #[error("all {0} rows are in use; raise --max-rows, or use fewer distinct rules and peer selectors")]
     Full(u32),
     #[error(transparent)]
     Write(E),
