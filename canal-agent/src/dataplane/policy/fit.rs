@@ -110,6 +110,8 @@ impl<T: Tables> PolicyTables<T> {
             })
         };
         full((names::PEERS, "--max-peers"), census.peers(), self.addresses.peers(), limits.peers, false)
-            .or_else(|| full((names::NETS, "--max-nets"), census.prefixes(), self.addresses.nets(), limits.nets, true))
+            .or_else(|| {
+                full((names::NETS, "--max-nets"), census.prefixes(), self.addresses.nets(), limits.nets, true)
+            })
     }
 }
