@@ -18,6 +18,7 @@
 
 pub mod agent;
 pub mod artefacts;
+mod bpf;
 pub mod capture;
 pub mod cmd;
 pub mod etcd;

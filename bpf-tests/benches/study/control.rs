@@ -52,24 +52,20 @@ fn with_leases(rounds: u32, figures: &mut Vec<Figure>) -> Result<()> {
     for leases in LEASES {
         store.put_all((there + 1..=leases).map(start::lease).collect())?;
         there = leases;
-        let mut starts = Vec::new();
+        let (mut starts, mut memory) = (Vec::new(), Vec::new());
         for round in 0..rounds {
             eprintln!("{leases} leases, start {}", round + 1);
             starts.push(start::until_peers(node, leases)?);
             if round + 1 == rounds {
-                sizes(node, &format!("{leases} leases"), figures)?;
+                sizes(node, &format!("{leases} leases"), &mut memory)?;
             }
             node.agent().terminate()?;
             node.agent().clean_up()?;
         }
         let name = format!("{leases} leases: from start until every peer is in the kernel");
-        let first = figures.len() - 2;
-        let summary = summary(&name, starts);
-        figures.splice(first..first, summary);
-        if leases == LEASES[0] {
-            let whole = figures.remove(first);
-            figures.insert(first, whole.at_most(TARGET_S));
-        }
+        let target = (leases == LEASES[0]).then_some(TARGET_S);
+        figures.extend(summary(&name, starts, target));
+        figures.extend(memory);
     }
     Ok(())
 }
@@ -97,7 +93,7 @@ fn with_policies(rounds: u32, figures: &mut Vec<Figure>) -> Result<()> {
         starts.push(start::until_pods(node, &pods)?);
     }
     let state = format!("{POLICIES} policies, {ENDPOINTS} endpoints");
-    figures.extend(summary(&format!("{state}: from start until {PODS} pods are ready"), starts));
+    figures.extend(summary(&format!("{state}: from start until {PODS} pods are ready"), starts, None));
     sizes(node, &state, figures)
 }
 
@@ -122,8 +118,9 @@ fn change(rules: u32, changes: u32, figures: &mut Vec<Figure>) -> Result<()> {
     sizes(node, &format!("{rules} rules"), figures)
 }
 
-fn summary(name: &str, starts: Vec<Start>) -> Vec<Figure> {
-    let mut figures = vec![Figure::median(name, "s", starts.iter().map(|start| start.seconds).collect())];
+fn summary(name: &str, starts: Vec<Start>, at_most: Option<f64>) -> Vec<Figure> {
+    let whole = Figure::median(name, "s", starts.iter().map(|start| start.seconds).collect());
+    let mut figures = vec![Figure { at_most, ..whole }];
     let mut phases: BTreeMap<usize, (&str, Vec<f64>)> = BTreeMap::new();
     for start in starts {
         for (at, (phase, seconds)) in start.phases.into_iter().enumerate() {

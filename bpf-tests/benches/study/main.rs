@@ -1,7 +1,7 @@
 //! Studies that need the agent's library: `cargo xtask bench` runs this, optimised as users run the agent.
 //!
-//! `study verdict [ROUNDS]`, `study scale [CHANGES]`, `study hooks ROUNDS OBJECT`; figures go to stdout, one JSON object a line, what is going on
-//! to stderr.
+//! `study verdict [ROUNDS]`, `study scale [CHANGES]`, `study control [ROUNDS]`, `study hooks ROUNDS OBJECT`; figures go
+//! to stdout, one JSON object a line, what is going on to stderr.
 
 mod control;
 mod hooks;

@@ -4,7 +4,6 @@
 //! XDP does after its program said `XDP_PASS`: the stack of the interface sees them in batches, as from a NIC.
 
 use std::{
-    io,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     time::{Duration, Instant},
@@ -18,7 +17,7 @@ use super::{
     seat::{Seat, sit},
     sink::{FIRST_PORT, Sink},
 };
-use crate::{netns::Netns, probe};
+use crate::{bpf::bpf, netns::Netns, probe};
 
 /// Where frames come in.
 #[derive(Clone, Copy)]
@@ -221,13 +220,4 @@ fn program(frame: &[u8]) -> Result<Vec<u64>> {
     program.extend(stores);
     program.push(instruction(EXIT, [0, 0], 0, 0)?);
     Ok(program)
-}
-
-fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
-    // SAFETY: `attr` is a prefix of `union bpf_attr` of the size given, and what it points at outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    match i32::try_from(result) {
-        Ok(result) if result >= 0 => Ok(result),
-        _ => Err(io::Error::last_os_error()),
-    }
 }

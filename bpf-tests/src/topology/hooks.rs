@@ -7,11 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
 use serde_json::Value;
 
 use super::Topology;
-use crate::cmd::Cmd;
+use crate::{bpf::bpf, cmd::Cmd};
 
 /// Of one program since it was loaded, as far as [`RunStatistics`] were on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,11 +30,9 @@ impl RunStatistics {
         /// `BPF_ENABLE_STATS` of `enum bpf_cmd`, `BPF_STATS_RUN_TIME` of `enum bpf_stats_type` (linux/bpf.h, 5.8).
         const ENABLE_STATS: libc::c_long = 32;
         const RUN_TIME: u32 = 0;
-        let kind = RUN_TIME;
-        // SAFETY: for this command the kernel reads the kind alone, and as many bytes as stated.
-        let fd = unsafe { libc::syscall(libc::SYS_bpf, ENABLE_STATS, &raw const kind, size_of_val(&kind)) };
-        let fd = Errno::result(fd).context("cannot switch on the kernel's statistics of BPF programs")?;
-        let fd = i32::try_from(fd).context("a file descriptor")?;
+        let mut kind = RUN_TIME;
+        let fd = bpf(ENABLE_STATS, &mut kind)
+            .context("cannot switch on the kernel's statistics of BPF programs")?;
         // SAFETY: a fresh descriptor that nobody else owns.
         Ok(Self { _open: unsafe { OwnedFd::from_raw_fd(fd) } })
     }

@@ -25,6 +25,9 @@ use crate::model::{
     tier::Tier,
 };
 
+/// So much is worked out between two sweeps.
+const SWEPT_TOGETHER: usize = 64;
+
 /// Where the rules of a block come from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Source {
@@ -126,9 +129,9 @@ impl Sources {
         sources
     }
 
-    /// Drops what nobody uses any more, once that may be a good part: looking for it takes a look at everything.
+    /// Drops what nobody uses any more, some at a time: to find it takes a look at everything, and many at once take long.
     pub(super) fn sweep(&mut self) {
-        if self.worked_out() < self.swept + 64 {
+        if self.worked_out() < self.swept + SWEPT_TOGETHER {
             return;
         }
         self.sets.retain(|_, set| Arc::strong_count(set) > 1);

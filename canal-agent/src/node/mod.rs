@@ -1,9 +1,8 @@
 //! This node: what it knows, what it wants, and the cycle that makes the kernel agree.
 //!
 //! Owns: the cluster as last heard, the registry of local endpoints, and everything in [`crate::dataplane`], all on one
-//! thread. Promises: nothing in the kernel changes what packets meet before both prefixes were
-//! listed completely; whatever changed, one ordered
-//! `Node::reconcile` follows; what fails for one object is retried and reported and keeps nothing else back.
+//! thread. Promises: nothing in the kernel changes what packets meet before both prefixes were listed completely; whatever
+//! changed, one ordered `Node::reconcile` follows; what fails for one object is retried and reported and keeps nothing else back.
 //! Does not: speak to etcd or to clients ([`crate::app`] brings messages).
 
 mod burst;

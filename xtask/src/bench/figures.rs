@@ -62,6 +62,12 @@ impl Summary {
     }
 }
 
+/// Of nothing, nothing.
+#[expect(clippy::cast_precision_loss, reason = "a share for people")]
+pub(super) fn percent(part: u64, whole: u64) -> f64 {
+    part as f64 * 100.0 / whole.max(1) as f64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

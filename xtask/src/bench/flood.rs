@@ -15,7 +15,7 @@ use bpf_tests::{
 };
 
 use super::{
-    figures::Summary,
+    figures::{Summary, percent},
     study::{Finding, Study},
     target::Limit,
 };
@@ -105,9 +105,4 @@ fn findings(floods: &[Flood], states: [(&str, &[Steady]); 2]) -> Result<Vec<Find
 
 fn count(trips: &load::RoundTrips) -> u64 {
     trips.count() as u64
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a share for people")]
-fn percent(part: u64, whole: u64) -> f64 {
-    part as f64 * 100.0 / whole.max(1) as f64
 }

@@ -8,7 +8,7 @@ use bpf_tests::{
     topology::{Topology, WireCount},
 };
 
-use super::machine::Busy;
+use super::{figures::percent, machine::Busy};
 
 /// One kind of traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,11 +252,6 @@ fn check_loss(datagrams: &Datagrams, overflows: u64) -> Result<()> {
         datagrams.sent
     );
     Ok(())
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a share for people")]
-fn percent(part: u64, whole: u64) -> f64 {
-    part as f64 * 100.0 / whole as f64
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a quantity for people")]

@@ -22,9 +22,8 @@ pub(super) struct Sets {
     pool: Pool,
     rows: Rows,
     live: BTreeMap<u32, LiveSet>,
-    /// Arrays that nothing points at, as they were left: another set gets in without a new array, whose place in the
-    /// table would cost a grace period of RCU.
-    /// Columns as in [`LiveSet`].
+    /// Columns, as in [`LiveSet`], of arrays that nothing points at, as they were left: another set gets in without a new
+    /// array, whose place in the table would cost a grace period of RCU.
     idle: BTreeMap<u32, Vec<u32>>,
     by_policy: HashMap<Arc<PolicySet>, u32>,
     /// New sets that are to be written together, with their columns.
@@ -135,14 +134,12 @@ impl Sets {
         self.live.iter().filter(differs).map(|(id, _)| *id)
     }
 
-    /// Makes every set judge each class `to` as it judges `from`, (to, from) each.
+    /// Makes every set judge each class `to` as it judges `from`, (to, from) each. There is room for them.
     pub(super) fn copy_columns<T: Tables>(
         &mut self,
         tables: &mut T,
         copies: &BTreeMap<u32, u32>,
     ) -> Result<(), T::Error> {
-        let Some((last, _)) = copies.last_key_value() else { return Ok(()) };
-        self.reserve(tables, *last)?;
         for (id, set) in &mut self.live {
             let mut plan: Vec<Column> = copies.iter().map(|(to, from)| (*to, set.row(*from))).collect();
             for (_, row) in &plan {
@@ -155,7 +152,7 @@ impl Sets {
         Ok(())
     }
 
-    /// Makes room in every set for columns up to that of `class`. All sets that grow do so together.
+    /// Makes room in every set for columns up to that of `class`, before one is planned. All sets that grow do so together.
     pub(super) fn reserve<T: Tables>(&mut self, tables: &mut T, class: u32) -> Result<(), T::Error> {
         let coming: BTreeSet<u32> = self.coming.iter().map(|(id, _)| *id).collect();
         let small = |(id, set): &(&u32, &LiveSet)| set.columns.len() <= at(class) && !coming.contains(id);
@@ -372,7 +369,7 @@ impl LiveSet {
         columns
     }
 
-    /// Takes over the caller's hold on the rows of `plan`, and empties it.
+    /// Takes over the caller's hold on the rows of `plan`, for whose classes there is room, and empties it.
     fn write<T: Tables>(
         &mut self,
         id: u32,
@@ -380,18 +377,9 @@ impl LiveSet {
         rows: &mut Rows,
         plan: &mut Vec<Column>,
     ) -> Result<(), T::Error> {
-        let Some(last) = plan.iter().map(|(class, _)| *class).max() else { return Ok(()) };
-        let (written, outcome) = if at(last) < self.columns.len() {
-            tables
-                .write_columns(id, plan)
-                .map_or_else(|(written, error)| (written, Err(error)), |()| (plan.len(), Ok(())))
-        } else {
-            let before = self.grown_for(last);
-            let mut columns = before.clone();
-            fill(&mut columns, plan);
-            tables.write_sets(&[(id, columns)])?;
-            self.columns = before;
-            (plan.len(), Ok(()))
+        let (written, outcome) = match tables.write_columns(id, plan) {
+            Ok(()) => (plan.len(), Ok(())),
+            Err((written, error)) => (written, Err(error)),
         };
         for (class, row) in plan.drain(..written) {
             rows.release(std::mem::replace(&mut self.columns[at(class)], row));

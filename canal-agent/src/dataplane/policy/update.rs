@@ -284,6 +284,9 @@ impl<T: Tables> PolicyTables<T> {
             };
             assigned.insert((from, to), id);
         }
+        if let Some(last) = assigned.values().filter(|id| **id != CLOSED).max() {
+            self.sets.reserve(&mut self.tables, *last)?;
+        }
         self.sets.copy_columns(&mut self.tables, &copies)?;
         Ok((assigned, resting))
     }
