@@ -51,6 +51,7 @@ const TICK: Duration = Duration::from_secs(10);
 pub fn run(config: Config) -> anyhow::Result<()> {
     let shown = serde_json::to_string(&config).unwrap_or_default();
     info!(version = env!("CANAL_VERSION"), config = shown, "canal-agent starts");
+    config.notices.iter().for_each(|notice| warn!("{notice}"));
     let _lock = AgentLock::take()?;
     Pins::open(&config.bpffs)?;
     tokio::runtime::Builder::new_multi_thread()
@@ -301,7 +302,7 @@ async fn network_config(store: &Store, progress: &Progress) -> NetworkConfig {
 
 fn choose_uplink(config: &Config) -> anyhow::Result<Uplink> {
     let mut netlink = Netlink::open()?;
-    let uplink = uplink::choose(&Host::read(&mut netlink)?, config.iface.as_deref(), config.public_ip)?;
+    let uplink = uplink::choose(&Host::read(&mut netlink, &config.uplink)?, &config.uplink)?;
     info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, mtu = uplink.mtu, reason = uplink.reason, "chose the uplink");
     Ok(uplink)
 }

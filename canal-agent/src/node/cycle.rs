@@ -139,8 +139,8 @@ impl Node {
     /// The uplink may have been made anew, lost its address, or got another: with that this is another node to the
     /// peers, which takes a restart.
     fn follow_uplink(&mut self) -> Result<(), NodeError> {
-        let host = Host::read(&mut self.netlink)?;
-        let now = uplink::choose(&host, self.config.iface.as_deref(), self.config.public_ip)?;
+        let host = Host::read(&mut self.netlink, &self.config.uplink)?;
+        let now = uplink::choose(&host, &self.config.uplink)?;
         let before = &self.uplink;
         if (now.address, now.public_ip, now.mtu) != (before.address, before.public_ip, before.mtu) {
             self.restart = Some(format!(
