@@ -43,8 +43,8 @@ use crate::{
         waiting::{self, Progress},
     },
     store::{
-        Attributes, Backend, Lease, LeaseManager, Mirror, NetworkConfig, Prefix, RESOURCES, Store,
-        StoreEvent, initial, own_entry, retry::Backoff, subnet_file::read_previous_subnet,
+        Attributes, Backend, Lease, LeaseManager, Mirror, NetworkConfig, Owner, Prefix, RESOURCES, Store,
+        StoreEvent, Terms, initial, machine, own_entry, retry::Backoff, subnet_file::read_previous_subnet,
     },
 };
 
@@ -141,7 +141,9 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let initial = initialise(&mut tasks, &store, &config);
     let network = network_config(&store, &progress).await;
     let uplink = blocking(|config: Config| choose_uplink(&config), config.clone()).await?;
-    let vtep_mac = vtep_mac(&store, &network, &config, &uplink, &progress).await?;
+    let machine = machine::read_or_make(&config.state_dir)?;
+    let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
+    let vtep_mac = vtep_mac(&store, &network, owner, &progress).await?;
     let mut keeper =
         LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
     let want = Attributes {
@@ -149,6 +151,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         vtep_mac,
         vni: vni(&network),
         node: config.node_name.clone(),
+        machine,
     };
     // Nothing takes longer than the kernel's look at the programs; the lease is taken and the store is read meanwhile.
     let groundwork = {
@@ -157,11 +160,12 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     };
     let stop_tasks = CancellationToken::new();
     let taken = async {
-        let lease = acquire(&mut keeper, want, &progress).await;
+        let lease = acquire(&mut keeper, want.clone(), &progress).await;
         Ok((lease, mirrors(&mut tasks, &store, &config, &stop_tasks)))
     };
     let (groundwork, (lease, mirrored)) = tokio::try_join!(groundwork, taken)?;
 
+    let (terms, terms_rx) = watch::channel(Terms { network: network.clone(), attributes: want });
     let (wanted, wanted_rx) = watch::channel(Wanted::default());
     let metrics_at = ports.metrics.subscribe();
     let (ready, ready_rx) = oneshot::channel();
@@ -171,6 +175,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         uplink,
         vtep_mac,
         lease,
+        terms,
         wanted,
         ports,
         health,
@@ -195,7 +200,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     }
     let (events, mut received) = mpsc::channel(8);
     let stop_keeper = stop_tasks.clone();
-    tasks.spawn(async move { keeper.maintain(events, stop_keeper).await });
+    tasks.spawn(async move { keeper.maintain(terms_rx, events, stop_keeper).await });
     forward(&mut tasks, &messages, stream::poll_fn(move |cx| received.poll_recv(cx)).map(Message::Lease));
     let (gone, mut left) = mpsc::unbounded_channel();
     tasks.spawn(publish::run(store, wanted_rx, gone));
@@ -334,8 +339,7 @@ fn choose_uplink(config: &Config) -> anyhow::Result<Uplink> {
 async fn vtep_mac(
     store: &Store,
     network: &NetworkConfig,
-    config: &Config,
-    uplink: &Uplink,
+    owner: Owner<'_>,
     progress: &Progress,
 ) -> anyhow::Result<Mac> {
     let vni = vni(network);
@@ -347,7 +351,8 @@ async fn vtep_mac(
     if let Some(mac) = existing {
         return Ok(mac);
     }
-    let subnets = config.etcd.prefix.subnets();
+    let prefix = &store.options().prefix;
+    let subnets = prefix.subnets();
     let mut backoff = Backoff::default();
     let listing = loop {
         match store.list(&subnets).await {
@@ -356,7 +361,7 @@ async fn vtep_mac(
         }
         backoff.wait().await;
     };
-    let leased = own_entry(&listing.entries, &config.etcd.prefix, &config.node_name, uplink.public_ip)
+    let leased = own_entry(&listing.entries, prefix, owner)
         .and_then(|lease| lease.vxlan_data().ok())
         .map(|data| data.vtep_mac);
     Ok(leased.unwrap_or_else(overlay::random_mac))

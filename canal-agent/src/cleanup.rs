@@ -14,6 +14,7 @@ use crate::{
     store::{
         Store, StoreError,
         initial::read_nodename,
+        machine,
         publish::{delete_if, is_of_container},
     },
 };
@@ -65,6 +66,9 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
     let endpoints = config.state_dir.join("endpoints");
     if remove_dir(&endpoints)? {
         done.push(format!("removed {}", endpoints.display()));
+    }
+    if machine::forget(&config.state_dir) {
+        done.push("forgot this machine's number".to_owned());
     }
     // Only if nobody else keeps anything there.
     if std::fs::remove_dir(&config.state_dir).is_ok() {

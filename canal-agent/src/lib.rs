@@ -24,6 +24,7 @@ pub mod netlink;
 pub mod node;
 mod one_line;
 pub mod preflight;
+pub mod release;
 pub mod store;
 
 pub use one_line::one_line;

@@ -207,7 +207,8 @@ fn a_command_line_of_flannelds_starts_the_agent_as_it_is() {
     let _process = command.start(&node.agent().log_file()).unwrap();
     assert!(soon(|| node.agent().subnet_file().exists()), "{}", node.agent().log());
     let log = node.agent().log();
-    let vain: Vec<_> = log.lines().filter(|line| line.contains("no effect here")).collect();
+    let vain: Vec<_> =
+        log.lines().filter(|line| line.contains(" WARN --") || line.contains(" WARN FLANNELD")).collect();
     assert_eq!(vain.len(), 3, "{vain:#?}");
     has(&vain.join(" "), &["--iptables-resync 10", "FLANNELD_IPTABLES_FORWARD_RULES true", "--v 4"]);
 }

@@ -1,6 +1,7 @@
 //! What probes and the service manager are told, from the start to the end.
 
 use std::{
+    cell::RefCell,
     io::{Read, Write},
     net::TcpStream,
     os::unix::net::UnixDatagram,
@@ -19,7 +20,10 @@ use crate::{RETRIED, SOON, soon};
 const ONE_SUBNET: &str = r#"{"Network":"10.100.0.0/16","SubnetMin":"10.100.1.0","SubnetMax":"10.100.1.0","Backend":{"Type":"vxlan"}}"#;
 
 /// A service manager that notes what it is told.
-struct Manager(UnixDatagram);
+struct Manager {
+    socket: UnixDatagram,
+    heard: RefCell<Vec<String>>,
+}
 
 impl Manager {
     fn of(node: &Node) -> Self {
@@ -27,27 +31,21 @@ impl Manager {
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_nonblocking(true).unwrap();
         node.agent().set_env("NOTIFY_SOCKET", &path.display().to_string());
-        Self(socket)
+        Self { socket, heard: RefCell::default() }
     }
 
-    /// What has come since the last look, line by line.
-    fn heard(&self) -> Vec<String> {
-        let (mut buffer, mut lines) = ([0; 4096], Vec::new());
-        while let Ok(length) = self.0.recv(&mut buffer) {
-            lines.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
+    /// How many lines have come that begin so.
+    fn count(&self, start: &str) -> usize {
+        let (mut buffer, mut heard) = ([0; 4096], self.heard.borrow_mut());
+        while let Ok(length) = self.socket.recv(&mut buffer) {
+            heard.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
         }
-        lines
+        heard.iter().filter(|line| line.starts_with(start)).count()
     }
 
-    /// Waits for a line that begins so, and returns all that came until then.
-    fn hears(&self, start: &str, deadline: Duration) -> Vec<String> {
-        let mut all = Vec::new();
-        let came = until(deadline, || {
-            all.extend(self.heard());
-            all.iter().any(|line| line.starts_with(start))
-        });
-        assert!(came, "{start} is not in {all:?}");
-        all
+    fn hears(&self, start: &str, deadline: Duration) {
+        let came = until(deadline, || self.count(start) > 0);
+        assert!(came, "{start} is not in {:?}", self.heard.borrow());
     }
 }
 
@@ -80,8 +78,8 @@ fn ready_is_said_once_everything_stands_and_taken_back_when_the_lease_is_lost() 
     node.agent().set_flag("--healthz-port", "8470");
     node.agent().set_env("FELIX_HEALTHENABLED", "true");
     node.agent().spawn().unwrap();
-    let heard = manager.hears("STATUS=waiting for a network configuration", SOON);
-    assert!(!heard.iter().any(|line| line == "READY=1"), "{heard:?}");
+    manager.hears("STATUS=waiting for a network configuration", SOON);
+    assert_eq!(manager.count("READY=1"), 0);
     for (port, alive, ready) in [(8470, "/healthz", "/readyz"), (9099, "/liveness", "/readiness")] {
         assert!(is(node, port, alive, "200"), "{:?}", probe(node, port, alive));
         let (code, body) = probe(node, port, ready);
@@ -119,13 +117,12 @@ fn the_watchdog_is_fed_while_the_agent_works_and_not_by_a_stopped_one() {
     let manager = Manager::of(node);
     node.agent().set_env("WATCHDOG_USEC", "600000");
     node.agent().start().unwrap();
-    for _ in 0..3 {
-        manager.hears("WATCHDOG=1", SOON);
-    }
+    assert!(soon(|| manager.count("WATCHDOG=1") >= 3));
     let pid = Pid::from_raw(node.agent().pid().unwrap().cast_signed());
     kill(pid, Signal::SIGSTOP).unwrap();
-    manager.heard();
-    assert!(!until(Duration::from_secs(2), || !manager.heard().is_empty()), "a stopped process feeds nobody");
+    let fed = manager.count("WATCHDOG=1");
+    let again = until(Duration::from_secs(2), || manager.count("WATCHDOG=1") > fed);
+    assert!(!again, "a stopped process feeds nobody");
     kill(pid, Signal::SIGCONT).unwrap();
-    manager.hears("WATCHDOG=1", SOON);
+    assert!(soon(|| manager.count("WATCHDOG=1") > fed));
 }

@@ -6,7 +6,7 @@ use canal_agent::{
     app, cleanup,
     config::{Config, RunArgs, command_line},
     dataplane::inspect,
-    logging, one_line, preflight,
+    logging, one_line, preflight, release,
 };
 use clap::{Parser, Subcommand};
 
@@ -23,10 +23,25 @@ enum Verb {
     Run(Box<RunArgs>),
     /// Remove every trace of Canal from this node: programs, tables, device, routes, files
     Cleanup(Box<RunArgs>),
+    /// This node's subnet in etcd
+    #[command(subcommand)]
+    Lease(LeaseVerb),
     /// Attach and pin on one interface, to look at programs and tables with bpftool
     DebugLoad(DebugArgs),
     /// Take away what debug-load left
     DebugUnload(DebugArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum LeaseVerb {
+    /// Give it back for other nodes to take, when this one leaves for good and its agent is stopped
+    Release {
+        #[command(flatten)]
+        args: Box<RunArgs>,
+        /// Although pods have addresses from it
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -66,6 +81,14 @@ fn perform(verb: Verb) -> anyhow::Result<()> {
             let mut done = cleanup::run(&Config::from_args(*args)?)?;
             if done.is_empty() {
                 done.push("nothing to remove".to_owned());
+            }
+            print(&done);
+            Ok(())
+        }
+        Verb::Lease(LeaseVerb::Release { args, force }) => {
+            let mut done = release::run(&Config::from_args(*args)?, force)?;
+            if done.is_empty() {
+                done.push("this node has no lease".to_owned());
             }
             print(&done);
             Ok(())

@@ -65,6 +65,7 @@ pub struct Config {
     /// Felix's parameters as they are set on this machine, what beats the rest first.
     pub felix: Vec<Source>,
     /// What was said in vain, or may surprise; one line each.
+    #[serde(skip)]
     pub notices: Vec<String>,
 }
 

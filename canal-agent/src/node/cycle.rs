@@ -98,12 +98,13 @@ impl Node {
 
     fn apply_all(&mut self) {
         self.problems.clear();
+        let uplink = self.follow_uplink();
+        self.tell_keeper();
         // Policy does not wait for a broken underlay, nor the other way round.
         let wanted = self.overlay();
         let device = overlay::ensure(&mut self.netlink, &wanted);
         // Before they are put anywhere, the programs are as they are to be; also where the device is not to be had.
         let index = device.as_ref().map_or(self.settings.overlay_ifindex, |device| device.index);
-        let uplink = self.follow_uplink();
         let (overlay, policy) = match self.prepare_programs(index) {
             Ok(()) => (
                 device.map_err(NodeError::from).and_then(|device| self.apply_overlay(&device, uplink)),
@@ -155,6 +156,7 @@ impl Node {
         let problems = self.nodes.apply(&self.peers.desired(self.own(), on_link));
         self.problems.extend(problems);
         self.problems.extend(self.peers.conflicts(self.own()));
+        self.problems.extend(self.peers.namesakes(self.own(), &self.config.node_name));
         self.hooks.pin_judge(&mut self.object)?;
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
         uplink?;
@@ -162,24 +164,31 @@ impl Node {
         Ok(())
     }
 
-    /// The uplink may have been made anew, lost its address, or got another: with that this is another node to the
-    /// peers, which takes a restart.
+    /// The uplink may have been made anew, got another address or MTU, or be another interface by now. While there is none
+    /// that would do, the last one counts.
     fn follow_uplink(&mut self) -> Result<(), NodeError> {
         let host = Host::read(&mut self.netlink, &self.config.uplink)?;
         let now = uplink::choose(&host, &self.config.uplink)?;
-        let before = &self.uplink;
-        if (now.address, now.public_ip, now.mtu) != (before.address, before.public_ip, before.mtu) {
-            self.restart = Some(format!(
-                "the uplink is {} with address {}, public address {} and MTU {} now",
-                now.name, now.address, now.public_ip, now.mtu
-            ));
-        } else if now.index != before.index {
-            info!(interface = now.name, index = now.index, "the uplink was made anew");
+        if now != self.uplink {
+            info!(before = %self.uplink, now = %now, reason = now.reason, "the uplink is another now; following it");
             self.uplink = now;
-        } else if host.links.iter().any(|link| link.index == now.index && !link.running) {
-            self.problems.push(format!("the uplink {} is down: no other node can be reached", now.name));
+            self.peers.set_mtu(self.mtu());
+        }
+        let uplink = &self.uplink;
+        if host.links.iter().any(|link| link.index == uplink.index && !link.running) {
+            self.problems.push(format!("the uplink {} is down: no other node can be reached", uplink.name));
         }
         Ok(())
+    }
+
+    /// What of this node changes under way is published under its lease.
+    fn tell_keeper(&self) {
+        self.terms.send_if_modified(|terms| {
+            let before = terms.clone();
+            terms.network.clone_from(&self.network);
+            terms.attributes.public_ip = self.uplink.public_ip;
+            *terms != before
+        });
     }
 
     /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.

@@ -42,6 +42,12 @@ impl Peers {
         Self { prefix, network, mtu, by_key: BTreeMap::new(), invalid: BTreeMap::new() }
     }
 
+    /// Another largest inner packet, in bytes.
+    pub fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = mtu;
+        self.by_key.values_mut().for_each(|known| known.peer.mtu = mtu);
+    }
+
     /// A complete list: what is not in it is gone.
     pub fn replace_all(&mut self, entries: impl Iterator<Item = (String, Vec<u8>)>) {
         let entries: BTreeMap<String, Vec<u8>> = entries.collect();
@@ -96,6 +102,20 @@ impl Peers {
         let claims = self.by_key.iter().filter(|(key, known)| key.as_str() != own.key && claims(known, own));
         claims
             .map(|(key, _)| format!("{key} claims our subnet or our address; delete it if its node is gone"))
+            .collect()
+    }
+
+    /// Leases of other machines that are called like this node.
+    pub fn namesakes(&self, own: Own<'_>, node: &str) -> Vec<String> {
+        let named = self
+            .by_key
+            .iter()
+            .filter(|(key, known)| key.as_str() != own.key && known.node.as_deref() == Some(node));
+        named
+            .map(|(key, _)| {
+                format!("{key} is of another machine that is called {node} too; give one of them another --node-name, or \
+                         delete the key if that machine is gone")
+            })
             .collect()
     }
 
@@ -206,6 +226,18 @@ mod tests {
             assert_eq!(peers.invalid().contains_key(&key), invalid, "{key}");
             assert_eq!(peers.conflicts(own()).len(), usize::from(!invalid), "{key}");
         }
+    }
+
+    #[test]
+    fn another_machine_of_our_name_is_a_peer_like_others_and_is_named() {
+        let namesake = GOOD.replace("}}", r#"},"Canal":{"Node":"n1","Machine":"m2"}}"#);
+        let mut peers = peers(&[(OWN, &namesake), (OTHER, &namesake)]);
+        assert_eq!(peers.desired(own(), |_| false).len(), 1);
+        let told = peers.namesakes(own(), "n1");
+        assert!(told.len() == 1 && told[0].starts_with(OTHER), "{told:?}");
+        assert!(peers.namesakes(own(), "n2").is_empty());
+        peers.set_mtu(1400);
+        assert!(peers.desired(own(), |_| false).values().all(|peer| peer.mtu == 1400));
     }
 
     #[test]

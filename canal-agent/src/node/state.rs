@@ -55,7 +55,7 @@ use crate::{
     },
     model::{Cluster, EndpointKey, WorkloadEndpoint, endpoint::Birth, profile},
     netlink::{self, Netlink},
-    store::{Backend, EtcdPrefix, Lease, NetworkConfig, VxlanOptions, initial},
+    store::{Backend, EtcdPrefix, Lease, NetworkConfig, Terms, VxlanOptions, initial},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +86,8 @@ pub struct Start {
     pub uplink: Uplink,
     pub vtep_mac: Mac,
     pub lease: Lease,
+    /// What the lease's keeper publishes.
+    pub terms: watch::Sender<Terms>,
     pub wanted: watch::Sender<Wanted>,
     pub ports: Ports,
     pub health: Health,
@@ -133,6 +135,7 @@ pub struct Node {
     pub(super) uplink: Uplink,
     pub(super) vtep_mac: Mac,
     pub(super) lease: Lease,
+    pub(super) terms: watch::Sender<Terms>,
     pub(super) lease_problem: Option<String>,
     pub(super) drift: Option<String>,
 
@@ -172,8 +175,6 @@ pub struct Node {
     pub(super) problems: Vec<String>,
     /// What went wrong for some endpoint when its policy was last followed.
     pub(super) of_endpoints: Vec<String>,
-    /// Something changed that only a new process takes up.
-    pub(super) restart: Option<String>,
     /// What the log has been told of.
     pub(super) told: Told,
     /// Why the last cycle did not end well.
@@ -194,7 +195,8 @@ impl Node {
     /// Adopts what an earlier process left. Attaches and writes nothing yet.
     pub fn start(groundwork: Groundwork, start: Start) -> Result<Self, NodeError> {
         let Groundwork { pins, netlink, steering, settings, mut object, tables, leftovers } = groundwork;
-        let Start { config, network, uplink, vtep_mac, lease, wanted, ports, health, initial, ready } = start;
+        let Start { config, network, uplink, vtep_mac, lease, terms, wanted, ports, health, initial, ready } =
+            start;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let host_addresses = HostAddresses::adopt(&mut object.ebpf)?;
         let spoofing = Spoofing::adopt(&mut object.ebpf)?;
@@ -218,6 +220,7 @@ impl Node {
             uplink,
             vtep_mac,
             lease,
+            terms,
             lease_problem: None,
             drift: None,
             hooks: Hooks::new(pins.clone()),
@@ -249,7 +252,6 @@ impl Node {
             masquerade_due: true,
             problems: Vec::new(),
             of_endpoints: Vec::new(),
-            restart: None,
             told: Told::default(),
             failure: None,
             started: Instant::now(),
@@ -289,10 +291,6 @@ impl Node {
                 self.answer(question);
             }
             self.health.beat();
-            if let Some(reason) = &self.restart {
-                error!("{reason}; restarting to take it up, the data path stays as it is");
-                return;
-            }
         }
     }
 

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::Node;
 use crate::{
     logging,
-    store::{Change, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent, initial},
+    store::{Change, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent, SubnetKey, initial},
 };
 
 /// What is known about etcd.
@@ -48,7 +48,7 @@ impl Node {
                         let entries: Vec<_> = entries.into_iter().map(|e| (e.key, e.value)).collect();
                         let config = self.prefix().config();
                         match entries.iter().find(|(key, _)| *key == config) {
-                            Some((_, value)) => self.check_drift(value),
+                            Some((_, value)) => self.follow_config(value),
                             None => self.config_is_gone(),
                         }
                         self.peers.replace_all(entries.into_iter());
@@ -93,7 +93,7 @@ impl Node {
     fn network_change(&mut self, change: Change) {
         self.all_is_due = true;
         match change {
-            Change::Put(entry) if entry.key == self.prefix().config() => self.check_drift(&entry.value),
+            Change::Put(entry) if entry.key == self.prefix().config() => self.follow_config(&entry.value),
             Change::Put(entry) => self.peers.put(&entry.key, &entry.value),
             Change::Delete { key, .. } if key == self.prefix().config() => self.config_is_gone(),
             Change::Delete { key, .. } => self.peers.delete(&key),
@@ -134,19 +134,39 @@ impl Node {
         }
     }
 
-    /// The configuration is read at the start; a later change is told, not followed.
-    fn check_drift(&mut self, value: &[u8]) {
-        let drift = match NetworkConfig::parse(value) {
+    /// What can be followed under way is; the rest is told, with what to do.
+    fn follow_config(&mut self, value: &[u8]) {
+        self.drift = match NetworkConfig::parse(value) {
             // What was merely spelt in another way is no change.
             Ok(config) if config.agrees_with(&self.network) => None,
-            Ok(_) => Some(
-                "the network configuration in etcd has changed; restart canal-agent to use it".to_owned(),
-            ),
+            Ok(config) => self.take_up(config),
             Err(error) => Some(format!(
                 "the network configuration in etcd is unusable now: {error}; going on with the old one"
             )),
         };
-        self.drift = drift;
+    }
+
+    fn take_up(&mut self, config: NetworkConfig) -> Option<String> {
+        let fixed = self.network.needs_restart(&config);
+        if !fixed.is_empty() {
+            return Some(format!(
+                "the network configuration in etcd has changed: {}; restart canal-agent on every node to use it",
+                fixed.join(", ")
+            ));
+        }
+        info!(?config, "the network configuration has changed; following it");
+        config.notes.iter().for_each(|note| warn!("{}: {note}", self.prefix().config()));
+        self.network = config;
+        self.peers.set_mtu(self.mtu());
+        let fits = self.network.accepts(&SubnetKey::v4(self.lease.subnet));
+        (!fits).then(|| {
+            let NetworkConfig { subnet_min, subnet_max, .. } = self.network;
+            format!(
+                "subnets are {subnet_min} to {subnet_max} now, and this node's {} is none of them; drain the node and \
+                 restart canal-agent to get another",
+                self.lease.subnet
+            )
+        })
     }
 
     fn config_is_gone(&mut self) {

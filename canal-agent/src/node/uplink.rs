@@ -1,6 +1,6 @@
 //! Which interface and address carry the overlay.
 
-use std::net::Ipv4Addr;
+use std::{fmt, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
@@ -21,6 +21,13 @@ pub struct Uplink {
     pub public_ip: Ipv4Addr,
     /// Why this one, for the log.
     pub reason: String,
+}
+
+impl fmt::Display for Uplink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { index, name, mtu, address, public_ip, reason: _ } = self;
+        write!(f, "{name} ({index}) with {address}, public address {public_ip}, MTU {mtu}")
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,5 @@
 //! The value of a lease key, to the byte as flannel writes it, with one member of our own behind flannel's:
-//! `"Canal":{"Node":"…"}`. Flannel ignores members it does not know, and a node rewrites only its own key.
+//! `"Canal":{"Node":"…","Machine":"…"}`. Flannel ignores members it does not know, and a node rewrites only its own key.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -18,6 +18,8 @@ pub struct LeaseValue {
     pub backend_v6_data: Option<Json>,
     /// Name of the Canal node that wrote it; `None` for flanneld's.
     pub node: Option<String>,
+    /// What tells that node from another of the same name (see [`machine`](super::machine)).
+    pub machine: Option<String>,
     /// Members that neither flannel nor we know, in their order; kept when we rewrite our own key.
     pub extra: Vec<(String, Json)>,
 }
@@ -47,14 +49,15 @@ pub enum BadLease {
 const KNOWN: [&str; 6] = ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Canal"];
 
 impl LeaseValue {
-    pub fn vxlan(public_ip: Ipv4Addr, data: VxlanData, node: Option<String>) -> Self {
+    pub fn vxlan(public_ip: Ipv4Addr, data: VxlanData) -> Self {
         Self {
             public_ip,
             public_ipv6: None,
             backend_type: "vxlan".into(),
             backend_data: Some(data.to_json()),
             backend_v6_data: None,
-            node,
+            node: None,
+            machine: None,
             extra: Vec::new(),
         }
     }
@@ -64,9 +67,9 @@ impl LeaseValue {
         let Json::Object(members) = &json else { return Err(BadLease::NotAnObject(json.kind())) };
         let public_ip = text(&json, "PublicIP")?.ok_or(BadLease::Missing("PublicIP"))?;
         let public_ipv6 = text(&json, "PublicIPv6")?;
-        let node = match json.member("Canal") {
-            Some(canal @ Json::Object(_)) => text(canal, "Node")?.map(str::to_owned),
-            _ => None,
+        let ours = |name| -> Result<Option<String>, BadLease> {
+            let Some(canal @ Json::Object(_)) = json.member("Canal") else { return Ok(None) };
+            Ok(text(canal, name)?.filter(|text| !text.is_empty()).map(str::to_owned))
         };
         Ok(Self {
             public_ip: public_ip
@@ -80,7 +83,8 @@ impl LeaseValue {
             backend_type: text(&json, "BackendType")?.unwrap_or_default().to_owned(),
             backend_data: json.member("BackendData").cloned(),
             backend_v6_data: json.member("BackendV6Data").cloned(),
-            node: node.filter(|node| !node.is_empty()),
+            node: ours("Node")?,
+            machine: ours("Machine")?,
             extra: members
                 .iter()
                 .filter(|(name, _)| !KNOWN.iter().any(|known| known.eq_ignore_ascii_case(name)))
@@ -104,8 +108,13 @@ impl LeaseValue {
         if let Some(data) = &self.backend_v6_data {
             add("BackendV6Data", data.clone());
         }
-        if let Some(node) = &self.node {
-            add("Canal", Json::object([("Node", Json::string(node))]));
+        let ours = [("Node", &self.node), ("Machine", &self.machine)];
+        let ours: Vec<_> = ours
+            .into_iter()
+            .filter_map(|(name, text)| Some((name.to_owned(), Json::string(text.as_ref()?))))
+            .collect();
+        if !ours.is_empty() {
+            add("Canal", Json::Object(ours));
         }
         members.extend(self.extra.iter().cloned());
         Json::Object(members).render().into_bytes()
@@ -133,16 +142,33 @@ impl LeaseValue {
         Ok(VxlanData { vni, vtep_mac })
     }
 
-    /// Is this the lease of that node? Its name decides; a lease without a name was written by flanneld, which
-    /// knows nodes by their public address.
-    pub fn belongs_to(&self, node: &str, public_ip: Ipv4Addr) -> bool {
-        self.node.as_ref().map_or(self.public_ip == public_ip, |name| name == node)
+    /// Is this the lease of that node? One without a name was written by flanneld, which knows nodes by their public
+    /// address. Else two of three must agree: name, machine and public address. So a node may be renamed, moved or installed
+    /// anew, and neither another of its name nor a copy of its disk takes its lease.
+    pub fn belongs_to(&self, owner: Owner<'_>) -> bool {
+        let address = owner.public_ip == Some(self.public_ip);
+        let name = self.node.as_deref().map(|node| node == owner.node);
+        let machine = self.machine.as_deref().map(|machine| machine == owner.machine);
+        match (name, machine) {
+            (None, _) => address,
+            (Some(name), None) => name,
+            (Some(name), Some(machine)) => u8::from(name) + u8::from(machine) + u8::from(address) >= 2,
+        }
     }
 
     /// Another Canal node that publishes the same address: nobody can reach both.
-    pub fn rivals(&self, node: &str, public_ip: Ipv4Addr) -> bool {
-        self.public_ip == public_ip && self.node.as_ref().is_some_and(|name| name != node)
+    pub fn rivals(&self, owner: Owner<'_>) -> bool {
+        self.node.is_some() && owner.public_ip == Some(self.public_ip) && !self.belongs_to(owner)
     }
+}
+
+/// A node, as leases know it.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner<'a> {
+    pub node: &'a str,
+    pub machine: &'a str,
+    /// `None` where it is not to be found out.
+    pub public_ip: Option<Ipv4Addr>,
 }
 
 impl VxlanData {
@@ -159,18 +185,17 @@ impl VxlanData {
 pub fn own_entry<'a>(
     entries: impl IntoIterator<Item = &'a Entry>,
     prefix: &EtcdPrefix,
-    node: &str,
-    public_ip: Ipv4Addr,
+    owner: Owner<'_>,
 ) -> Option<LeaseValue> {
     let mut by_address = None;
     for entry in entries {
         let Some(Ok(_)) = prefix.parse_subnet(&entry.key) else { continue };
         let Ok(value) = LeaseValue::parse(&entry.value) else { continue };
-        if value.node.as_deref() == Some(node) {
-            return Some(value);
-        }
-        if by_address.is_none() && value.belongs_to(node, public_ip) {
-            by_address = Some(value);
+        if value.belongs_to(owner) {
+            if value.node.is_some() {
+                return Some(value);
+            }
+            by_address.get_or_insert(value);
         }
     }
     by_address
@@ -222,11 +247,15 @@ mod tests {
     fn our_own_value_is_flannels_with_the_node_behind() {
         let data = VxlanData { vni: 1, vtep_mac: "82:d2:48:77:ea:cf".parse().unwrap() };
         let ip = "192.168.50.1".parse().unwrap();
-        assert_eq!(LeaseValue::vxlan(ip, data, None).render(), FLANNEL.as_bytes());
-        let named = LeaseValue::vxlan(ip, data, Some("node1".into()));
+        assert_eq!(LeaseValue::vxlan(ip, data).render(), FLANNEL.as_bytes());
+        let named = LeaseValue {
+            node: Some("node1".into()),
+            machine: Some("m".into()),
+            ..LeaseValue::vxlan(ip, data)
+        };
         assert_eq!(
             String::from_utf8(named.render()).unwrap(),
-            FLANNEL.replace("}}", r#"},"Canal":{"Node":"node1"}}"#)
+            FLANNEL.replace("}}", r#"},"Canal":{"Node":"node1","Machine":"m"}}"#)
         );
         assert_eq!(named.vxlan_data(), Ok(data));
     }
@@ -290,13 +319,37 @@ mod tests {
         );
         let elsewhere = entry("/coreos.com/network/config", r#"{"PublicIP":"192.0.2.1"}"#);
         let garbage = entry("/coreos.com/network/subnets/10.1.4.0-24", "{");
-        let ip = "192.0.2.1".parse().unwrap();
+        let owner = Owner { node: "n1", machine: "m1", public_ip: Some("192.0.2.1".parse().unwrap()) };
         let find = |entries: &[&Entry]| {
-            own_entry(entries.iter().copied(), &prefix, "n1", ip).map(|v| v.public_ip.to_string())
+            own_entry(entries.iter().copied(), &prefix, owner).map(|v| v.public_ip.to_string())
         };
         assert_eq!(find(&[&garbage, &by_address, &by_name]), Some("192.0.2.9".into()));
         assert_eq!(find(&[&elsewhere, &rival, &by_address]), Some("192.0.2.1".into()));
         assert_eq!(find(&[&elsewhere, &rival]), None);
+    }
+
+    #[test]
+    fn a_lease_is_ours_when_two_of_name_machine_and_address_agree() {
+        let owner = Owner { node: "n1", machine: "m1", public_ip: Some("192.0.2.1".parse().unwrap()) };
+        for (node, machine, address, ours, rival) in [
+            ("n1", "m1", "192.0.2.1", true, false),
+            ("n1", "m1", "192.0.2.2", true, false),  // another address
+            ("n2", "m1", "192.0.2.1", true, false),  // renamed
+            ("n1", "m2", "192.0.2.1", true, false),  // installed anew
+            ("n1", "m2", "192.0.2.2", false, false), // another of our name
+            ("n2", "m1", "192.0.2.2", false, false), // a copy of our disk
+            ("n2", "m2", "192.0.2.1", false, true),  // another with our address
+            ("n1", "", "192.0.2.2", true, false),    // from before there were machines
+            ("", "", "192.0.2.1", true, false),      // flanneld's
+            ("", "", "192.0.2.2", false, false),
+        ] {
+            let text =
+                format!(r#"{{"PublicIP":"{address}","Canal":{{"Node":"{node}","Machine":"{machine}"}}}}"#);
+            let value = parse(&text);
+            assert_eq!((value.belongs_to(owner), value.rivals(owner)), (ours, rival), "{text}");
+            let unknown = Owner { public_ip: None, ..owner };
+            assert_eq!(value.belongs_to(unknown), node == "n1" && machine != "m2", "{text}");
+        }
     }
 
     proptest! {

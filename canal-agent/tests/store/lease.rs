@@ -4,10 +4,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use canal_agent::store::{Attributes, LeaseError, LeaseEvent, LeaseManager, NetworkConfig, Store};
+use canal_agent::store::{
+    Attributes, LeaseError, LeaseEvent, LeaseManager, NetworkConfig, Owner, Store, Terms,
+};
 use etcd_client::{Client, PutOptions};
 use ipnet::Ipv4Net;
-use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::etcd::{DEADLINE, Etcd, PREFIX, dump, lease_count};
@@ -27,6 +33,7 @@ fn node(number: u8) -> Attributes {
         vtep_mac: canal_common::Mac::new([2, 0, 0, 0, 0, number]),
         vni: 1,
         node: format!("node{number}"),
+        machine: format!("machine{number}"),
     }
 }
 
@@ -36,8 +43,8 @@ fn subnet_key(subnet: Ipv4Net) -> String {
 
 fn value(attributes: &Attributes) -> String {
     format!(
-        r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{}"}},"Canal":{{"Node":"{}"}}}}"#,
-        attributes.public_ip, attributes.vtep_mac, attributes.node
+        r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{}"}},"Canal":{{"Node":"{}","Machine":"{}"}}}}"#,
+        attributes.public_ip, attributes.vtep_mac, attributes.node, attributes.machine
     )
 }
 
@@ -47,6 +54,7 @@ async fn subnets(admin: &mut Client) -> Vec<(String, String, i64, i64)> {
 
 /// A manager at work.
 struct Held {
+    terms: watch::Sender<Terms>,
     events: mpsc::Receiver<LeaseEvent>,
     cancel: CancellationToken,
     task: JoinHandle<LeaseManager>,
@@ -54,15 +62,16 @@ struct Held {
 
 impl Held {
     async fn start(mut manager: LeaseManager, want: Attributes) -> Self {
-        manager.acquire(want).await.unwrap();
+        manager.acquire(want.clone()).await.unwrap();
+        let (terms, following) = watch::channel(Terms { network: wide(), attributes: want });
         let (sender, events) = mpsc::channel(16);
         let cancel = CancellationToken::new();
         let stop = cancel.clone();
         let task = tokio::spawn(async move {
-            manager.maintain(sender, stop).await;
+            manager.maintain(following, sender, stop).await;
             manager
         });
-        Self { events, cancel, task }
+        Self { terms, events, cancel, task }
     }
 
     async fn next(&mut self) -> LeaseEvent {
@@ -120,7 +129,7 @@ async fn a_lease_of_flanneld_on_this_node_is_taken_over_in_place() {
     let lease = LeaseManager::new(etcd.store().await, wide(), None).acquire(node(1)).await.unwrap();
     assert_eq!((lease.key.as_str(), lease.etcd_lease, lease.reservation), (key.as_str(), granted, false));
     let all = subnets(&mut admin).await;
-    let want = value(&node(1)).replace(r#""node1"}"#, r#""node1"},"Rack":7"#);
+    let want = value(&node(1)).replace(r#""machine1"}"#, r#""machine1"},"Rack":7"#);
     assert_eq!((all.len(), &all[0].1, all[0].3), (1, &want, granted));
     assert_eq!(lease_count(&mut admin).await, 1);
 }
@@ -316,10 +325,29 @@ async fn a_lease_that_does_not_fit_a_changed_network_is_replaced_in_one_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_nodes_with_one_name_do_not_flood_etcd() {
+async fn another_machine_of_our_name_takes_another_subnet_and_neither_writes_again() {
     let etcd = Etcd::start().await;
     let mut admin = etcd.admin().await;
     let twin = Attributes { node: "node1".into(), ..node(2) };
+    let first = Held::start(LeaseManager::new(etcd.store().await, wide(), None), node(1)).await;
+    let second = Held::start(LeaseManager::new(etcd.store().await, wide(), None), twin.clone()).await;
+    let all = subnets(&mut admin).await;
+    let values: BTreeSet<_> = all.iter().map(|key| key.1.clone()).collect();
+    assert_eq!(values, [value(&node(1)), value(&twin)].into());
+    // Its successor finds its own again.
+    second.stop().await;
+    let again = LeaseManager::new(etcd.store().await, wide(), None).acquire(twin.clone()).await.unwrap();
+    assert_eq!(subnets(&mut admin).await, all);
+    assert!(all.iter().any(|key| key.0 == again.key && key.1 == value(&twin)));
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_agents_of_one_node_do_not_flood_etcd() {
+    let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    // Two machines of one name and address: both take the lease for their own.
+    let twin = Attributes { machine: "other".into(), vtep_mac: node(2).vtep_mac, ..node(1) };
     let first = Held::start(LeaseManager::new(etcd.store().await, wide(), None), node(1)).await;
     let second = Held::start(LeaseManager::new(etcd.store().await, wide(), None), twin).await;
     let (started, before) = (Instant::now(), subnets(&mut admin).await[0].2);
@@ -330,4 +358,69 @@ async fn two_nodes_with_one_name_do_not_flood_etcd() {
     assert!(started.elapsed() > Duration::from_millis(200), "{:?}", started.elapsed());
     first.stop().await;
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_address_is_published_in_place_also_when_it_changed_during_an_outage() {
+    let mut etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    let mut held = Held::start(LeaseManager::new(etcd.store().await, wide(), None), node(1)).await;
+    let LeaseEvent::Held(lease) = held.next().await else { panic!() };
+    let before = subnets(&mut admin).await;
+    let moved = |last| Attributes { public_ip: Ipv4Addr::new(198, 51, 100, last), ..node(1) };
+    held.terms.send_modify(|terms| terms.attributes = moved(1));
+    published(&mut admin, &value(&moved(1))).await;
+    etcd.kill();
+    held.terms.send_modify(|terms| terms.attributes = moved(2));
+    held.terms.send_modify(|terms| terms.attributes = moved(3));
+    etcd.restart();
+    etcd.ready().await;
+    let mut admin = etcd.admin().await;
+    published(&mut admin, &value(&moved(3))).await;
+    let after = subnets(&mut admin).await;
+    assert_eq!(
+        (after.len(), &after[0].0, after[0].3),
+        (1, &lease.key, before[0].3),
+        "same key, same etcd lease"
+    );
+    // A lost key comes back with what is true now.
+    admin.delete(lease.key.as_str(), None).await.unwrap();
+    published(&mut admin, &value(&moved(3))).await;
+    held.stop().await;
+}
+
+async fn published(admin: &mut Client, value: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    while subnets(admin).await.first().is_none_or(|key| key.1 != value) {
+        assert!(Instant::now() < deadline, "{value} is not published: {:?}", subnets(admin).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_leaves_gives_back_what_is_its_own_and_nothing_else() {
+    let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    let store = etcd.store().await;
+    let mut others = Vec::new();
+    for other in
+        [Attributes { node: "node1".into(), ..node(2) }, Attributes { machine: "machine1".into(), ..node(3) }]
+    {
+        LeaseManager::new(store.clone(), wide(), None).acquire(other).await.unwrap();
+    }
+    admin.put(format!("{PREFIX}/subnets/junk"), "{", None).await.unwrap();
+    admin.put(format!("{PREFIX}/subnets/10.100.200.0-24"), value(&node(1)), None).await.unwrap();
+    others.extend(subnets(&mut admin).await);
+    let mut apart = LeaseManager::new(store.clone(), network(r#""Network":"10.200.0.0/16""#), None);
+    let lease =
+        apart.acquire(Attributes { public_ip: Ipv4Addr::new(192, 0, 2, 77), ..node(1) }).await.unwrap();
+    let want = node(1);
+    let unknown = Owner { public_ip: None, ..want.owner() };
+    let said = LeaseManager::release_all(&store, unknown).await.unwrap();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].contains("10.100.200.0-24 stays: it is reserved"), "{said:?}");
+    assert_eq!(said[1], format!("released {}", lease.key));
+    assert_eq!(subnets(&mut admin).await, others);
+    assert_eq!(lease_count(&mut admin).await, 2, "the etcd lease is revoked too");
+    assert_eq!(LeaseManager::release_all(&store, unknown).await.unwrap().len(), 1);
 }

@@ -1,12 +1,10 @@
 //! Which subnet a node takes, decided from one complete list of the leases. Pure but for the dice.
 
-use std::net::Ipv4Addr;
-
 use ipnet::Ipv4Net;
 use rand::{Rng, seq::IndexedRandom};
 use tracing::warn;
 
-use crate::store::{EtcdPrefix, LeaseValue, NetworkConfig, SubnetKey, client::Entry};
+use crate::store::{EtcdPrefix, LeaseValue, NetworkConfig, Owner, SubnetKey, client::Entry};
 
 /// Flannel draws from this many free subnets.
 const CANDIDATES: usize = 100;
@@ -40,7 +38,7 @@ impl Held {
         held.collect()
     }
 
-    fn is_reservation(&self) -> bool {
+    pub(super) fn is_reservation(&self) -> bool {
         self.etcd_lease == 0
     }
 }
@@ -49,8 +47,7 @@ impl Held {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request<'a> {
     pub(super) network: &'a NetworkConfig,
-    pub(super) node: &'a str,
-    pub(super) public_ip: Ipv4Addr,
+    pub(super) owner: Owner<'a>,
     /// The subnet of an earlier run.
     pub(super) previous: Option<Ipv4Net>,
 }
@@ -65,16 +62,16 @@ pub(super) enum Choice<'a> {
 
 /// `None`: the network is full.
 pub(super) fn choose<'a>(request: Request<'_>, held: &'a [Held], rng: &mut impl Rng) -> Option<Choice<'a>> {
-    let Request { network, node, public_ip, previous } = request;
+    let Request { network, owner, previous } = request;
     let value = |held: &'a Held| held.value.as_ref();
-    for rival in held.iter().filter(|held| value(held).is_some_and(|v| v.rivals(node, public_ip))) {
-        warn!(key = rival.key, %public_ip, "another node publishes our public address; peers can reach only one");
+    for rival in held.iter().filter(|held| value(held).is_some_and(|v| v.rivals(owner))) {
+        warn!(key = rival.key, public_ip = ?owner.public_ip, "another node publishes our public address; peers can reach only one");
     }
-    let ours: Vec<_> =
-        held.iter().filter(|held| value(held).is_some_and(|v| v.belongs_to(node, public_ip))).collect();
+    let ours: Vec<_> = held.iter().filter(|held| value(held).is_some_and(|v| v.belongs_to(owner))).collect();
     let best = ours.iter().filter(|held| network.accepts(&held.subnet)).max_by_key(|held| {
         let named = value(held).is_some_and(|v| v.node.is_some());
-        (named, Some(held.subnet.subnet()) == previous, std::cmp::Reverse(held.subnet))
+        let same_machine = value(held).is_some_and(|v| v.machine.as_deref() == Some(owner.machine));
+        (named, same_machine, Some(held.subnet.subnet()) == previous, std::cmp::Reverse(held.subnet))
     });
     if let Some(held) = best {
         return Some(Choice::Retake(held));
@@ -125,7 +122,8 @@ mod tests {
 
     use super::*;
 
-    const NODE: &str = "n1";
+    const OWNER: Owner<'_> =
+        Owner { node: "n1", machine: "m1", public_ip: Some(std::net::Ipv4Addr::new(192, 0, 2, 1)) };
 
     fn network(text: &str) -> NetworkConfig {
         NetworkConfig::parse(format!(r#"{{{text},"Backend":{{"Type":"vxlan"}}}}"#).as_bytes()).unwrap()
@@ -148,7 +146,7 @@ mod tests {
 
     fn pick(network: &NetworkConfig, held: &[Held], previous: Option<&str>) -> Option<String> {
         let previous = previous.map(|net| net.parse().unwrap());
-        let request = Request { network, node: NODE, public_ip: Ipv4Addr::new(192, 0, 2, 1), previous };
+        let request = Request { network, owner: OWNER, previous };
         choose(request, held, &mut StdRng::seed_from_u64(1)).map(|choice| match choice {
             Choice::Retake(held) => format!("retake {}", held.subnet),
             Choice::Create { subnet, replaces } if replaces.is_empty() => format!("create {subnet}"),
@@ -176,6 +174,19 @@ mod tests {
     fn a_key_with_another_nodes_name_is_not_ours_even_with_our_address() {
         let leases = held(&[("10.77.2.0-24", RIVALS, 1)]);
         assert_eq!(pick(&wide(), &leases, Some("10.77.9.0/24")).unwrap(), "create 10.77.9.0/24");
+    }
+
+    #[test]
+    fn another_machine_of_our_name_keeps_its_lease() {
+        let namesake = r#"{"PublicIP":"192.0.2.9","Canal":{"Node":"n1","Machine":"m2"}}"#;
+        let leases = held(&[("10.77.1.0-24", namesake, 1)]);
+        assert_eq!(
+            pick(&wide(), &leases, Some("10.77.1.0/24")).map(|c| c.starts_with("create ")),
+            Some(true)
+        );
+        let ours = r#"{"PublicIP":"192.0.2.9","Canal":{"Node":"n1","Machine":"m1"}}"#;
+        let leases = held(&[("10.77.1.0-24", namesake, 1), ("10.77.2.0-24", ours, 1)]);
+        assert_eq!(pick(&wide(), &leases, None).unwrap(), "retake 10.77.2.0-24");
     }
 
     #[test]
@@ -209,12 +220,7 @@ mod tests {
     fn candidates_are_the_first_hundred_free_ones() {
         let leases = held(&[("10.77.1.0-24", PEERS, 1), ("10.77.2.0-23", PEERS, 1)]);
         for seed in 0..200 {
-            let request = Request {
-                network: &wide(),
-                node: NODE,
-                public_ip: Ipv4Addr::new(192, 0, 2, 1),
-                previous: None,
-            };
+            let request = Request { network: &wide(), owner: OWNER, previous: None };
             let choice = choose(request, &leases, &mut StdRng::seed_from_u64(seed));
             let Some(Choice::Create { subnet, .. }) = choice else { panic!("{choice:?}") };
             let third = subnet.addr().octets()[2];

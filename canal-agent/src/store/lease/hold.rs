@@ -26,7 +26,7 @@ pub(super) fn judge(lease: &Lease, want: &Attributes, now: Option<&Entry>) -> Ve
     let Ok(value) = LeaseValue::parse(&now.value) else {
         return Verdict::Rewrite(Box::new(want.value(Vec::new())));
     };
-    if !value.belongs_to(&want.node, want.public_ip) {
+    if !value.belongs_to(want.owner()) {
         let node = value.node.as_deref().unwrap_or("flanneld");
         return Verdict::Lost(format!("its key was taken over by {node} at {}", value.public_ip));
     }
@@ -44,6 +44,7 @@ mod tests {
             vtep_mac: "82:d2:48:77:ea:cf".parse().unwrap(),
             vni: 1,
             node: "n1".into(),
+            machine: "m1".into(),
         }
     }
 
@@ -69,6 +70,8 @@ mod tests {
     #[test]
     fn our_key_in_other_hands_is_lost_and_says_to_whom() {
         let named = br#"{"PublicIP":"192.0.2.1","Canal":{"Node":"n2"}}"#;
+        let namesake = br#"{"PublicIP":"192.0.2.7","Canal":{"Node":"n1","Machine":"m2"}}"#;
+        assert!(matches!(judge_value(namesake, 6), Verdict::Lost(why) if why.contains("n1 at 192.0.2.7")));
         let flanneld = br#"{"PublicIP":"192.0.2.7","BackendType":"vxlan"}"#;
         assert!(matches!(judge_value(named, 6), Verdict::Lost(why) if why.contains("n2 at 192.0.2.1")));
         assert!(
@@ -84,6 +87,6 @@ mod tests {
             panic!()
         };
         let text = String::from_utf8(value.render()).unwrap();
-        assert!(text.ends_with(r#""Canal":{"Node":"n1"},"Rack":4}"#), "{text}");
+        assert!(text.ends_with(r#""Canal":{"Node":"n1","Machine":"m1"},"Rack":4}"#), "{text}");
     }
 }

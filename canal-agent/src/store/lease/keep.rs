@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    Attributes, Lease, LeaseEvent, LeaseManager,
+    Attributes, Lease, LeaseEvent, LeaseManager, Terms,
     hold::{Verdict, judge},
 };
 use crate::store::{
@@ -50,23 +50,36 @@ impl Damper {
 }
 
 impl LeaseManager {
-    /// Keeps the acquired lease until cancelled, telling what becomes of it. Begins by telling that it is held.
-    pub async fn maintain(&mut self, events: mpsc::Sender<LeaseEvent>, cancel: CancellationToken) {
-        let _ = cancel.run_until_cancelled(self.keep(&events)).await;
+    /// Keeps the acquired lease until cancelled, telling what becomes of it. Begins by telling that it is held. What changes
+    /// in `terms` is published under the subnet that is held; another network counts when a subnet is to be found again.
+    pub async fn maintain(
+        &mut self,
+        mut terms: watch::Receiver<Terms>,
+        events: mpsc::Sender<LeaseEvent>,
+        cancel: CancellationToken,
+    ) {
+        let _ = cancel.run_until_cancelled(self.keep(&mut terms, &events)).await;
     }
 
-    /// Returns when nobody listens.
-    async fn keep(&mut self, events: &mpsc::Sender<LeaseEvent>) -> Option<()> {
-        let (mut lease, want) = self.held.clone()?;
+    /// Returns when nobody listens, or nobody can change the terms any more.
+    async fn keep(
+        &mut self,
+        terms: &mut watch::Receiver<Terms>,
+        events: &mpsc::Sender<LeaseEvent>,
+    ) -> Option<()> {
+        let (mut lease, mut want) = self.held.clone()?;
+        // What changed since the lease was taken counts too.
+        terms.mark_changed();
         let mut losses = Damper::new();
         let mut event = LeaseEvent::Held(lease.clone());
         loop {
             events.send(event).await.ok()?;
-            let reason = self.hold(&mut lease, &want, events).await?;
+            let reason = self.hold(&mut lease, &mut want, terms, events).await?;
             warn!(subnet = %lease.subnet, reason, "lost the subnet lease; taking it again");
             self.held = None;
             let (before, left) = (lease.subnet, lease.etcd_lease);
-            lease = self.regain(&want, reason, events, &mut losses).await?;
+            lease = self.regain(terms, reason, events, &mut losses).await?;
+            want = self.held.as_ref()?.1.clone();
             if left != 0 && left != lease.etcd_lease {
                 self.drop_unused(left).await;
             }
@@ -78,7 +91,7 @@ impl LeaseManager {
     /// Acquires for as long as it takes, telling each new reason for the wait.
     async fn regain(
         &mut self,
-        want: &Attributes,
+        terms: &mut watch::Receiver<Terms>,
         mut reason: String,
         events: &mpsc::Sender<LeaseEvent>,
         losses: &mut Damper,
@@ -87,7 +100,9 @@ impl LeaseManager {
         losses.pass().await;
         let mut backoff = Backoff::default();
         loop {
-            match self.acquire(want.clone()).await {
+            let Terms { network, attributes } = terms.borrow_and_update().clone();
+            self.set_network(network);
+            match self.acquire(attributes).await {
                 Ok(lease) => return Some(lease),
                 Err(error) if error.to_string() == reason => {}
                 Err(error) => {
@@ -104,7 +119,8 @@ impl LeaseManager {
     async fn hold(
         &mut self,
         lease: &mut Lease,
-        want: &Attributes,
+        want: &mut Attributes,
+        terms: &mut watch::Receiver<Terms>,
         events: &mpsc::Sender<LeaseEvent>,
     ) -> Option<String> {
         let (sender, mut own_key) = mpsc::channel(16);
@@ -142,6 +158,16 @@ impl LeaseManager {
                         events.send(LeaseEvent::Held(lease.clone())).await.ok()?;
                     }
                 }
+                changed = terms.changed() => {
+                    changed.ok()?;
+                    let now = terms.borrow_and_update().clone();
+                    self.set_network(now.network);
+                    if now.attributes != *want {
+                        *want = now.attributes;
+                        self.republish(lease, want).await;
+                        self.held = Some((lease.clone(), want.clone()));
+                    }
+                }
                 () = sleep_until(refresh), if !lease.reservation => {
                     refresh = Instant::now() + match self.store.keep_alive(lease.etcd_lease).await {
                         Ok(()) => {
@@ -156,6 +182,25 @@ impl LeaseManager {
                     };
                 }
             }
+        }
+    }
+
+    /// Writes `want` under our key. If somebody else has changed the key, that change's event follows, and is judged by
+    /// `want`.
+    async fn republish(&self, lease: &mut Lease, want: &Attributes) {
+        let mut backoff = Backoff::default();
+        let entry = loop {
+            match self.store.get(&lease.key).await {
+                Ok(Some(entry)) if entry.mod_revision == lease.mod_revision => break entry,
+                Ok(_) => return,
+                Err(error) => warn!(%error, "could not read our key to publish what changed; trying again"),
+            }
+            backoff.wait().await;
+        };
+        let extra = LeaseValue::parse(&entry.value).map(|value| value.extra).unwrap_or_default();
+        if let Some(revision) = self.rewrite(&entry, &want.value(extra)).await {
+            lease.mod_revision = revision;
+            info!(subnet = %lease.subnet, public_ip = %want.public_ip, "published what changed under our lease");
         }
     }
 

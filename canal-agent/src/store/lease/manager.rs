@@ -13,8 +13,8 @@ use super::{
     guard::guards,
 };
 use crate::store::{
-    NetworkConfig, Store, StoreError, SubnetKey, client::unchanged, error::Cause, lease_value::LeaseValue,
-    publish, retry::Backoff,
+    NetworkConfig, Owner, Store, StoreError, SubnetKey, client::unchanged, error::Cause,
+    lease_value::LeaseValue, publish, retry::Backoff,
 };
 
 /// Flannel's, for parity: dead nodes are forgotten after a day.
@@ -45,8 +45,7 @@ impl LeaseManager {
         self.held.as_ref().map(|(lease, _)| lease)
     }
 
-    /// Takes a subnet, or takes ours again; publishes `want` under it. Lost races are retried. To publish other
-    /// attributes, end [`maintain`](Self::maintain), call this again, and go on: the subnet stays.
+    /// Takes a subnet, or takes ours again; publishes `want` under it. Lost races are retried.
     pub async fn acquire(&mut self, want: Attributes) -> Result<Lease, LeaseError> {
         let taken = self.take(&want).await;
         if let Some((unused, _)) = self.spare.take() {
@@ -65,13 +64,33 @@ impl LeaseManager {
         if lease.reservation {
             return Ok(());
         }
-        let ours = |value: &[u8]| {
-            LeaseValue::parse(value).is_ok_and(|value| value.belongs_to(&want.node, want.public_ip))
-        };
+        let ours = |value: &[u8]| LeaseValue::parse(value).is_ok_and(|value| value.belongs_to(want.owner()));
         publish::delete_if(&self.store, &lease.key, ours).await?;
         self.drop_unused(lease.etcd_lease).await;
         info!(subnet = %lease.subnet, "released the subnet lease");
         Ok(())
+    }
+
+    /// Gives back what an agent that is gone held; a line for each key.
+    pub async fn release_all(store: &Store, owner: Owner<'_>) -> Result<Vec<String>, StoreError> {
+        let prefix = &store.options().prefix;
+        let held = Held::all(prefix, store.list(&prefix.subnets()).await?.entries);
+        let ours = |held: &&Held| held.value.as_ref().is_some_and(|value| value.belongs_to(owner));
+        let mut done = Vec::new();
+        for held in held.iter().filter(ours) {
+            if held.is_reservation() {
+                done.push(format!(
+                    "{} stays: it is reserved for this node; delete it to take that back",
+                    held.key
+                ));
+            } else if store.delete(&held.key, held.mod_revision).await? {
+                done.push(format!("released {}", held.key));
+                drop_unused(store, held.etcd_lease).await;
+            } else {
+                done.push(format!("NOT released {}: somebody changed it just now; run this again", held.key));
+            }
+        }
+        Ok(done)
     }
 
     async fn take(&mut self, want: &Attributes) -> Result<Lease, LeaseError> {
@@ -80,12 +99,7 @@ impl LeaseManager {
         loop {
             let listing = self.store.list(&prefix.subnets()).await?;
             let held = Held::all(&prefix, listing.entries);
-            let request = Request {
-                network: &self.network,
-                node: &want.node,
-                public_ip: want.public_ip,
-                previous: self.previous,
-            };
+            let request = Request { network: &self.network, owner: want.owner(), previous: self.previous };
             let choice = choose(request, &held, &mut rand::rng());
             let taken = match choice {
                 Some(Choice::Retake(held)) => self.retake(held, want).await?,
@@ -183,10 +197,14 @@ impl LeaseManager {
         self.spare = self.spare.filter(|(id, _)| *id != etcd_lease);
     }
 
-    /// Best effort: an unused etcd lease ends by itself, a day later.
     pub(super) async fn drop_unused(&self, id: i64) {
-        if let Err(error) = self.store.revoke_unused(id).await {
-            debug!(%error, "an unused etcd lease stays until it expires");
-        }
+        drop_unused(&self.store, id).await;
+    }
+}
+
+/// Best effort: an unused etcd lease ends by itself, a day later.
+async fn drop_unused(store: &Store, id: i64) {
+    if let Err(error) = store.revoke_unused(id).await {
+        debug!(%error, "an unused etcd lease stays until it expires");
     }
 }

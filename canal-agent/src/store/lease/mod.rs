@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 use canal_common::Mac;
 use ipnet::Ipv4Net;
 
-use super::{LeaseValue, StoreError, VxlanData, json::Json};
+use super::{LeaseValue, NetworkConfig, Owner, StoreError, VxlanData, json::Json};
 
 pub use manager::LeaseManager;
 
@@ -23,14 +23,31 @@ pub struct Attributes {
     pub vtep_mac: Mac,
     pub vni: u32,
     pub node: String,
+    pub machine: String,
 }
 
 impl Attributes {
+    pub fn owner(&self) -> Owner<'_> {
+        Owner { node: &self.node, machine: &self.machine, public_ip: Some(self.public_ip) }
+    }
+
     /// The value of our key; `extra` are the members of the present value that are not ours to drop.
     fn value(&self, extra: Vec<(String, Json)>) -> LeaseValue {
         let data = VxlanData { vni: self.vni, vtep_mac: self.vtep_mac };
-        LeaseValue { extra, ..LeaseValue::vxlan(self.public_ip, data, Some(self.node.clone())) }
+        LeaseValue {
+            node: Some(self.node.clone()),
+            machine: Some(self.machine.clone()),
+            extra,
+            ..LeaseValue::vxlan(self.public_ip, data)
+        }
     }
+}
+
+/// What a lease is taken and kept for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    pub network: NetworkConfig,
+    pub attributes: Attributes,
 }
 
 /// A subnet that is ours.

@@ -117,6 +117,19 @@ impl NetworkConfig {
             == (&other.network, &other.subnet_len, &other.subnet_min, &other.subnet_max, &other.backend)
     }
 
+    /// What of `next` only a fresh start can take up, in words: who is addressed how. Ranges and MTU can change under way.
+    pub fn needs_restart(&self, next: &Self) -> Vec<String> {
+        let (Backend::Vxlan(before), Backend::Vxlan(after)) = (&self.backend, &next.backend);
+        let fields = [
+            ("Network", self.network.to_string(), next.network.to_string()),
+            ("SubnetLen", self.subnet_len.to_string(), next.subnet_len.to_string()),
+            ("Backend.VNI", before.vni.to_string(), after.vni.to_string()),
+            ("Backend.Port", before.port.to_string(), after.port.to_string()),
+        ];
+        let changed = fields.into_iter().filter(|(_, before, after)| before != after);
+        changed.map(|(field, before, after)| format!("{field} {before} is {after} now")).collect()
+    }
+
     /// May a node of this network hold that key?
     pub fn accepts(&self, key: &SubnetKey) -> bool {
         key.v6.is_none()

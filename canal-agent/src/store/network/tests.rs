@@ -161,6 +161,29 @@ fn what_is_wrong_is_named_with_its_remedy() {
 }
 
 #[test]
+fn what_a_running_node_cannot_take_up_is_named_and_the_rest_is_not() {
+    let parse = |fields: &str| parse(&format!("{{{fields}}}")).unwrap();
+    let before = parse(r#""Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":1}"#);
+    for live in [
+        r#""Network":"10.3.0.0/16","SubnetMin":"10.3.7.0","SubnetMax":"10.3.9.0""#,
+        r#""Network":"10.3.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","MTU":1400,"DirectRouting":true}"#,
+    ] {
+        assert_eq!(before.needs_restart(&parse(live)), Vec::<String>::new(), "{live}");
+    }
+    let other =
+        parse(r#""Network":"10.4.0.0/16","SubnetLen":25,"Backend":{"Type":"vxlan","VNI":2,"Port":4789}"#);
+    assert_eq!(
+        before.needs_restart(&other),
+        [
+            "Network 10.3.0.0/16 is 10.4.0.0/16 now",
+            "SubnetLen 24 is 25 now",
+            "Backend.VNI 1 is 2 now",
+            "Backend.Port 8472 is 4789 now"
+        ]
+    );
+}
+
+#[test]
 fn subnets_run_from_min_to_max_and_are_accepted() {
     let config = parse(r#"{"Network":"10.3.0.0/22","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#).unwrap();
     let all: Vec<_> = config.subnets().collect();
