@@ -1,6 +1,6 @@
 //! The network configuration in etcd: the agent waits until it can be used.
 
-use bpf_tests::{World, world};
+use bpf_tests::{Host, World, world};
 
 use crate::{RETRIED, SOON, soon, waits_saying};
 
@@ -74,4 +74,65 @@ fn another_prefix_is_another_network() {
     agent.start().unwrap();
     assert_eq!(world.etcd().keys("/elsewhere/subnets/").unwrap().len(), 1);
     assert_eq!(world.etcd().keys("/coreos.com/").unwrap().len(), 0);
+}
+
+#[test]
+fn a_changed_configuration_is_followed_as_far_as_a_running_node_can_and_the_rest_is_told() {
+    let world = World::builder().nodes(1).build().unwrap();
+    let agent = world.node(1).agent();
+    agent.start().unwrap();
+    let pid = agent.pid();
+    let status = |part: &str| agent.status().unwrap()[part].to_string();
+    let put = |text: &str| world.etcd().put(KEY, text).unwrap();
+    put(r#"{"Network": "10.100.0.0/16", "Backend": {"Type": "vxlan", "MTU": 1400}}"#);
+    let file = || std::fs::read_to_string(agent.subnet_file()).unwrap();
+    assert!(soon(|| file().contains("FLANNEL_MTU=1350\n")), "{} {}", file(), agent.log());
+    assert_eq!(status("problems"), "[]");
+    put(r#"{"Network": "10.100.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7, "Port": 4789}}"#);
+    let words = ["Backend.VNI 1 is 7 now", "Backend.Port 8472 is 4789 now", "restart canal-agent"];
+    assert!(soon(|| words.iter().all(|word| status("problems").contains(word))), "{}", status("problems"));
+    assert!(file().contains("FLANNEL_MTU=1350\n"), "all of it waits");
+    let own = agent.status().unwrap()["lease"]["subnet"].as_str().unwrap().to_owned();
+    let other = if own == "10.100.9.0/24" { "10.100.8.0" } else { "10.100.9.0" };
+    put(&format!(
+        r#"{{"Network": "10.100.0.0/16", "SubnetMin": "{other}", "SubnetMax": "{other}", "Backend": {{"Type": "vxlan"}}}}"#
+    ));
+    assert!(
+        soon(|| status("problems").contains(&own) && status("problems").contains("drain")),
+        "{}",
+        status("problems")
+    );
+    assert!(file().contains("FLANNEL_MTU=1450\n"));
+    put(world::CONFIG);
+    assert!(soon(|| status("problems") == "[]"), "{}", status("problems"));
+    assert_eq!(agent.pid(), pid);
+}
+
+#[test]
+fn a_node_that_leaves_gives_its_subnet_back_once_its_agent_and_pods_are_gone() {
+    let world = World::builder().nodes(1).build().unwrap();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    let pod = node.add_pod("a", &[]).unwrap();
+    let agent = bpf_tests::agent::binary("canal-agent").unwrap().display().to_string();
+    let release = |more: &[&str]| {
+        let line = format!("{agent} lease release");
+        let output = node.netns().cmd(&line).args(node.agent().flags()).args(more).output().unwrap();
+        (output.status.code(), output.stdout + &output.stderr)
+    };
+    let leases = || world.etcd().keys("/coreos.com/network/subnets/").unwrap().len();
+    let (code, said) = release(&[]);
+    assert!(code == Some(1) && said.contains("another canal-agent runs"), "{said}");
+    node.agent().terminate().unwrap();
+    let (code, said) = release(&[]);
+    assert!(code == Some(1) && said.contains("1 pods") && said.contains("--force"), "{said}");
+    assert_eq!(leases(), 1);
+    node.del_pod(&pod).unwrap();
+    // Its DEL went unheard; an agent finds that the interface is gone.
+    node.agent().start().unwrap();
+    node.agent().terminate().unwrap();
+    let (code, said) = release(&[]);
+    assert!(code == Some(0) && said.contains("released /coreos.com/network/subnets/10.100."), "{said}");
+    assert_eq!(leases(), 0);
+    assert_eq!(release(&[]), (Some(0), "this node has no lease\n".to_owned()));
 }

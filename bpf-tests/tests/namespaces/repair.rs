@@ -119,24 +119,65 @@ fn an_uplink_that_goes_down_and_comes_back_carries_the_overlay_again() {
 }
 
 #[test]
-fn an_uplink_that_gets_another_address_is_taken_up_by_the_next_process_with_the_same_subnet() {
+fn an_uplink_that_gets_another_address_or_mtu_is_followed_with_the_same_subnet_and_process() {
     let world = World::builder().nodes(2).build().unwrap();
     let agent = world.node(1).agent();
     agent.unset_flag("--public-ip");
     world.start_agents().unwrap();
     let (a, b) = (world.node(1).add_pod("a", &[]).unwrap(), world.node(2).add_pod("b", &[]).unwrap());
     assert!(soon(|| a.pings(b.ip())));
-    let subnet = agent.status().unwrap()["lease"]["subnet"].clone();
+    let (pid, subnet) = (agent.pid(), agent.status().unwrap()["lease"]["subnet"].clone());
     let netns = world.node(1).netns();
     netns.ip("addr del 192.168.50.1/24 dev up0").unwrap();
     assert!(agent.says(&["WARN", "no usable IPv4 address"], SOON), "{}", agent.log());
     netns.ip("addr add 192.168.50.33/24 dev up0").unwrap();
-    assert!(soon(|| !agent.is_running()), "{}", agent.log());
-    assert!(agent.says(&["ERROR", "192.168.50.33", "restarting"], SOON), "{}", agent.log());
-    agent.start().unwrap();
     assert!(soon(|| a.pings(b.ip()) && b.pings(a.ip())), "{}", agent.log());
     let lease = agent.status().unwrap()["lease"].clone();
     assert_eq!((&lease["subnet"], &lease["public_ip"]), (&subnet, &"192.168.50.33".into()));
+    let leases = world.etcd().list("/coreos.com/network/subnets/").unwrap();
+    assert_eq!(leases.values().filter(|value| value.contains(r#""PublicIP":"192.168.50.33""#)).count(), 1);
+    assert_eq!(leases.len(), 2, "{leases:?}");
+
+    netns.ip("link set up0 mtu 1400").unwrap();
+    let file = || std::fs::read_to_string(agent.subnet_file()).unwrap();
+    assert!(soon(|| file().contains("FLANNEL_MTU=1350\n")), "{}", file());
+    assert!(netns.ip("link show canal.1").unwrap().contains("mtu 1350"));
+    assert!(soon(|| a.pings(b.ip()) && b.pings(a.ip())), "{}", agent.log());
+    assert!(soon(|| agent.status().unwrap()["problems"].as_array().unwrap().is_empty()));
+    assert_eq!(agent.pid(), pid);
+    assert!(agent.is_running());
+}
+
+#[test]
+fn another_interface_that_the_rules_prefer_becomes_the_uplink_and_the_old_one_is_left() {
+    let world = World::builder().nodes(2).build().unwrap();
+    let node = world.node(1);
+    let agent = node.agent();
+    for flag in ["--public-ip", "--iface"] {
+        agent.unset_flag(flag);
+    }
+    // By the address: whichever interface has one in the second underlay, else in the first.
+    agent.add_switch("-iface-regex=^192[.]168[.]51[.]");
+    agent.add_switch("-iface-regex=^192[.]168[.]50[.]");
+    world.start_agents().unwrap();
+    let (a, b) = (node.add_pod("a", &[]).unwrap(), world.node(2).add_pod("b", &[]).unwrap());
+    assert!(soon(|| a.pings(b.ip())));
+    let (one, two) = (node.netns(), world.node(2).netns());
+    one.ip(&format!("link add new0 type veth peer name new0 netns {}", two.name())).unwrap();
+    for (netns, address, other) in
+        [(two, "192.168.51.2/24", "192.168.50.1"), (one, "192.168.51.1/24", "192.168.50.2")]
+    {
+        netns.ip("link set new0 up").unwrap();
+        netns.ip(&format!("addr add {address} dev new0")).unwrap();
+        netns.ip(&format!("route replace {other}/32 dev new0")).unwrap();
+    }
+    let programs = || agent.status().unwrap()["programs"].to_string();
+    assert!(soon(|| programs().contains("new0") && !programs().contains("up0")), "{}", programs());
+    assert!(soon(|| agent.status().unwrap()["lease"]["public_ip"] == "192.168.51.1"));
+    let links = std::fs::read_dir(node.bpffs().join("canal/links")).unwrap();
+    let links: Vec<_> = links.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!links.iter().any(|link| link.starts_with("up0-")), "{links:?}");
+    assert!(agent.says(&["following it", "new0", "iface-regex"], SOON), "{}", agent.log());
 }
 
 #[test]
