@@ -77,7 +77,7 @@ impl Plan {
             rows.extend(Row::ALL);
         }
         let (rounds, duration) =
-            if quick { (3, Duration::from_millis(400)) } else { (7, Duration::from_millis(1500)) };
+            if quick { (3, Duration::from_millis(300)) } else { (7, Duration::from_millis(1500)) };
         let rounds = arguments.rounds.unwrap_or(rounds);
         ensure!(rounds > 0, "--rounds must be at least 1");
         let is_full = !quick && arguments.only.is_empty() && arguments.against.is_none();
