@@ -9,11 +9,13 @@
 //! | initialiser | objects that Calico's tools expect → etcd; the nodename file |
 //! | API server | local socket ↔ messages |
 //! | metrics | [`Message::Ask`] → a TCP port, if one is wanted |
+//! | health (two) | [`Health`] → a TCP port each, if they are wanted |
+//! | watchdog | [`Health`] → the service manager |
 //! | event watch | event ring → [`Message::Ring`] |
 //! | kernel monitor (thread) | netlink → [`Message::Kernel`] |
 //! | node (thread) | all state, all kernel writes |
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use anyhow::Context as _;
 use canal_common::Mac;
@@ -28,14 +30,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    api::{metrics, server},
-    config::Config,
+    api::{health, metrics, port, server},
+    config::{Config, Parameters, parameters},
     dataplane::{events, overlay, pins::Pins},
     endpoint::publish::{self, Wanted},
     lock::AgentLock,
     netlink::{Monitor, Netlink},
     node::{
-        Groundwork, Initial, Message, Node, Published, Start,
+        Groundwork, Initial, Message, Node, Ports, Published, Start,
+        health::Health,
         uplink::{self, Host, Uplink},
         waiting::{self, Progress},
     },
@@ -51,6 +54,7 @@ const TICK: Duration = Duration::from_secs(10);
 pub fn run(config: Config) -> anyhow::Result<()> {
     let shown = serde_json::to_string(&config).unwrap_or_default();
     info!(version = env!("CANAL_VERSION"), config = shown, "canal-agent starts");
+    config.notices.iter().for_each(|notice| warn!("{notice}"));
     let _lock = AgentLock::take()?;
     Pins::open(&config.bpffs)?;
     tokio::runtime::Builder::new_multi_thread()
@@ -121,7 +125,10 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let (messages, inbox) = mpsc::unbounded_channel();
     let mut tasks = JoinSet::new();
     tasks.spawn(server::serve(listener, messages.clone()));
-    let (progress, stop_waiting) = (Progress::new(), CancellationToken::new());
+    let (health, ports) = (Health::new(), Ports::default());
+    serve_health(&mut tasks, &config, &health, &ports);
+    tokio::spawn(health.clone().feed_watchdog());
+    let (progress, stop_waiting) = (Progress::new(health.clone()), CancellationToken::new());
     let waiting = tokio::spawn(waiting::answer(
         inbox,
         progress.clone(),
@@ -156,7 +163,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let (groundwork, (lease, mirrored)) = tokio::try_join!(groundwork, taken)?;
 
     let (wanted, wanted_rx) = watch::channel(Wanted::default());
-    let (metrics_at, metrics_at_rx) = watch::channel(None);
+    let metrics_at = ports.metrics.subscribe();
     let (ready, ready_rx) = oneshot::channel();
     let start = Start {
         config: config.clone(),
@@ -165,7 +172,8 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         vtep_mac,
         lease,
         wanted,
-        metrics_at,
+        ports,
+        health,
         initial,
         ready,
     };
@@ -196,26 +204,42 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         &messages,
         stream::poll_fn(move |cx| left.poll_recv(cx)).map(|key| Message::Published(Published(key))),
     );
-    tasks.spawn(metrics::follow(metrics_at_rx, messages.clone()));
-    let hint = messages.clone();
-    tasks.spawn(async move {
-        if let Err(error) = events::watch(ring, || hint.send(Message::Ring).is_ok()).await {
-            warn!(%error, "cannot wait for events of the kernel");
-        }
-    });
+    tasks.spawn(port::follow("metrics", metrics_at, metrics::router(messages.clone())));
+    tasks.spawn(watch_ring(ring, messages.clone()));
     let mut tick = tokio::time::interval(TICK);
     forward(
         &mut tasks,
         &messages,
         stream::poll_fn(move |cx| tick.poll_tick(cx).map(|_| Some(Message::Tick))),
     );
-    tokio::spawn(async move {
-        if ready_rx.await.is_ok() {
-            info!("ready: lease held, peers and policies in the kernel, subnet file written");
-            let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("ready")]);
-        }
-    });
+    tokio::spawn(announce(ready_rx));
     Ok(Running { messages, node, tasks, stop_tasks, _monitor: monitor })
+}
+
+async fn watch_ring(ring: OwnedFd, messages: mpsc::UnboundedSender<Message>) {
+    if let Err(error) = events::watch(ring, || messages.send(Message::Ring).is_ok()).await {
+        warn!(%error, "cannot wait for events of the kernel");
+    }
+}
+
+async fn announce(ready: oneshot::Receiver<()>) {
+    if ready.await.is_ok() {
+        info!("ready: lease held, peers and policies in the kernel, subnet file written");
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    }
+}
+
+/// From the beginning: probes come while the agent waits for etcd, too.
+fn serve_health(tasks: &mut JoinSet<()>, config: &Config, health: &Health, ports: &Ports) {
+    let router = health::router(health.clone());
+    if let Some(address) = config.health {
+        let at = port::Address { host: address.ip().to_string(), port: address.port() };
+        let router = router.clone();
+        tasks.spawn(async move { port::keep_serving("health", &at, &router).await });
+    }
+    // What etcd has to say about it comes later.
+    ports.follow(&parameters::merge(&config.felix, &Parameters::default()).parameters);
+    tasks.spawn(port::follow("health", ports.health.subscribe(), router));
 }
 
 /// Begins to follow the store. What comes waits until somebody receives it.
@@ -301,7 +325,7 @@ async fn network_config(store: &Store, progress: &Progress) -> NetworkConfig {
 
 fn choose_uplink(config: &Config) -> anyhow::Result<Uplink> {
     let mut netlink = Netlink::open()?;
-    let uplink = uplink::choose(&Host::read(&mut netlink)?, config.iface.as_deref(), config.public_ip)?;
+    let uplink = uplink::choose(&Host::read(&mut netlink, &config.uplink)?, &config.uplink)?;
     info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, mtu = uplink.mtu, reason = uplink.reason, "chose the uplink");
     Ok(uplink)
 }

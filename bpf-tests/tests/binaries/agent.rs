@@ -174,3 +174,40 @@ fn flags_are_flannels_also_by_environment_and_wrong_ones_are_named() {
         node.agent().log()
     );
 }
+
+#[test]
+fn a_command_line_of_flannelds_starts_the_agent_as_it_is() {
+    let world = one_node();
+    let node = world.node(1);
+    let agent = bpf_tests::agent::binary("canal-agent").unwrap().display().to_string();
+    for (line, code, stderr) in [
+        ("-version", 0, "0.1"),
+        ("-no-such-flag", 2, "--no-such-flag"),
+        ("-ip-masq true", 2, "true"),
+        ("-kube-subnet-mgr", 1, "Kubernetes"),
+        ("-subnet-lease-renew-margin=1440", 1, "between 1 and 1439"),
+    ] {
+        let output = Cmd::line(&format!("{agent} {line}")).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{line}: {}", output.stderr);
+        assert!(output.stderr.contains(stderr) && output.stdout.is_empty(), "{line}: {}", output.stderr);
+    }
+    // What flanneld has no flag for comes by environment.
+    let mut command = node.netns().cmd(&agent);
+    for pair in node.agent().flags().chunks_exact(2) {
+        let name = pair[0].trim_start_matches("--");
+        command = match name {
+            "etcd-endpoints" | "public-ip" => command.args([&format!("-{name}"), &pair[1]]),
+            "iface" => command.args(["-iface=eth7", "--iface", &pair[1]]),
+            "subnet-file" => command.arg(format!("-{name}={}", pair[1])),
+            _ => command.env(&format!("CANAL_{}", name.to_uppercase().replace('-', "_")), &pair[1]),
+        };
+    }
+    let command = command.args(["-ip-masq=F", "-iptables-resync=10", "-v", "4", "-ip-blackhole-route=true"]);
+    let command = command.env("FLANNELD_IPTABLES_FORWARD_RULES", "true").env("FLANNELD_PUBLIC_IPV6", "");
+    let _process = command.start(&node.agent().log_file()).unwrap();
+    assert!(soon(|| node.agent().subnet_file().exists()), "{}", node.agent().log());
+    let log = node.agent().log();
+    let vain: Vec<_> = log.lines().filter(|line| line.contains("no effect here")).collect();
+    assert_eq!(vain.len(), 3, "{vain:#?}");
+    has(&vain.join(" "), &["--iptables-resync 10", "FLANNELD_IPTABLES_FORWARD_RULES true", "--v 4"]);
+}

@@ -14,6 +14,7 @@ mod configuration;
 mod ctl;
 mod datastore;
 mod explain;
+mod health;
 mod objects;
 mod parameters;
 mod privileges;

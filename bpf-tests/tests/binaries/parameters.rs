@@ -78,7 +78,7 @@ fn the_machine_beats_etcd_and_what_has_no_effect_is_said_once_without_harm() {
     let notices = || node.agent().status().unwrap()["notices"].as_array().unwrap().clone();
     let wanted = [
         format!("{}: no effect here: MTUIfacePattern", file.display()),
-        "FelixConfiguration default: no effect here: bpfEnabled; no effect yet: healthEnabled".to_owned(),
+        "FelixConfiguration default: no effect here: bpfEnabled".to_owned(),
     ];
     assert!(soon(|| notices() == wanted), "{:?}", notices());
     let socket = node.agent().socket().display().to_string();

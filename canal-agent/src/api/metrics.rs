@@ -1,120 +1,23 @@
-//! `/metrics` on a TCP port, where Felix's parameters ask for it. Nobody who comes there can do anything but read figures,
-//! nor keep the node from its work: how often these are taken, how many read at once and for how long is bounded.
+//! `/metrics` on a TCP port, where Felix's parameters ask for it. However many read, the node is asked once a second.
 
 use std::{
-    future::pending,
-    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{Router, extract::State, routing::get};
-use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use tokio::{
-    net::TcpListener,
-    sync::{Mutex, Semaphore, mpsc, watch},
-    task::JoinSet,
-    time::timeout,
-};
-use tracing::{debug, info, warn};
+use tokio::sync::{Mutex, mpsc};
 
 use super::server;
 use crate::node::Message;
 
-/// A host's name or address, or nothing for every address of this host; and a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address {
-    pub host: String,
-    pub port: u16,
-}
-
-/// Between two attempts to listen.
-const RETRY: Duration = Duration::from_secs(10);
 /// Figures that are no older than this are served again.
 const FRESH: Duration = Duration::from_secs(1);
-/// Connections at the same time; others wait until one of them has ended.
-const CONNECTIONS: usize = 16;
-/// So long a connection may take, for its one request and the answer.
-const LONGEST: Duration = Duration::from_secs(5);
 
-/// Serves where `wanted` says, and elsewhere or nowhere when it says so, until nobody can say any more.
-pub async fn follow(mut wanted: watch::Receiver<Option<Address>>, messages: mpsc::UnboundedSender<Message>) {
-    loop {
-        let address = wanted.borrow_and_update().clone();
-        let serving = async {
-            match &address {
-                Some(address) => keep_serving(address, &messages).await,
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            () = serving => {}
-            changed = wanted.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-async fn keep_serving(address: &Address, messages: &mpsc::UnboundedSender<Message>) {
-    let Address { host, port } = address;
-    let mut told = None;
-    loop {
-        let served = match listen(address).await {
-            Ok(listener) => {
-                info!(host, port, "serving metrics");
-                told = None;
-                serve(listener, messages.clone()).await
-            }
-            Err(error) => Err(error),
-        };
-        let error = served.err().map(|error| error.to_string());
-        if error != told {
-            warn!(host, port, error, "cannot serve metrics; trying again every {} s", RETRY.as_secs());
-            told = error;
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-async fn listen(address: &Address) -> io::Result<TcpListener> {
-    let Address { host, port } = address;
-    if !host.is_empty() {
-        return TcpListener::bind((host.as_str(), *port)).await;
-    }
-    match TcpListener::bind(("::", *port)).await {
-        // A host without IPv6.
-        Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind(("0.0.0.0", *port)).await,
-        other => other,
-    }
-}
-
-/// Answers `GET /metrics` to everybody who reaches the listener, and nothing else; one request per connection.
-pub async fn serve(listener: TcpListener, messages: mpsc::UnboundedSender<Message>) -> io::Result<()> {
+/// `GET /metrics`, and nothing else.
+pub fn router(messages: mpsc::UnboundedSender<Message>) -> Router {
     let figures = Arc::new(Figures { messages, last: Mutex::new(None) });
-    let router = Router::new().route("/metrics", get(metrics)).with_state(figures);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    // Ends with this function, and so do the connections.
-    let mut connections = JoinSet::new();
-    loop {
-        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, _) = match listener.accept().await {
-            // Who came has gone already.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-            accepted => accepted?,
-        };
-        while connections.try_join_next().is_some() {}
-        let service = TowerToHyperService::new(router.clone());
-        connections.spawn(async move {
-            let mut http = http1::Builder::new();
-            let connection = http.keep_alive(false).serve_connection(TokioIo::new(stream), service);
-            match timeout(LONGEST, connection).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(%error, "a reader of metrics is gone"),
-                Err(_) => debug!("a reader of metrics took longer than {} s", LONGEST.as_secs()),
-            }
-            drop(place);
-        });
-    }
+    Router::new().route("/metrics", get(metrics)).with_state(figures)
 }
 
 /// What was served last, and where there is more.
@@ -139,17 +42,26 @@ async fn metrics(State(figures): State<Arc<Figures>>) -> Result<server::MetricsT
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        io,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpStream,
+        net::{TcpListener, TcpStream},
+        sync::watch,
+        task::JoinSet,
+        time::timeout,
     };
 
     use super::*;
-    use crate::node::Question;
+    use crate::{
+        api::port::{Address, CONNECTIONS, LONGEST, follow, serve},
+        node::Question,
+    };
 
-    async fn get(port: u16, path: &str) -> io::Result<String> {
+    async fn fetch(port: u16, path: &str) -> io::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
@@ -185,9 +97,10 @@ mod tests {
         let (messages, asked) = asked_node();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        tokio::spawn(serve(listener, messages));
+        let router = router(messages);
+        tokio::spawn(async move { serve(listener, &router).await });
         let begun = Instant::now();
-        let readers: JoinSet<_> = (0..100).map(|_| get(port, "/metrics")).collect();
+        let readers: JoinSet<_> = (0..100).map(|_| fetch(port, "/metrics")).collect();
         for answer in readers.join_all().await {
             assert!(answer.unwrap().contains("canal_up 1"));
         }
@@ -200,12 +113,13 @@ mod tests {
         let (messages, _) = asked_node();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        tokio::spawn(serve(listener, messages));
+        let router = router(messages);
+        tokio::spawn(async move { serve(listener, &router).await });
         let mut silent = Vec::new();
         for _ in 0..CONNECTIONS {
             silent.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
         }
-        let mut late = Box::pin(get(port, "/metrics"));
+        let mut late = Box::pin(fetch(port, "/metrics"));
         let early = timeout(Duration::from_millis(300), &mut late).await;
         assert!(early.is_err(), "there are {CONNECTIONS} places");
         let answer = timeout(LONGEST * 4, late).await.expect("a place becomes free").unwrap();
@@ -222,7 +136,7 @@ mod tests {
     async fn soon(port: u16, served: bool) -> bool {
         let until = std::time::Instant::now() + Duration::from_secs(5);
         while std::time::Instant::now() < until {
-            if get(port, "/metrics").await.is_ok_and(|answer| answer.contains("canal_up 1")) == served {
+            if fetch(port, "/metrics").await.is_ok_and(|answer| answer.contains("canal_up 1")) == served {
                 return true;
             }
             tokio::task::yield_now().await;
@@ -234,18 +148,18 @@ mod tests {
     async fn metrics_are_served_where_they_are_wanted_and_nothing_else_is() {
         let [first, second] = [free_port().await, free_port().await];
         let (wanted, follower) = watch::channel(None);
-        let task = tokio::spawn(follow(follower, node()));
-        assert!(get(first, "/metrics").await.is_err(), "off unless asked for");
+        let task = tokio::spawn(follow("metrics", follower, router(node())));
+        assert!(fetch(first, "/metrics").await.is_err(), "off unless asked for");
         let at = |host: &str, port| Some(Address { host: host.to_owned(), port });
         wanted.send_replace(at("127.0.0.1", first));
         assert!(soon(first, true).await);
-        let answer = get(first, "/metrics").await.unwrap();
+        let answer = fetch(first, "/metrics").await.unwrap();
         assert!(
             answer.starts_with("HTTP/1.1 200") && answer.contains("text/plain; version=0.0.4"),
             "{answer}"
         );
         for path in ["/", "/v1/status", "/v1/endpoints", "/v1/explain"] {
-            assert!(get(first, path).await.unwrap().starts_with("HTTP/1.1 404"), "{path}");
+            assert!(fetch(first, path).await.unwrap().starts_with("HTTP/1.1 404"), "{path}");
         }
         wanted.send_replace(at("", second));
         assert!(soon(second, true).await && soon(first, false).await);

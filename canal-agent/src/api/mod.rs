@@ -16,6 +16,8 @@ pub mod client;
 pub mod events;
 pub mod explain;
 pub mod exposition;
+pub mod health;
 pub mod metrics;
+pub mod port;
 pub mod server;
 pub mod wire;

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use canal_agent::{
     app, cleanup,
-    config::{Config, RunArgs, go_flags},
+    config::{Config, RunArgs, command_line},
     dataplane::inspect,
     logging, one_line, preflight,
 };
@@ -39,7 +39,7 @@ struct DebugArgs {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(go_flags(std::env::args_os()));
+    let cli = Cli::parse_from(command_line(std::env::args_os()));
     match perform(cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -52,6 +52,10 @@ fn main() -> ExitCode {
 fn perform(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Run(args) => {
+            if args.wants_version()? {
+                eprintln!("{}", env!("CANAL_VERSION"));
+                return Ok(());
+            }
             logging::init();
             preflight::check()?;
             preflight::raise_file_limit();

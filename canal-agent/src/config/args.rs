@@ -1,16 +1,19 @@
 //! The flags of `canal-agent run`: flannel's names, and ours beside them.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::Path};
 
-use clap::{Args, Command};
+use clap::{ArgAction, Args, Command};
 
+use super::flanneld::FlanneldArgs;
 use crate::store::Secret;
 
 /// Every flag can also be given by environment: `CANAL_<NAME>` or flannel's `FLANNELD_<NAME>`, with underscores.
-/// A flag beats the environment; an empty variable counts as unset.
+/// A flag beats the environment; an empty variable counts as unset. Of a flag that is given twice the last counts.
 #[derive(Debug, Clone, Default, Args)]
+#[command(args_override_self = true)]
 pub struct RunArgs {
-    /// etcd servers, with commas between [default: <http://127.0.0.1:2379>] [env also: ETCD_ENDPOINTS]
+    /// etcd servers, with commas between [default: <http://127.0.0.1:2379>,<http://127.0.0.1:4001>]
+    /// [env also: ETCD_ENDPOINTS]
     #[arg(long, value_name = "URL,…")]
     pub etcd_endpoints: Option<String>,
     /// Folder of the network's keys in etcd [default: /coreos.com/network]
@@ -31,9 +34,16 @@ pub struct RunArgs {
     /// Password of that user; better given by environment, where `ps` does not show it [env also: ETCD_PASSWORD]
     #[arg(long, value_name = "TEXT")]
     pub etcd_password: Option<Secret>,
-    /// Uplink to the other nodes, by name or address [default: that of the default route]
-    #[arg(long, value_name = "NAME|IP")]
-    pub iface: Option<String>,
+    /// Uplink to the other nodes, by name or address; of several the first that is there
+    /// [default: that of the default route]
+    #[arg(long, value_name = "NAME|IP", action = ArgAction::Append)]
+    pub iface: Vec<String>,
+    /// Uplink by a regular expression for its address, else for its name; several are tried in order, after --iface
+    #[arg(long, value_name = "REGEX", action = ArgAction::Append)]
+    pub iface_regex: Vec<String>,
+    /// Uplink by which the kernel would send to this address, after --iface and --iface-regex
+    #[arg(long, value_name = "IP")]
+    pub iface_can_reach: Option<String>,
     /// Address that the other nodes send to [default: that of the uplink]
     #[arg(long, value_name = "IP")]
     pub public_ip: Option<String>,
@@ -43,6 +53,12 @@ pub struct RunArgs {
     /// Masquerade what pods send out of the network [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub ip_masq: Option<String>,
+    /// Where /healthz and /readyz are served, with --healthz-port [default: 0.0.0.0]
+    #[arg(long, value_name = "IP")]
+    pub healthz_ip: Option<String>,
+    /// TCP port of /healthz and /readyz; 0: none [default: 0]
+    #[arg(long, value_name = "PORT")]
+    pub healthz_port: Option<String>,
     /// Name of this node in keys and policies [default: what --nodename-file says, HOSTNAME, or the host name]
     /// [env also: NODENAME, FELIX_FELIXHOSTNAME]
     #[arg(long, value_name = "NAME")]
@@ -86,12 +102,39 @@ pub struct RunArgs {
     /// Mounted BPF file system for pins [default: /sys/fs/bpf]
     #[arg(long, value_name = "FOLDER")]
     pub bpffs: Option<String>,
+    /// Print the version to standard error, and end
+    #[arg(long = "version", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub show_version: Option<String>,
+    #[command(flatten)]
+    pub flanneld: FlanneldArgs,
+}
+
+/// Whether `run` has a flag of this name.
+pub(super) fn is_flag(name: &str) -> bool {
+    RunArgs::augment_args(Command::new("run")).get_arguments().any(|arg| arg.get_long() == Some(name))
+}
+
+/// The arguments of a process as our parser takes them. A unit written for flanneld works: flags are understood as Go's,
+/// and in front of them, or under flanneld's own name, the verb `run` may be left out.
+pub fn command_line(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let is_flanneld =
+        args.first().is_some_and(|name| Path::new(name).file_name() == Some("flanneld".as_ref()));
+    let flag = args.get(1).and_then(|arg| arg.to_str()?.strip_prefix('-'));
+    let flag = flag.map(|flag| flag.strip_prefix('-').unwrap_or(flag));
+    let is_ours = flag.is_some_and(|flag| is_flag(flag.split_once('=').map_or(flag, |(name, _)| name)));
+    // Our own name and `--version` is the whole program's.
+    if is_flanneld || (is_ours && args[1] != "--version") {
+        args.insert(1, "run".into());
+    }
+    go_flags(args)
 }
 
 /// Rewrites Go's `-flag` to `--flag`, so that a unit written for flanneld works: every argument before `--` with
-/// one dash and more than one letter behind it, unless it is the value of the flag before.
-pub fn go_flags(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+/// one dash and a flag's name or more than one letter behind it, unless it is the value of the flag before.
+fn go_flags(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let command = RunArgs::augment_args(Command::new("run"));
+    let is_long = |flag: &str| command.get_arguments().any(|arg| arg.get_long() == Some(flag));
     let takes_value = |flag: &str| {
         command.get_arguments().any(|arg| {
             arg.get_long() == Some(flag) && !arg.is_require_equals_set() && arg.get_action().takes_values()
@@ -109,7 +152,8 @@ pub fn go_flags(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
         verbatim = text == "--";
         let name = text.trim_start_matches('-');
         value_follows = takes_value(name);
-        let single = !text.starts_with("--") && name.chars().nth(1).is_some_and(|second| second != '=');
+        let bare = name.split_once('=').map_or(name, |(bare, _)| bare);
+        let single = !text.starts_with("--") && (bare.chars().nth(1).is_some() || is_long(bare));
         rewritten.push(if single { format!("--{name}").into() } else { arg });
     }
     rewritten
@@ -143,7 +187,7 @@ mod tests {
             assert_eq!(run.etcd_endpoints.as_deref(), Some("http://e:1"), "{args}");
             assert_eq!(run.public_ip.as_deref(), Some("192.0.2.1"), "{args}");
             assert_eq!(run.ip_masq.as_deref(), Some("true"), "{args}");
-            assert_eq!(run.iface.as_deref(), Some("eth0"), "{args}");
+            assert_eq!(run.iface, ["eth0"], "{args}");
         }
         let run = parse("-etcd-password hunter2").unwrap();
         assert_eq!(run.etcd_password.as_ref().map(Secret::reveal), Some("hunter2"));
@@ -151,6 +195,48 @@ mod tests {
         assert_eq!(parse("-ip-masq=F").unwrap().ip_masq.as_deref(), Some("F"));
         assert!(parse("-no-such-flag").is_err());
         assert!(parse("-ip-masq false").is_err(), "as in Go, the value of a bool needs the equals sign");
+    }
+
+    #[test]
+    fn the_verb_may_be_left_out_in_front_of_flags_and_under_flannelds_name() {
+        let line = |text: &str| {
+            let args = command_line(text.split_whitespace().map(OsString::from));
+            args.iter().map(|arg| arg.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        for (given, taken) in [
+            ("canal-agent -etcd-prefix=/x -ip-masq", "canal-agent run --etcd-prefix=/x --ip-masq"),
+            ("canal-agent --iface eth0", "canal-agent run --iface eth0"),
+            ("canal-agent -v 4", "canal-agent run --v 4"),
+            ("canal-agent -version", "canal-agent run --version"),
+            ("/usr/bin/flanneld", "/usr/bin/flanneld run"),
+            ("/usr/bin/flanneld --version", "/usr/bin/flanneld run --version"),
+            ("flanneld -no-such-flag", "flanneld run --no-such-flag"),
+            ("canal-agent", "canal-agent"),
+            ("canal-agent --version", "canal-agent --version"),
+            ("canal-agent -h", "canal-agent -h"),
+            ("canal-agent cleanup -iface eth0", "canal-agent cleanup --iface eth0"),
+        ] {
+            assert_eq!(line(given), taken, "{given}");
+        }
+    }
+
+    #[test]
+    fn of_a_flag_given_twice_the_last_counts_and_uplinks_are_a_list() {
+        let run = parse("-public-ip 192.0.2.1 -ip-masq -public-ip 192.0.2.2 -ip-masq=false").unwrap();
+        assert_eq!((run.public_ip.as_deref(), run.ip_masq.as_deref()), (Some("192.0.2.2"), Some("false")));
+        let run = parse("-iface eth0 --iface=192.0.2.1 -iface-regex ^10[.] -iface-regex=wg.*").unwrap();
+        assert_eq!(
+            (run.iface, run.iface_regex),
+            (vec!["eth0".to_owned(), "192.0.2.1".to_owned()], vec!["^10[.]".to_owned(), "wg.*".to_owned()])
+        );
+    }
+
+    #[test]
+    fn flags_of_one_letter_are_taken_in_gos_form_too() {
+        for args in ["-v 4 -iface x", "-v=4 -iface x", "--v=4 -iface x", "--v 4 -iface=x"] {
+            let run = parse(args).unwrap();
+            assert_eq!((run.flanneld.given("v"), run.iface.len()), (Some("4"), 1), "{args}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ const ALIASES: [(&str, &[&str]); 8] = [
 
 /// A variable that begins so, in any case, holds one of Felix's parameters.
 const FELIX: &str = "FELIX_";
+const FLANNELD: &str = "FLANNELD_";
 
 /// A setting and its origin, so that errors name what the operator wrote. It may be a password: no `Debug`.
 pub(super) struct Value {
@@ -76,19 +77,37 @@ impl Environment {
         Ok(())
     }
 
-    /// The flag if it was given, else the first variable that stands for it.
+    /// The flag if it was given, else the first variable that stands for it. A flag without text says that there is none.
     pub(super) fn find(&self, flag: &str, given: Option<String>) -> Option<Value> {
         if let Some(text) = given {
-            return Some(Value { text, origin: format!("--{flag}") });
+            return (!text.is_empty()).then(|| Value { text, origin: format!("--{flag}") });
         }
         let name = flag.to_uppercase().replace('-', "_");
         let aliases =
             ALIASES.iter().find(|(known, _)| *known == flag).map_or(&[][..], |(_, aliases)| aliases);
-        [format!("CANAL_{name}"), format!("FLANNELD_{name}")]
+        [format!("CANAL_{name}"), format!("{FLANNELD}{name}")]
             .iter()
             .map(String::as_str)
             .chain(aliases.iter().copied())
             .find_map(|name| self.variable(name))
+    }
+
+    /// Every text of a flag that may be given several times, else the one of its variable, which is taken whole.
+    pub(super) fn find_all(&self, flag: &str, given: &[String]) -> Vec<Value> {
+        if given.is_empty() {
+            return self.find(flag, None).into_iter().collect();
+        }
+        given.iter().filter_map(|text| self.find(flag, Some(text.clone()))).collect()
+    }
+
+    /// Variables that flanneld would take for flags, if it had such flags.
+    pub(super) fn strangers_of_flanneld(&self, is_flag: impl Fn(&str) -> bool) -> impl Iterator<Item = &str> {
+        let set = self.variables.iter().filter(|(_, text)| !text.is_empty()).map(|(name, _)| name.as_str());
+        set.filter(move |name| {
+            name.strip_prefix(FLANNELD).is_some_and(|flag| {
+                !is_flag(&flag.to_lowercase().replace('_', "-")) && !is_flag(&flag.to_lowercase())
+            })
+        })
     }
 
     /// Felix's variables are found in any case, and in its file behind them.

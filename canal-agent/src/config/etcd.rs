@@ -11,7 +11,8 @@ use crate::store::{
     options::{ClientCertificate, Credentials},
 };
 
-const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
+/// Flannel's. Who comes second is asked when the first is not there.
+const DEFAULT_ENDPOINTS: &str = "127.0.0.1:2379,127.0.0.1:4001";
 const DEFAULT_PREFIX: &str = "/coreos.com/network";
 
 pub(super) fn options(args: &RunArgs, environment: &Environment) -> Result<EtcdOptions, ConfigError> {
@@ -29,7 +30,7 @@ pub(super) fn options(args: &RunArgs, environment: &Environment) -> Result<EtcdO
         );
     }
     let endpoints = endpoints
-        .unwrap_or_else(|| Value { text: DEFAULT_ENDPOINT.into(), origin: "--etcd-endpoints".into() });
+        .unwrap_or_else(|| Value { text: DEFAULT_ENDPOINTS.into(), origin: "--etcd-endpoints".into() });
     let prefix = find("etcd-prefix", &args.etcd_prefix);
     Ok(EtcdOptions {
         endpoints: self::endpoints(&endpoints, tls_setting)?,

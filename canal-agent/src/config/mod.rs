@@ -10,13 +10,16 @@ mod calico_node;
 mod duration;
 mod environment;
 mod etcd;
+mod flanneld;
 mod flows;
+mod health;
 mod node_name;
 pub mod parameters;
 mod sizes;
+mod uplink;
 
 use std::{
-    net::Ipv4Addr,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -28,19 +31,20 @@ use self::{
 };
 use crate::{model::felix::Source, store::EtcdOptions};
 
-pub use args::{RunArgs, go_flags};
+pub use args::{RunArgs, command_line};
+pub use flanneld::FlanneldArgs;
 pub use flows::{Established, FlowTimeouts};
 pub use parameters::Parameters;
 pub use sizes::TableSizes;
+pub use uplink::{Pattern, UplinkRules};
 
 /// Everything the daemon was told. Prints and serialises without its secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Config {
     pub etcd: EtcdOptions,
-    /// Name or address of the uplink; `None` means that of the default route.
-    pub iface: Option<String>,
-    /// The address that peers send to; `None` means that of the uplink.
-    pub public_ip: Option<Ipv4Addr>,
+    pub uplink: UplinkRules,
+    /// Where /healthz and /readyz are served.
+    pub health: Option<SocketAddr>,
     pub subnet_file: PathBuf,
     pub ip_masq: bool,
     pub node_name: String,
@@ -79,6 +83,14 @@ impl ConfigError {
     }
 }
 
+impl RunArgs {
+    /// Nothing is asked for but the version.
+    pub fn wants_version(&self) -> Result<bool, ConfigError> {
+        let value = self.show_version.clone().map(|text| Value { text, origin: "--version".to_owned() });
+        Ok(value.as_ref().map(boolean).transpose()?.unwrap_or(false))
+    }
+}
+
 impl Config {
     /// Completes the flags from the process's environment and checks the whole.
     pub fn from_args(args: RunArgs) -> Result<Self, ConfigError> {
@@ -102,7 +114,8 @@ impl Config {
         let nodename_file = path("nodename-file", args.nodename_file.clone(), "/var/lib/calico/nodename");
         let NodeName { name: node_name, other, is_stored: name_is_stored } =
             node_name::resolve(args.node_name.clone(), environment, &nodename_file)?;
-        let mut notices: Vec<String> = calico_node::notice(environment).into_iter().collect();
+        let mut notices = flanneld::notices(&args.flanneld, environment)?;
+        notices.extend(calico_node::notice(environment));
         notices.extend(other.map(|other| {
             format!(
                 "{} said {other}, and this node is called {node_name} now: endpoints that Calico's plugin made under the \
@@ -112,9 +125,9 @@ impl Config {
         }));
         Ok(Self {
             etcd: etcd::options(&args, environment)?,
-            public_ip: find("public-ip", args.public_ip).as_ref().map(public_ip).transpose()?,
+            uplink: uplink::rules(&args, environment)?,
+            health: health::address(&args, environment)?,
             ip_masq: find("ip-masq", args.ip_masq).as_ref().map(boolean).transpose()?.unwrap_or(false),
-            iface: find("iface", args.iface).map(|value| value.text),
             subnet_file: path("subnet-file", args.subnet_file, "/run/flannel/subnet.env"),
             node_name,
             nodename_file,
@@ -147,16 +160,6 @@ impl Config {
             felix: environment.felix(),
             notices,
         })
-    }
-}
-
-fn public_ip(value: &Value) -> Result<Ipv4Addr, ConfigError> {
-    match value.text.parse::<Ipv4Addr>() {
-        Ok(ip) if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() => {
-            Err(value.wrong("is not an address that peers can send to; use one of this node's"))
-        }
-        Ok(ip) => Ok(ip),
-        Err(_) => Err(value.wrong("is not an IPv4 address; write it as 192.0.2.11")),
     }
 }
 

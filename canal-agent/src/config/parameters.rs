@@ -4,7 +4,7 @@
 //! parameter's type. A text that makes no sense costs that parameter its change and nothing else: it keeps what it was
 //! before, and is named. Names are compared in any case, since the environment, files and objects spell them differently.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use crate::model::felix::Source;
 
@@ -36,23 +36,14 @@ pub enum Severity {
     Trace,
 }
 
-/// Whether a parameter does anything here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Effect {
-    Now,
-    /// It is read and checked; what it is about does not exist yet.
-    Later,
-}
-
 struct Parameter {
     name: &'static str,
-    effect: Effect,
     set: fn(&mut Parameters, &str) -> Result<(), String>,
     keep: fn(&mut Parameters, &Parameters),
 }
 
 macro_rules! parameters {
-    ($($(#[$doc:meta])* $name:literal $field:ident: $type:ty = $default:expr, $parse:path, $effect:ident;)+) => {
+    ($($(#[$doc:meta])* $name:literal $field:ident: $type:ty = $default:expr, $parse:path;)+) => {
         /// Every parameter that means something here; the defaults are Felix's.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub struct Parameters { $($(#[$doc])* pub $field: $type),+ }
@@ -65,7 +56,6 @@ macro_rules! parameters {
 
         const KNOWN: &[Parameter] = &[$(Parameter {
             name: $name,
-            effect: Effect::$effect,
             set: |to, text| { to.$field = $parse(text)?; Ok(()) },
             keep: |to, from| to.$field.clone_from(&from.$field),
         }),+];
@@ -73,28 +63,28 @@ macro_rules! parameters {
 }
 
 parameters! {
-    "DefaultEndpointToHostAction" to_host: ToHost = ToHost::Drop, to_host, Now;
+    "DefaultEndpointToHostAction" to_host: ToHost = ToHost::Drop, to_host;
     /// Pods' packets to this UDP port are VXLAN, as are those to the overlay's own.
-    "VXLANPort" vxlan_port: u16 = 4789, port, Now;
-    "AllowVXLANPacketsFromWorkloads" pods_may_vxlan: bool = false, boolean, Now;
-    "AllowIPIPPacketsFromWorkloads" pods_may_ipip: bool = false, boolean, Now;
+    "VXLANPort" vxlan_port: u16 = 4789, port;
+    "AllowVXLANPacketsFromWorkloads" pods_may_vxlan: bool = false, boolean;
+    "AllowIPIPPacketsFromWorkloads" pods_may_ipip: bool = false, boolean;
     /// `Any`: an endpoint's `allowSpoofedSourcePrefixes` count.
-    "WorkloadSourceSpoofing" may_spoof: bool = false, spoofing, Now;
+    "WorkloadSourceSpoofing" may_spoof: bool = false, spoofing;
     /// Events of each rule with action Log; `None`: ours, since there is no such thing as no limit.
-    "LogActionRateLimit" log_rate: Option<Rate> = None, rate, Now;
-    "LogPrefix" log_prefix: String = "calico-packet".to_owned(), line, Now;
+    "LogActionRateLimit" log_rate: Option<Rate> = None, rate;
+    "LogPrefix" log_prefix: String = "calico-packet".to_owned(), line;
     /// Endpoint status files are in the folder `endpoint-status` below this one; `None`: there are none.
-    "EndpointStatusPathPrefix" status_files: Option<PathBuf> = Some("/var/run/calico".into()), folder, Now;
+    "EndpointStatusPathPrefix" status_files: Option<PathBuf> = Some("/var/run/calico".into()), folder;
     /// What names of pods' interfaces on the host begin with.
-    "InterfacePrefix" interface_prefixes: Vec<String> = vec!["cali".to_owned()], prefixes, Now;
-    "LogSeverityScreen" log_severity: Severity = Severity::Info, severity, Now;
-    "PrometheusMetricsEnabled" metrics: bool = false, boolean, Now;
+    "InterfacePrefix" interface_prefixes: Vec<String> = vec!["cali".to_owned()], prefixes;
+    "LogSeverityScreen" log_severity: Severity = Severity::Info, severity;
+    "PrometheusMetricsEnabled" metrics: bool = false, boolean;
     /// Empty: every address.
-    "PrometheusMetricsHost" metrics_host: String = String::new(), text, Now;
-    "PrometheusMetricsPort" metrics_port: u16 = 9091, port, Now;
-    "HealthEnabled" health: bool = false, boolean, Later;
-    "HealthHost" health_host: String = "localhost".to_owned(), text, Later;
-    "HealthPort" health_port: u16 = 9099, port, Later;
+    "PrometheusMetricsHost" metrics_host: String = String::new(), text;
+    "PrometheusMetricsPort" metrics_port: u16 = 9091, port;
+    "HealthEnabled" health: bool = false, boolean;
+    "HealthHost" health_host: String = "localhost".to_owned(), text;
+    "HealthPort" health_port: u16 = 9099, port;
 }
 
 impl Rate {
@@ -173,27 +163,20 @@ pub fn merge(sources: &[Source], before: &Parameters) -> Merged {
 
 /// What a place sets in vain.
 fn without_effect(source: &Source) -> Option<String> {
-    let mut lists: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut vain: Vec<&str> = Vec::new();
     let from_store = source.origin.starts_with("FelixConfiguration");
     for (name, text) in source.values.iter().filter(|(_, text)| !text.trim().is_empty()) {
         let is = |known: &str| known.eq_ignore_ascii_case(name);
-        let why = match KNOWN.iter().find(|parameter| is(parameter.name)) {
-            Some(Parameter { effect: Effect::Now, .. }) => continue,
-            Some(Parameter { effect: Effect::Later, .. }) => "no effect yet",
-            None if !from_store && LOCAL.iter().any(|known| is(known)) => continue,
-            None if ALREADY_SO.iter().any(|(known, values)| {
+        let is_known = KNOWN.iter().any(|parameter| is(parameter.name))
+            || (!from_store && LOCAL.iter().any(|known| is(known)))
+            || ALREADY_SO.iter().any(|(known, values)| {
                 is(known) && values.iter().any(|value| value.eq_ignore_ascii_case(text.trim()))
-            }) =>
-            {
-                continue;
-            }
-            None => "no effect here",
-        };
-        lists.entry(why).or_default().push(name);
+            });
+        if !is_known {
+            vain.push(name);
+        }
     }
-    let parts: Vec<String> =
-        lists.iter().map(|(why, names)| format!("{why}: {}", names.join(", "))).collect();
-    (!parts.is_empty()).then(|| format!("{}: {}", source.origin, parts.join("; ")))
+    (!vain.is_empty()).then(|| format!("{}: no effect here: {}", source.origin, vain.join(", ")))
 }
 
 fn is_none(text: &str) -> bool {
@@ -442,7 +425,7 @@ mod tests {
             merged.notices,
             [
                 "environment: no effect here: IPTABLESBACKEND",
-                "FelixConfiguration default: no effect here: bpfEnabled, etcdAddr, usageReportingEnabled; no effect yet: healthEnabled"
+                "FelixConfiguration default: no effect here: bpfEnabled, etcdAddr, usageReportingEnabled"
             ]
         );
         let slow = super::merge(&[source("x", &[("LogActionRateLimit", "1/hour")])], &Parameters::default());

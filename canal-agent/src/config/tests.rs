@@ -23,7 +23,17 @@ fn resolve(flags: &[Given<'_>], variables: &[Given<'_>]) -> Result<Config, Confi
             "etcd-certfile" => &mut args.etcd_certfile,
             "etcd-keyfile" => &mut args.etcd_keyfile,
             "etcd-username" => &mut args.etcd_username,
-            "iface" => &mut args.iface,
+            "iface" => {
+                args.iface.push((*value).to_owned());
+                continue;
+            }
+            "iface-regex" => {
+                args.iface_regex.push((*value).to_owned());
+                continue;
+            }
+            "iface-can-reach" => &mut args.iface_can_reach,
+            "healthz-ip" => &mut args.healthz_ip,
+            "healthz-port" => &mut args.healthz_port,
             "public-ip" => &mut args.public_ip,
             "ip-masq" => &mut args.ip_masq,
             "node-name" => &mut args.node_name,
@@ -53,7 +63,7 @@ fn pem_files(folder: &Path) -> (String, String) {
 #[test]
 fn with_nothing_given_the_defaults_are_flannels() {
     let config = resolve(&[], &[]).unwrap();
-    assert_eq!(config.etcd.endpoints, ["http://127.0.0.1:2379"]);
+    assert_eq!(config.etcd.endpoints, ["http://127.0.0.1:2379", "http://127.0.0.1:4001"]);
     assert_eq!(config.etcd.prefix.to_string(), "/coreos.com/network");
     assert_eq!(config.subnet_file, Path::new("/run/flannel/subnet.env"));
     assert_eq!(config.state_dir, Path::new("/var/lib/canal"));
@@ -63,7 +73,7 @@ fn with_nothing_given_the_defaults_are_flannels() {
     assert_eq!((config.established, config.flow_timeouts), (Established::Judge, FlowTimeouts::default()));
     assert_eq!(config.sizes, TableSizes::for_memory(4 << 30));
     assert_eq!((config.notices, config.felix.len()), (Vec::new(), 1));
-    assert_eq!((config.iface, config.public_ip, config.ip_masq), (None, None, false));
+    assert_eq!((config.uplink, config.health, config.ip_masq), (UplinkRules::default(), None, false));
     assert_eq!((config.etcd.credentials, config.etcd.tls), (None, crate::store::TlsFiles::default()));
 }
 
@@ -157,7 +167,7 @@ fn the_unit_of_calico_node_works_as_it_is() {
         ("ETCD_ENDPOINTS", "http://192.0.2.1:2379"),
     ];
     let config = resolve(&[], &unit).unwrap();
-    assert_eq!((config.node_name.as_str(), config.public_ip), ("192.0.2.11", None));
+    assert_eq!((config.node_name.as_str(), config.uplink.public_ip), ("192.0.2.11", None));
     assert_eq!(config.etcd.endpoints, ["http://192.0.2.1:2379"]);
     assert_eq!(config.notices, ["environment of calico/node: no effect here: IP"]);
     let more = [
@@ -195,6 +205,107 @@ fn sizes_and_timeouts_are_read_in_any_usual_spelling() {
     let expected =
         FlowTimeouts { tcp_established: seconds(7200), udp: seconds(90), ..FlowTimeouts::default() };
     assert_eq!(config.flow_timeouts, expected);
+}
+
+/// The configuration from a command line of flanneld's.
+fn flanneld(line: &str, variables: &[Given<'_>]) -> Result<Config, String> {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+    let line = format!("flanneld {line} --nodename-file /no/such --felix-config-file /no/such");
+    let mut args = command_line(line.split_whitespace().map(Into::into));
+    args.remove(1);
+    let cli = <Cli as clap::Parser>::try_parse_from(args).map_err(|error| error.to_string())?;
+    Config::resolve(cli.run, Environment::of(variables), 4 << 30).map_err(|error| error.to_string())
+}
+
+#[test]
+fn every_flag_of_flanneld_is_taken_and_its_default_needs_no_word() {
+    let defaults = "-etcd-endpoints=http://127.0.0.1:4001,http://127.0.0.1:2379 -etcd-prefix=/coreos.com/network \
+        -etcd-keyfile= -etcd-certfile= -etcd-cafile= -etcd-username= -etcd-password= -kube-subnet-mgr=false \
+        -kube-api-url= -kubeconfig-file= -kube-annotation-prefix=flannel.alpha.coreos.com \
+        -net-config-path=/etc/kube-flannel/net-conf.json -set-node-network-unavailable=true -iface= -iface-regex= \
+        -iface-can-reach= -public-ip= -public-ipv6= -subnet-file=/run/flannel/subnet.env \
+        -subnet-lease-renew-margin=60 -ip-masq=false -ip-masq-fully-random-disable=false -iptables-resync=5 \
+        -iptables-forward-rules=false -ip-blackhole-route=false -healthz-ip=0.0.0.0 -healthz-port=0 -version=false \
+        -v=0 -vmodule= -log_backtrace_at=:0";
+    let config = flanneld(defaults, &[]).unwrap();
+    assert_eq!(config.notices, Vec::<String>::new());
+    let expected = EtcdOptions {
+        endpoints: vec!["http://127.0.0.1:4001".to_owned(), "http://127.0.0.1:2379".to_owned()],
+        ..flanneld("", &[]).unwrap().etcd
+    };
+    assert_eq!(config, Config { etcd: expected, ..flanneld("", &[]).unwrap() });
+}
+
+#[test]
+fn what_flanneld_would_do_and_canal_does_not_is_said_once_with_the_reason() {
+    let line = "-kube-api-url http://k:1 -kubeconfig-file=/k -kube-annotation-prefix x -net-config-path /n \
+        -set-node-network-unavailable=false -public-ipv6 fd00::1 -subnet-lease-renew-margin 90 \
+        -ip-masq-fully-random-disable -iptables-resync 10 -iptables-forward-rules=T -ip-blackhole-route -v 4 \
+        -vmodule=a=1 -log_backtrace_at a.go:1";
+    let notices = flanneld(line, &[]).unwrap().notices;
+    assert_eq!(notices.len(), 13, "{notices:?}");
+    for (notice, words) in notices.iter().zip(["--kube-api-url http://k:1", "--kubeconfig-file"]) {
+        assert!(notice.contains(words) && notice.contains("never in Kubernetes"), "{notice}");
+    }
+    assert!(notices.iter().all(|notice| notice.contains("no effect here: ")), "{notices:?}");
+    assert!(notices.iter().any(|n| n.contains("renew-margin 90") && n.contains("kept alive")), "{notices:?}");
+    let variables = [
+        ("FLANNELD_IPTABLES_RESYNC", "7"),
+        ("FLANNELD_V", "2"),
+        ("FLANNELD_LOG_BACKTRACE_AT", ":0"),
+        ("FLANNELD_IFACE", ""),
+        ("FLANNELD_FACE", "eth0"),
+        ("FLANNELD_IP_MASQ", "true"),
+    ];
+    let notices = flanneld("", &variables).unwrap().notices;
+    assert_eq!(notices.len(), 3, "{notices:?}");
+    assert!(notices[0].starts_with("FLANNELD_IPTABLES_RESYNC 7: no effect"), "{notices:?}");
+    assert!(
+        notices[1].starts_with("FLANNELD_V 2: ") && notices[2].starts_with("FLANNELD_FACE: "),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn what_makes_flanneld_end_makes_canal_end_and_kubernetes_is_refused() {
+    for (line, want) in [
+        ("-kube-subnet-mgr", "--kube-subnet-mgr: \"true\" asks for leases in Kubernetes"),
+        ("-kube-subnet-mgr=maybe", "is not a truth value"),
+        ("-subnet-lease-renew-margin 0", "is not between 1 and 1439"),
+        ("-subnet-lease-renew-margin 1440", "is not between 1 and 1439"),
+        ("-iptables-resync soon", "\"soon\" is not a number"),
+        ("-iface-regex [", "is not a regular expression"),
+        ("-iface-can-reach node2", "--iface-can-reach: \"node2\" is not an IPv4 address"),
+        ("-healthz-port 65536", "is not a port"),
+        ("-healthz-ip localhost -healthz-port 1", "is not an address"),
+        ("-no-such-flag", "unexpected argument '--no-such-flag'"),
+        ("-ip-masq true", "unexpected argument 'true'"),
+    ] {
+        let error = flanneld(line, &[]).expect_err(line);
+        assert!(error.contains(want), "{line}: {error}");
+    }
+    let error = flanneld("", &[("FLANNELD_KUBE_SUBNET_MGR", "1")]).unwrap_err();
+    assert!(error.starts_with("FLANNELD_KUBE_SUBNET_MGR: "), "{error}");
+    assert!(flanneld("-kube-subnet-mgr=false", &[("FLANNELD_KUBE_SUBNET_MGR", "1")]).is_ok());
+}
+
+#[test]
+fn a_flag_without_text_beats_the_environment_and_a_variable_is_one_uplink() {
+    let config = flanneld("-public-ip=", &[("CANAL_PUBLIC_IP", "192.0.2.1")]).unwrap();
+    assert_eq!(config.uplink.public_ip, None);
+    let ifaces = |line, variable| flanneld(line, &[("FLANNELD_IFACE", variable)]).unwrap().uplink.ifaces;
+    assert_eq!(ifaces("", "eth0,eth1"), ["eth0,eth1"]);
+    assert_eq!(ifaces("-iface a -iface b", "eth0"), ["a", "b"]);
+    assert_eq!(ifaces("-iface=", "eth0"), Vec::<String>::new());
+    let config = flanneld("-healthz-port 8470", &[]).unwrap();
+    assert_eq!(config.health.unwrap().to_string(), "0.0.0.0:8470");
+    assert_eq!(flanneld("-healthz-ip ::1", &[]).unwrap().health, None);
+    let config = flanneld("-healthz-ip ::1", &[("FLANNELD_HEALTHZ_PORT", "1")]).unwrap();
+    assert_eq!(config.health.unwrap().to_string(), "[::1]:1");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage, AddressScope},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
 };
 
 use super::{Dev, Error, Netlink, link_verbs::absent_is_false, socket::What};
@@ -18,10 +18,16 @@ pub struct Address {
     pub net: Ipv4Net,
     /// Usable beyond the host (`scope global`).
     pub global: bool,
+    /// It does not run out (`IFA_F_PERMANENT`).
+    pub permanent: bool,
+    /// There is an older one in its network (`IFA_F_SECONDARY`).
+    pub secondary: bool,
+    /// Not for new connections any more (`IFA_F_DEPRECATED`).
+    pub deprecated: bool,
 }
 
 impl Netlink {
-    /// The addresses of one link, or of all, sorted.
+    /// The addresses of one link, or of all by link, in the order of the kernel: what it sends from first.
     pub fn addresses(&mut self, ifindex: Option<u32>) -> Result<Vec<Address>, Error> {
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
@@ -33,7 +39,7 @@ impl Netlink {
             other => other?,
         };
         let mut addresses: Vec<_> = entries.into_iter().filter_map(Address::read).collect();
-        addresses.sort();
+        addresses.sort_by_key(|address| address.ifindex);
         Ok(addresses)
     }
 
@@ -88,6 +94,9 @@ impl Address {
             ifindex: message.header.index,
             net: Ipv4Net::new(ip, message.header.prefix_len).ok()?,
             global: message.header.scope == AddressScope::Universe,
+            permanent: message.header.flags.contains(AddressHeaderFlags::Permanent),
+            secondary: message.header.flags.contains(AddressHeaderFlags::Secondary),
+            deprecated: message.header.flags.contains(AddressHeaderFlags::Deprecated),
         })
     }
 }

@@ -30,5 +30,5 @@ pub use link_verbs::{NewVeth, NewVxlan};
 pub use monitor::{Change, Monitor};
 pub use neigh::Neighbour;
 pub use netns::Netns;
-pub use route::{Route, Scope, protocol};
+pub use route::{Route, Scope, Way, protocol};
 pub use socket::Netlink;

@@ -55,6 +55,14 @@ pub struct Route {
     pub metric: u32,
 }
 
+/// Where the kernel sends what goes to some address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    pub oif: u32,
+    /// The source address that it chooses.
+    pub src: Option<Ipv4Addr>,
+}
+
 impl Route {
     /// `dst` is on the link.
     pub fn link(dst: Ipv4Net, oif: u32) -> Self {
@@ -107,6 +115,24 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// The kernel's own answer, by its routing policy and all tables; `None` if nothing leads there.
+    pub fn way_to(&mut self, addr: Ipv4Addr) -> Result<Option<Way>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = 32;
+        message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(addr))];
+        let object = format!("the way to {addr}");
+        let request = RouteNetlinkMessage::GetRoute(message);
+        let answer = match self.get(What { operation: "look up", object: &object }, request) {
+            // Unreachable and prohibited ways are none.
+            Err(e) if matches!(e.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES)) => {
+                None
+            }
+            other => other?,
+        };
+        Ok(answer.and_then(Way::read))
+    }
+
     /// Makes the route, or puts it in the place of the one with the same destination and metric.
     pub fn replace_route(&mut self, route: &Route) -> Result<(), Error> {
         let request = RouteNetlinkMessage::NewRoute(route.message());
@@ -119,6 +145,21 @@ impl Netlink {
         message.attributes.retain(|a| !matches!(a, RouteAttribute::Metrics(_)));
         let request = RouteNetlinkMessage::DelRoute(message);
         absent_is_false(self.change(What { operation: "delete", object: route }, request, 0))
+    }
+}
+
+impl Way {
+    fn read(message: RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+        let (mut oif, mut src) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => oif = Some(*index),
+                RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => src = Some(*ip),
+                _ => {}
+            }
+        }
+        Some(Self { oif: oif?, src })
     }
 }
 

@@ -166,12 +166,42 @@ fn addresses_are_added_once_replaced_and_deleted() {
 
         let all = nl.addresses(None).unwrap();
         assert_eq!(all, nl.addresses(Some(lo.index)).unwrap());
-        assert!(all.contains(&Address { ifindex: lo.index, net: host, global: true }));
-        assert!(all.contains(&Address { ifindex: lo.index, net: net("10.9.8.7/24"), global: true }));
+        nl.add_address("lo", net("10.9.8.6/24")).unwrap();
+        let all_now = nl.addresses(Some(lo.index)).unwrap();
+        let known = Address {
+            ifindex: lo.index,
+            net: host,
+            global: true,
+            permanent: true,
+            secondary: false,
+            deprecated: false,
+        };
+        assert!(all.contains(&known));
+        let place = |text: &str| all_now.iter().position(|a| a.net == net(text)).unwrap();
+        let (first, second) = (place("10.9.8.7/24"), place("10.9.8.6/24"));
+        assert!(first < second && all_now[second].secondary && !all_now[first].secondary, "{all_now:?}");
         assert!(nl.delete_address("lo", host).unwrap());
         assert!(!nl.delete_address("lo", host).unwrap());
         assert!(!nl.delete_address("nowhere", host).unwrap());
         assert!(nl.addresses(Some(4711)).unwrap().is_empty());
+    });
+}
+
+#[test]
+fn the_way_to_an_address_is_the_kernels_with_the_source_it_would_use() {
+    in_new_netns(|| {
+        let pod = another_netns();
+        let mut nl = Netlink::open().unwrap();
+        assert_eq!(nl.way_to(Ipv4Addr::new(192, 0, 2, 1)).unwrap(), None);
+        nl.add_veth(&veth("up0", "eth0", &pod)).unwrap();
+        nl.set_up("up0").unwrap();
+        let oif = nl.link_by_name("up0").unwrap().unwrap().index;
+        nl.add_address("up0", net("192.168.50.1/24")).unwrap();
+        let gateway = Ipv4Addr::new(192, 168, 50, 254);
+        nl.replace_route(&Route::via(net("192.0.2.0/24"), gateway, oif)).unwrap();
+        let way = Way { oif, src: Some(Ipv4Addr::new(192, 168, 50, 1)) };
+        assert_eq!(nl.way_to(Ipv4Addr::new(192, 0, 2, 1)).unwrap(), Some(way));
+        assert_eq!(nl.way_to(Ipv4Addr::new(198, 51, 100, 1)).unwrap(), None);
     });
 }
 

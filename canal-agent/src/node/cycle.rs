@@ -37,13 +37,39 @@ impl Node {
             // A refused endpoint leaves nothing behind.
             self.bring_up_to_date();
         }
-        let (problems, invalid) = (self.all_problems(), self.invalid());
-        self.told.problems(problems);
-        self.told.invalid(invalid);
         if self.failure.is_none()
             && let Some(ready) = self.ready.take()
         {
             let _ = ready.send(());
+        }
+        let (problems, invalid) = (self.all_problems(), self.invalid());
+        self.health.set_ready(self.readiness());
+        self.health.say(&self.in_one_line(&problems));
+        self.told.problems(problems);
+        self.told.invalid(invalid);
+    }
+
+    /// A lease, the first lists applied, and the subnet file written; the last two are not lost again.
+    fn readiness(&self) -> Result<(), String> {
+        match (&self.lease_problem, &self.ready) {
+            (Some(problem), _) => Err(problem.clone()),
+            (None, Some(_)) => {
+                Err(self.failure.clone().unwrap_or_else(|| "not everything is in the kernel yet".to_owned()))
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// For the service manager.
+    fn in_one_line(&self, problems: &[String]) -> String {
+        let subnet = self.lease.subnet;
+        let (peers, pods) = (self.nodes.len(), self.locals.all().count());
+        match problems {
+            [] => format!("{subnet}, {peers} peers, {pods} pods"),
+            [one] => format!("{subnet}, {peers} peers, {pods} pods; {one}"),
+            [one, rest @ ..] => {
+                format!("{subnet}, {peers} peers, {pods} pods; {one}; {} more problems", rest.len())
+            }
         }
     }
 
@@ -139,8 +165,8 @@ impl Node {
     /// The uplink may have been made anew, lost its address, or got another: with that this is another node to the
     /// peers, which takes a restart.
     fn follow_uplink(&mut self) -> Result<(), NodeError> {
-        let host = Host::read(&mut self.netlink)?;
-        let now = uplink::choose(&host, self.config.iface.as_deref(), self.config.public_ip)?;
+        let host = Host::read(&mut self.netlink, &self.config.uplink)?;
+        let now = uplink::choose(&host, &self.config.uplink)?;
         let before = &self.uplink;
         if (now.address, now.public_ip, now.mtu) != (before.address, before.public_ip, before.mtu) {
             self.restart = Some(format!(

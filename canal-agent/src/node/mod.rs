@@ -11,6 +11,7 @@ mod endpoints;
 mod events;
 mod explain;
 mod groundwork;
+pub mod health;
 mod message;
 mod metrics;
 mod names;
@@ -26,4 +27,4 @@ pub mod waiting;
 
 pub use groundwork::Groundwork;
 pub use message::{Message, Published, Question};
-pub use state::{Initial, Node, NodeError, Start};
+pub use state::{Initial, Node, NodeError, Ports, Start};

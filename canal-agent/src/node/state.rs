@@ -7,7 +7,6 @@ use std::{
 };
 
 use canal_common::{Mac, event::EVENTS_PER_DECISION, settings::Settings};
-use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
@@ -16,6 +15,7 @@ use super::{
     endpoints::{Links, Locals},
     events::EventLog,
     groundwork::Groundwork,
+    health::Health,
     message::{Message, Published, Question},
     metrics::Cycles,
     peers::{Own, Peers},
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     api::{
-        metrics,
+        port::Address,
         wire::{AddEndpoint, ApiError},
     },
     compile::Compiler,
@@ -87,11 +87,36 @@ pub struct Start {
     pub vtep_mac: Mac,
     pub lease: Lease,
     pub wanted: watch::Sender<Wanted>,
-    /// Where metrics are to be served.
-    pub metrics_at: watch::Sender<Option<metrics::Address>>,
+    pub ports: Ports,
+    pub health: Health,
     pub initial: Initial,
     /// Told once the first complete state is in the kernel.
     pub ready: oneshot::Sender<()>,
+}
+
+/// Where Felix's parameters want something to be served.
+#[derive(Debug, Default)]
+pub struct Ports {
+    pub metrics: watch::Sender<Option<Address>>,
+    pub health: watch::Sender<Option<Address>>,
+}
+
+impl Ports {
+    /// Whoever follows hears of changes only.
+    pub fn follow(&self, parameters: &Parameters) {
+        let wanted = [
+            (&self.metrics, parameters.metrics, &parameters.metrics_host, parameters.metrics_port),
+            (&self.health, parameters.health, &parameters.health_host, parameters.health_port),
+        ];
+        for (sender, is_on, host, port) in wanted {
+            let address = is_on.then(|| Address { host: host.clone(), port });
+            sender.send_if_modified(|known| {
+                let changed = *known != address;
+                *known = address;
+                changed
+            });
+        }
+    }
 }
 
 /// The way to the task that initialises the datastore, and back.
@@ -156,7 +181,8 @@ pub struct Node {
     pub(super) started: Instant,
 
     pub(super) wanted: watch::Sender<Wanted>,
-    pub(super) metrics_at: watch::Sender<Option<metrics::Address>>,
+    pub(super) ports: Ports,
+    pub(super) health: Health,
     pub(super) initial: Initial,
     pub(super) ready: Option<oneshot::Sender<()>>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
@@ -168,7 +194,7 @@ impl Node {
     /// Adopts what an earlier process left. Attaches and writes nothing yet.
     pub fn start(groundwork: Groundwork, start: Start) -> Result<Self, NodeError> {
         let Groundwork { pins, netlink, steering, settings, mut object, tables, leftovers } = groundwork;
-        let Start { config, network, uplink, vtep_mac, lease, wanted, metrics_at, initial, ready } = start;
+        let Start { config, network, uplink, vtep_mac, lease, wanted, ports, health, initial, ready } = start;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let host_addresses = HostAddresses::adopt(&mut object.ebpf)?;
         let spoofing = Spoofing::adopt(&mut object.ebpf)?;
@@ -228,7 +254,8 @@ impl Node {
             failure: None,
             started: Instant::now(),
             wanted,
-            metrics_at,
+            ports,
+            health,
             initial,
             ready: Some(ready),
             waiting: Vec::new(),
@@ -248,6 +275,7 @@ impl Node {
 
     /// Runs until told to stop, or until nobody can send messages any more. The data path stays as it is.
     pub fn run(mut self, mut messages: mpsc::UnboundedReceiver<Message>) {
+        self.health.beat();
         while let Some(first) = messages.blocking_recv() {
             match burst::take_in(first, &mut messages, |message| self.handle(message)) {
                 Burst::Stop => {
@@ -260,6 +288,7 @@ impl Node {
             for question in std::mem::take(&mut self.asked) {
                 self.answer(question);
             }
+            self.health.beat();
             if let Some(reason) = &self.restart {
                 error!("{reason}; restarting to take it up, the data path stays as it is");
                 return;
@@ -308,8 +337,6 @@ impl Node {
                 self.drain_events();
                 self.masquerade_due |= self.config.ip_masq;
                 self.all_is_due = true;
-                // Fed from here: a node that is stuck gets restarted.
-                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 true
             }
             Message::Stop => false,

@@ -6,7 +6,6 @@ use tracing::{info, warn};
 
 use super::Node;
 use crate::{
-    api::metrics,
     logging,
     store::{Change, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent, initial},
 };
@@ -88,15 +87,7 @@ impl Node {
     pub(super) fn follow_parameters(&self) {
         let parameters = self.steering.parameters();
         logging::follow(parameters.log_severity);
-        let address = parameters.metrics.then(|| metrics::Address {
-            host: parameters.metrics_host.clone(),
-            port: parameters.metrics_port,
-        });
-        self.metrics_at.send_if_modified(|known| {
-            let changed = *known != address;
-            *known = address;
-            changed
-        });
+        self.ports.follow(parameters);
     }
 
     fn network_change(&mut self, change: Change) {

@@ -1,50 +1,35 @@
 //! The time before there is a node: the agent waits for etcd, a configuration or a lease, and says so to whoever asks.
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Message, Question, metrics};
+use super::{Message, Question, health::Health, metrics};
 use crate::api::{
     events::Events,
     wire::{ApiError, Status},
 };
 
-/// What the agent waits for, told to systemd and to clients of the socket.
+/// What the agent waits for, told to the log, to probes, to the service manager and to clients of the socket.
 #[derive(Debug, Clone)]
-pub struct Progress {
-    waits_for: watch::Sender<String>,
-}
+pub struct Progress(Health);
 
 impl Progress {
-    pub fn new() -> Self {
-        Self { waits_for: watch::Sender::new("the agent has just started".to_owned()) }
+    pub fn new(health: Health) -> Self {
+        Self(health)
     }
 
     /// One line that names what is missing and what to do. Logged when it changes.
     pub fn waits(&self, what: &str, detail: &str) {
         let text = format!("waiting for {what}: {detail}");
-        let changed = self.waits_for.send_if_modified(|known| {
-            let changed = *known != text;
-            if changed {
-                known.clone_from(&text);
-            }
-            changed
-        });
-        if changed {
+        if self.0.set_ready(Err(text.clone())) {
             warn!("{text}");
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&text)]);
+            self.0.say(&text);
         }
     }
 
     fn reason(&self) -> String {
-        self.waits_for.borrow().clone()
-    }
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self::new()
+        self.0.not_ready().unwrap_or_default()
     }
 }
 

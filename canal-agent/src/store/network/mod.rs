@@ -12,8 +12,8 @@ use super::{SubnetKey, json::Json};
 
 pub const VNI_MAX: u32 = 0x00ff_ffff;
 const VXLAN_PORT: u16 = 8472;
-/// The smallest outer MTU that leaves IPv4's minimum of 68 to the pods.
-const MTU_MIN: u16 = 118;
+/// The smallest outer MTU that leaves IPv4's minimum of 68 (RFC 791) to the pods.
+pub const MTU_MIN: u16 = 118;
 
 /// A configuration that holds together.
 #[derive(Debug, Clone, PartialEq, Eq)]
