@@ -1,6 +1,6 @@
 //! Owns: what a run is to show, as ratios of two topologies in one figure.
 
-use bpf_tests::topology::{Build, Kind};
+use bpf_tests::topology::{Build, Gear, Kind};
 
 use super::{figures::Figures, row::Figure};
 
@@ -52,7 +52,7 @@ const fn k(rules: u32) -> Kind {
 }
 
 const fn c(rules: u32) -> Kind {
-    Kind::Canal { rules, build: Build::Own }
+    Kind::Canal { rules, gear: Gear::Auto, build: Build::Own }
 }
 
 const fn least(figure: Figure, of: Kind, to: Kind, limit: f64) -> Target {
