@@ -107,6 +107,8 @@ pub struct Mirror {
     keys: Keys,
     events: mpsc::Sender<StoreEvent>,
     position: Option<Position>,
+    /// A list that somebody made already, to begin with.
+    listed: Option<Listing>,
     said: Said,
 }
 
@@ -122,7 +124,13 @@ impl Mirror {
     }
 
     pub(super) fn of(store: Store, prefix: Prefix, keys: Keys, events: mpsc::Sender<StoreEvent>) -> Self {
-        Self { store, prefix, keys, events, position: None, said: Said::Nothing }
+        Self { store, prefix, keys, events, position: None, listed: None, said: Said::Nothing }
+    }
+
+    /// Begins with this list of its keys, and watches from the revision behind it, instead of listing them once more.
+    #[must_use]
+    pub fn beginning_with(self, listed: Option<Listing>) -> Self {
+        Self { listed, ..self }
     }
 
     /// Runs until cancelled, or until nobody listens.
@@ -168,7 +176,10 @@ impl Mirror {
             self.check_history(position).await?;
             (position.revision + 1, position.cluster_id)
         } else {
-            let listing = self.store.list_keys(&self.keys).await?;
+            let listing = match self.listed.take() {
+                Some(listing) => listing,
+                None => self.store.list_keys(&self.keys).await?,
+            };
             let at = (listing.revision + 1, listing.cluster_id);
             self.say(Said::Connected).await?;
             self.snapshot(listing).await?;

@@ -1,6 +1,6 @@
 use std::time::Instant;
 
-use canal_agent::store::{Change, Mirror, Prefix, RESOURCES, Store, StoreEvent};
+use canal_agent::store::{Change, Listing, Mirror, Prefix, RESOURCES, Store, StoreEvent};
 use etcd_client::{Client, Txn, TxnOp};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -17,9 +17,14 @@ struct Following {
 
 impl Following {
     fn start(store: Store) -> Self {
+        Self::start_with(store, None)
+    }
+
+    fn start_with(store: Store, listed: Option<Listing>) -> Self {
         let (sender, events) = mpsc::channel(64);
         let cancel = CancellationToken::new();
-        tokio::spawn(Mirror::new(store, Prefix::Resources, RESOURCES, sender).run(cancel.clone()));
+        let mirror = Mirror::new(store, Prefix::Resources, RESOURCES, sender).beginning_with(listed);
+        tokio::spawn(mirror.run(cancel.clone()));
         Self { events, _stop: cancel.drop_guard() }
     }
 
@@ -111,6 +116,20 @@ async fn a_mirror_lists_everything_in_pages_and_then_follows() {
     put(&mut admin, "tiers/a").await;
     delete(&mut admin, "tiers/b").await;
     assert_eq!(following.changes(3).await, ["+tiers/b", "+tiers/a", "-tiers/b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_is_given_a_list_goes_on_behind_it() {
+    let etcd = Etcd::start().await;
+    let (mut admin, store) = (etcd.admin().await, etcd.store().await);
+    put(&mut admin, "tiers/a").await;
+    let listed = store.list(RESOURCES).await.unwrap();
+    put(&mut admin, "tiers/b").await;
+    delete(&mut admin, "tiers/a").await;
+    let revision = listed.revision;
+    let mut following = Following::start_with(store, Some(listed));
+    assert_eq!(following.snapshot().await, (vec!["tiers/a".to_owned()], revision));
+    assert_eq!(following.changes(2).await, ["+tiers/b", "-tiers/a"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
