@@ -43,8 +43,9 @@ use crate::{
         waiting::{self, Progress},
     },
     store::{
-        Attributes, Backend, Lease, LeaseManager, Mirror, NetworkConfig, Owner, Prefix, RESOURCES, Store,
-        StoreEvent, Terms, initial, machine, own_entry, retry::Backoff, subnet_file::read_previous_subnet,
+        Attributes, Backend, EtcdPrefix, Lease, LeaseManager, Listing, Mirror, NetworkConfig, Owner, Prefix,
+        RESOURCES, Store, StoreEvent, Terms, initial, machine, own_entry, retry::Backoff,
+        subnet_file::read_previous_subnet,
     },
 };
 
@@ -142,8 +143,9 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let network = network_config(&store, &progress).await;
     let uplink = blocking(|config: Config| choose_uplink(&config), config.clone()).await?;
     let machine = machine::read_or_make(&config.state_dir)?;
+    let leases = list_leases(&store, &progress).await;
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
-    let vtep_mac = vtep_mac(&store, &network, owner, &progress).await?;
+    let vtep_mac = vtep_mac(&leases, &network, &config.etcd.prefix, owner).await?;
     let mut keeper =
         LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
     let want = Attributes {
@@ -160,8 +162,8 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     };
     let stop_tasks = CancellationToken::new();
     let taken = async {
-        let lease = acquire(&mut keeper, want.clone(), &progress).await;
-        Ok((lease, mirrors(&mut tasks, &store, &config, &stop_tasks)))
+        let (lease, leases) = acquire(&mut keeper, want.clone(), leases, &progress).await;
+        Ok((lease, mirrors(&mut tasks, &store, leases, &stop_tasks)))
     };
     let (groundwork, (lease, mirrored)) = tokio::try_join!(groundwork, taken)?;
 
@@ -247,17 +249,20 @@ fn serve_health(tasks: &mut JoinSet<()>, config: &Config, health: &Health, ports
     tasks.spawn(port::follow("health", ports.health.subscribe(), router));
 }
 
-/// Begins to follow the store. What comes waits until somebody receives it.
+/// Begins to follow the store, with what was listed of the network if that is fresh. What comes waits until somebody
+/// receives it.
 fn mirrors(
     tasks: &mut JoinSet<()>,
     store: &Store,
-    config: &Config,
+    listed: Option<Listing>,
     stop: &CancellationToken,
 ) -> [mpsc::Receiver<StoreEvent>; 2] {
-    let ranges = [(Prefix::Network, config.etcd.prefix.all()), (Prefix::Resources, RESOURCES.to_owned())];
-    ranges.map(|(prefix, under)| {
+    let network = store.options().prefix.all();
+    let ranges = [(Prefix::Network, network, listed), (Prefix::Resources, RESOURCES.to_owned(), None)];
+    ranges.map(|(prefix, under, listed)| {
         let (events, received) = mpsc::channel(64);
-        tasks.spawn(Mirror::new(store.clone(), prefix, under, events).run(stop.clone()));
+        let mirror = Mirror::new(store.clone(), prefix, under, events).beginning_with(listed);
+        tasks.spawn(mirror.run(stop.clone()));
         received
     })
 }
@@ -328,6 +333,19 @@ async fn network_config(store: &Store, progress: &Progress) -> NetworkConfig {
     }
 }
 
+/// The configuration with them: all that there is of the network, for those who follow it.
+async fn list_leases(store: &Store, progress: &Progress) -> Listing {
+    let network = store.options().prefix.all();
+    let mut backoff = Backoff::default();
+    loop {
+        match store.list(&network).await {
+            Ok(listing) => return listing,
+            Err(error) => progress.waits("the leases", &error.to_string()),
+        }
+        backoff.wait().await;
+    }
+}
+
 fn choose_uplink(config: &Config) -> anyhow::Result<Uplink> {
     let mut netlink = Netlink::open()?;
     let uplink = uplink::choose(&Host::read(&mut netlink, &config.uplink)?, &config.uplink)?;
@@ -337,10 +355,10 @@ fn choose_uplink(config: &Config) -> anyhow::Result<Uplink> {
 
 /// The MAC that peers know stays ours: that of the device, else that of our lease, else a new one.
 async fn vtep_mac(
-    store: &Store,
+    leases: &Listing,
     network: &NetworkConfig,
+    prefix: &EtcdPrefix,
     owner: Owner<'_>,
-    progress: &Progress,
 ) -> anyhow::Result<Mac> {
     let vni = vni(network);
     let existing = blocking(
@@ -351,29 +369,27 @@ async fn vtep_mac(
     if let Some(mac) = existing {
         return Ok(mac);
     }
-    let prefix = &store.options().prefix;
-    let subnets = prefix.subnets();
-    let mut backoff = Backoff::default();
-    let listing = loop {
-        match store.list(&subnets).await {
-            Ok(listing) => break listing,
-            Err(error) => progress.waits("the leases", &error.to_string()),
-        }
-        backoff.wait().await;
-    };
-    let leased = own_entry(&listing.entries, prefix, owner)
+    let leased = own_entry(&leases.entries, prefix, owner)
         .and_then(|lease| lease.vxlan_data().ok())
         .map(|data| data.vtep_mac);
     Ok(leased.unwrap_or_else(overlay::random_mac))
 }
 
-async fn acquire(keeper: &mut LeaseManager, want: Attributes, progress: &Progress) -> Lease {
+/// Gives the list back unless time has passed over it.
+async fn acquire(
+    keeper: &mut LeaseManager,
+    want: Attributes,
+    leases: Listing,
+    progress: &Progress,
+) -> (Lease, Option<Listing>) {
     let mut backoff = Backoff::default();
+    let mut leases = Some(leases);
     loop {
-        match keeper.acquire(want.clone()).await {
-            Ok(lease) => return lease,
+        match keeper.acquire_by(want.clone(), leases.as_ref()).await {
+            Ok(lease) => return (lease, leases),
             Err(error) => progress.waits("a subnet lease", &error.to_string()),
         }
+        leases = None;
         backoff.wait().await;
     }
 }

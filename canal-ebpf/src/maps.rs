@@ -3,6 +3,7 @@
 use aya_ebpf::{
     bindings::BPF_F_INNER_MAP,
     btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    helpers::bpf_get_smp_processor_id,
     macros::btf_map,
 };
 use canal_common::{
@@ -14,7 +15,7 @@ use canal_common::{
     flow::{Flow, FlowKey, FlowLimits, FragKey, FragPorts},
     host::{LocalIp, MAX_LOCAL_IPS},
     node::{MAX_NODES, Node, NodeRef},
-    policy::{Class, Hits, MAX_ROWS, MAX_RULES, MAX_SETS, Row, RowRef},
+    policy::{Class, Hits, MAX_ROWS, MAX_RULES, MAX_SETS, Row, RowRef, hits_index},
     reason::{COUNTERS as COUNTER_SLOTS, Counter},
     settings::Settings,
 };
@@ -63,12 +64,21 @@ pub static NODES: Array<Node, { MAX_NODES as usize }> = Array::new();
 // What happened; written here, read by the agent.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<Counter, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
+/// By [`hits_index`]; the agent makes it as large as the machine has CPUs.
 #[btf_map]
-pub static RULE_HITS: PerCpuArray<Hits, { MAX_RULES as usize }> = PerCpuArray::new();
+pub static RULE_HITS: Array<Hits, { MAX_RULES as usize }> = Array::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+
+/// Of this CPU, which nobody else writes to.
+#[inline(always)]
+pub fn hits_of(decision: u32) -> Option<*mut Hits> {
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    RULE_HITS.get_ptr_mut(hits_index(cpu, decision)?)
+}
 
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 

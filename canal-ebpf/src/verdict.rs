@@ -15,7 +15,7 @@ use canal_common::{
 };
 
 use crate::{
-    maps::{COUNTERS, EVENT_BUDGET, EVENTS, RULE_HITS, setting},
+    maps::{COUNTERS, EVENT_BUDGET, EVENTS, hits_of, setting},
     packet::{self, Flow4},
     step::flow::now,
 };
@@ -107,7 +107,7 @@ extern "C" fn tell(skb: *mut __sk_buff, hook: u32, kind: u32, reason: u32, decis
     let mut within = budget.sent < EVENTS_PER_CPU;
     let mut lost = &raw mut budget.lost;
     if decision != 0
-        && let Some(hits) = RULE_HITS.get_ptr_mut(decision)
+        && let Some(hits) = hits_of(decision)
     {
         // SAFETY: as above.
         let hits = unsafe { &mut *hits };

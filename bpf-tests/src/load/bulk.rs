@@ -1,6 +1,7 @@
 //! TCP streams that send as much as they can.
 
 use std::{
+    ffi::OsString,
     io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{
     PATIENCE, Path, WARM_UP, port,
@@ -29,10 +31,20 @@ impl Bulk {
     }
 }
 
+/// Who says how fast a stream may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Congestion {
+    /// What this machine gives its sockets.
+    Default,
+    /// CUBIC, which does not pace: only the path holds it back. A paced stream (BBR) sleeps between bursts, and shows as
+    /// much of timers and wake-ups as of the path.
+    Cubic,
+}
+
 const CHUNK: usize = 128 * 1024;
 
 /// `streams` at once, for `duration` after the warm-up.
-pub fn bulk(path: Path<'_>, streams: usize, duration: Duration) -> Result<Bulk> {
+pub fn bulk(path: Path<'_>, streams: usize, congestion: Congestion, duration: Duration) -> Result<Bulk> {
     let listener = path.to.netns().run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port::BULK)))?;
     let listener = listener.context("cannot listen for bulk streams")?;
     let target = SocketAddrV4::new(path.to.ip(), port::BULK);
@@ -43,6 +55,10 @@ pub fn bulk(path: Path<'_>, streams: usize, duration: Duration) -> Result<Bulk> 
         for _ in 0..streams {
             let sender = path.from.netns().run(|| TcpStream::connect_timeout(&target.into(), PATIENCE))?;
             let sender = sender.with_context(|| format!("no bulk connection to {target}"))?;
+            if congestion == Congestion::Cubic {
+                setsockopt(&sender, sockopt::TcpCongestion, &OsString::from("cubic"))
+                    .context("this kernel has no congestion control named cubic")?;
+            }
             let (receiver, _) = listener.accept().context("cannot accept a bulk stream")?;
             let stop = &stop;
             receivers.push(spawn(scope, Seat::Second, path.to.netns(), move || receive(receiver, duration)));

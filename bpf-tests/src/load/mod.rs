@@ -16,7 +16,7 @@ mod steady;
 
 use std::time::Duration;
 
-pub use bulk::{Bulk, bulk};
+pub use bulk::{Bulk, Congestion, bulk};
 pub use connections::{Connections, connections};
 pub use datagrams::{Datagrams, Receiver, datagrams};
 pub use flood::{Flood, NewFlows, flood, new_flows};

@@ -20,7 +20,7 @@ use canal_common::{
     host::LocalIp,
     icmp, names,
     node::{Node, NodeRef},
-    policy::{Class, Hits, Row, RowRef},
+    policy::{Class, Hits, MAX_RULES, Row, RowRef, hits_index},
     reason::{Counter, Hook, REASONS, Reason},
     wire::PROTO_ICMP,
 };
@@ -172,8 +172,7 @@ impl Lab {
 
     /// How many new flows were judged so.
     pub fn hits(&mut self, decision: u32) -> u64 {
-        let hits: PerCpuArray<_, Hits> = self.map(names::RULE_HITS);
-        hits.get(&decision, 0).unwrap().iter().map(|cpu| cpu.flows).sum()
+        self.hits_by_cpu(decision).iter().map(|cpu| cpu.flows).sum()
     }
 
     /// What has been told since the last look.
@@ -190,8 +189,13 @@ impl Lab {
 
     /// Events about this decision that were not sent.
     pub fn events_lost_of(&mut self, decision: u32) -> u64 {
-        let hits: PerCpuArray<_, Hits> = self.map(names::RULE_HITS);
-        hits.get(&decision, 0).unwrap().iter().map(|cpu| cpu.lost).sum()
+        self.hits_by_cpu(decision).iter().map(|cpu| cpu.lost).sum()
+    }
+
+    fn hits_by_cpu(&mut self, decision: u32) -> Vec<Hits> {
+        let hits: Array<_, Hits> = self.map(names::RULE_HITS);
+        let cpus = 0..hits.len() / MAX_RULES;
+        cpus.map(|cpu| hits.get(&hits_index(cpu, decision).unwrap(), 0).unwrap()).collect()
     }
 
     /// Events without a decision that were not sent.
@@ -235,9 +239,11 @@ impl Lab {
             self.set_node(node, Node::default());
         }
         let cpus = nr_cpus().expect("the number of CPUs is known");
-        let mut hits: PerCpuArray<_, Hits> = self.map(names::RULE_HITS);
+        let mut hits: Array<_, Hits> = self.map(names::RULE_HITS);
         for decision in 0..64 {
-            hits.set(decision, PerCpuValues::try_from(vec![Hits::default(); cpus]).unwrap(), 0).unwrap();
+            for cpu in 0..hits.len() / MAX_RULES {
+                hits.set(hits_index(cpu, decision).unwrap(), Hits::default(), 0).unwrap();
+            }
         }
         let mut budget: PerCpuArray<_, EventBudget> = self.map(names::EVENT_BUDGET);
         budget.set(0, PerCpuValues::try_from(vec![EventBudget::default(); cpus]).unwrap(), 0).unwrap();

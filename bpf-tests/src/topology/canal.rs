@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    Kind, Topology,
+    Gear, Kind, Topology,
     policy::{self, Action, Peer, Policy, Protocol, Rule},
 };
 use crate::{
@@ -20,8 +20,11 @@ use crate::{
 /// From the policy in etcd to its verdict in the kernel, with many rules on a busy machine.
 const ENFORCED: Duration = Duration::from_mins(1);
 
-pub(super) fn build(kind: Kind, rules: u32) -> Result<Topology> {
+pub(super) fn build(kind: Kind, rules: u32, gear: Gear) -> Result<Topology> {
     let world = World::builder().build()?;
+    if gear == Gear::Kernel {
+        world.nodes().iter().for_each(|node| node.agent().set_flag("--decap-gear", "kernel"));
+    }
     world.start_agents()?;
     let from = world.node(1).add_pod("end1", &[("role", "end")])?;
     let to = world.node(2).add_pod("end2", &[("role", "end")])?;

@@ -21,7 +21,7 @@ mod vxlan;
 
 use std::{fmt, path::Path as FilePath, str::FromStr};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 pub use check::{Offloads, WireCount};
 pub use felix::{Chain, Counters};
@@ -51,8 +51,17 @@ pub enum Kind {
     Canal {
         /// Half of them for each direction; the traffic of [`crate::load`] passes by the last one.
         rules: u32,
+        gear: Gear,
         build: Build,
     },
+}
+
+/// What takes VXLAN off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Gear {
+    /// What the agent takes when it is not told.
+    Auto,
+    Kernel,
 }
 
 /// Whose Canal it is.
@@ -79,9 +88,10 @@ impl Kind {
             Self::Felix { rules } => {
                 format!("two nodes, all that flanneld and Felix install, a policy of {rules} rules")
             }
-            Self::Canal { rules, build } => {
+            Self::Canal { rules, gear, build } => {
                 let whose = if build == Build::Own { "Canal" } else { "another build of Canal" };
-                format!("two nodes, {whose}, a policy of {rules} rules")
+                let gear = if gear == Gear::Auto { "" } else { ", VXLAN taken off by the kernel's device" };
+                format!("two nodes, {whose}, a policy of {rules} rules{gear}")
             }
         }
     }
@@ -94,27 +104,40 @@ impl fmt::Display for Kind {
             Self::Routed => f.pad("D"),
             Self::Vxlan => f.pad("K0"),
             Self::Felix { rules } => f.pad(&format!("K({rules})")),
-            Self::Canal { rules, build: Build::Own } => f.pad(&format!("C({rules})")),
-            Self::Canal { rules, build: Build::Other } => f.pad(&format!("C({rules})'")),
+            Self::Canal { rules, gear, build } => {
+                let gear = if *gear == Gear::Auto { "" } else { KERNEL_GEAR };
+                let build = if *build == Build::Own { "" } else { "'" };
+                f.pad(&format!("C({rules}){gear}{build}"))
+            }
         }
     }
 }
+
+/// Behind the name of a topology.
+const KERNEL_GEAR: &str = "/kernel";
 
 impl FromStr for Kind {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> Result<Self> {
         let number = |rules: &str| rules.parse().context("the number of rules");
-        Ok(match name {
+        let (name, gear) =
+            name.strip_suffix(KERNEL_GEAR).map_or((name, Gear::Auto), |name| (name, Gear::Kernel));
+        let kind = match name {
             "L" => Self::Bare,
             "D" => Self::Routed,
             "K0" => Self::Vxlan,
             _ => match name.strip_suffix(')').and_then(|name| name.split_once('(')) {
                 Some(("K", rules)) => Self::Felix { rules: number(rules)? },
-                Some(("C", rules)) => Self::Canal { rules: number(rules)?, build: Build::Own },
+                Some(("C", rules)) => Self::Canal { rules: number(rules)?, gear, build: Build::Own },
                 _ => bail!("there is no topology {name:?}: it is L, D, K0, K(<rules>) or C(<rules>)"),
             },
-        })
+        };
+        ensure!(
+            gear == Gear::Auto || matches!(kind, Self::Canal { .. }),
+            "{KERNEL_GEAR} is a gear of C(<rules>) only"
+        );
+        Ok(kind)
     }
 }
 
@@ -138,10 +161,10 @@ impl Topology {
             Kind::Routed => routed::build(kind)?,
             Kind::Vxlan => vxlan::build(kind)?,
             Kind::Felix { rules } => felix::build(kind, rules)?,
-            Kind::Canal { rules, build: Build::Own } => canal::build(kind, rules)?,
-            Kind::Canal { rules, build: Build::Other } => {
+            Kind::Canal { rules, gear, build: Build::Own } => canal::build(kind, rules, gear)?,
+            Kind::Canal { rules, gear, build: Build::Other } => {
                 let folder = other.context("there is no other build of Canal")?;
-                agent::with_binaries(folder, || canal::build(kind, rules))?
+                agent::with_binaries(folder, || canal::build(kind, rules, gear))?
             }
         };
         topology.prove().with_context(|| format!("{kind} is broken"))?;
@@ -194,12 +217,15 @@ mod tests {
 
     #[test]
     fn a_topology_is_known_by_the_name_that_it_shows() {
-        let canal = Kind::Canal { rules: 10, build: Build::Own };
-        for kind in [Kind::Bare, Kind::Routed, Kind::Vxlan, Kind::Felix { rules: 10 }, canal] {
+        let canal = |gear| Kind::Canal { rules: 10, gear, build: Build::Own };
+        let canals = [canal(Gear::Auto), canal(Gear::Kernel)];
+        for kind in
+            [Kind::Bare, Kind::Routed, Kind::Vxlan, Kind::Felix { rules: 10 }].into_iter().chain(canals)
+        {
             assert_eq!(kind.to_string().parse::<Kind>().unwrap(), kind);
         }
         assert!("C(many)".parse::<Kind>().is_err());
-        for name in ["K", "K()", "F(10)", "K(10"] {
+        for name in ["K", "K()", "F(10)", "K(10", "L/kernel"] {
             assert!(name.parse::<Kind>().is_err(), "{name}");
         }
     }

@@ -80,6 +80,11 @@ fn an_etcd_that_lost_its_data_gets_leases_and_endpoints_again_and_pods_talk() {
     let (world, a, b) = two_nodes();
     let subnets = || world.etcd().keys("/coreos.com/network/subnets/").unwrap();
     let before = subnets();
+    // A node that does not know that it has to write again, as flanneld's.
+    let lease = r#"{"PublicIP":"192.168.50.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:09"}}"#;
+    world.etcd().put("/coreos.com/network/subnets/10.100.0.0-24", lease).unwrap();
+    let knows = || world.node(1).agent().status().unwrap()["peers"].to_string().contains("10.100.0.0/24");
+    assert!(soon(knows));
     world.etcd().kill();
     fs::remove_dir_all(world.folder().join("etcd")).unwrap();
     world.etcd().restart().unwrap();
@@ -90,6 +95,10 @@ fn an_etcd_that_lost_its_data_gets_leases_and_endpoints_again_and_pods_talk() {
     assert!(soon(|| world.etcd().get(&format!("{}profiles/canal", policy::RESOURCES)).unwrap().is_some()));
     world.etcd().put_global_policy("t", policy::ingress(1, "app == 'b'", json!([]))).unwrap();
     assert!(soon(|| !a.pings(b.ip())), "and the watch follows the new store");
+    let problems = || world.node(1).agent().status().unwrap()["problems"].to_string();
+    assert!(knows() && problems().contains("lost its past, and 1 peers"), "{}", problems());
+    world.etcd().put("/coreos.com/network/subnets/10.100.0.0-24", lease).unwrap();
+    assert!(soon(|| problems() == "[]") && knows(), "{}", problems());
 }
 
 #[test]

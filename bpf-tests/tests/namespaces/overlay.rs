@@ -1,6 +1,9 @@
 //! The overlay between two Canal nodes.
 
-use bpf_tests::{Capture, Host, probe};
+use std::time::Duration;
+
+use bpf_tests::{Capture, Host, World, policy, probe, probe::Connect, probe::Pinger};
+use serde_json::json;
 
 use crate::{BULK, SOON, soon, two_nodes};
 
@@ -149,4 +152,39 @@ fn a_peer_that_leaves_for_good_is_forgotten_and_one_that_comes_is_learnt() {
     world.node(2).agent().start().unwrap();
     assert!(soon(|| peers() == 1 && a.pings(b.ip())), "the same subnet again, so the pod works again");
     assert!(world.node(2).agent().says(&["holding the subnet lease"], SOON));
+}
+
+#[test]
+fn a_node_whose_kernel_takes_vxlan_off_delivers_and_judges_all_the_same() {
+    let world = World::builder().nodes(2).build().unwrap();
+    let receiver = world.node(2);
+    receiver.agent().set_flag("--decap-gear", "kernel");
+    world.start_agents().unwrap();
+    let a = world.node(1).add_pod("a", &[("app", "a")]).unwrap();
+    let b = receiver.add_pod("b", &[("app", "b")]).unwrap();
+    let _served = b.serve_tcp(8080).unwrap();
+    assert!(soon(|| a.reaches(b.ip(), 8080)));
+    let on_uplink = |gear: &str| {
+        let status = receiver.agent().status().unwrap();
+        assert_eq!(status["uplink"]["decap_gear"], gear);
+        let programs = status["programs"].as_array().unwrap().clone();
+        programs.iter().any(|program| program["program"] == "from_wire")
+    };
+    assert!(!on_uplink("kernel"));
+    assert!(probe::tcp_bulk(&a, &b, 9000, BULK).unwrap().bytes > 1 << 20);
+
+    // The programs of the way that is taken now refuse what policy refuses.
+    world.etcd().put_global_policy("closed", policy::ingress(1, "app == 'b'", json!([]))).unwrap();
+    assert!(soon(|| a.connect(b.ip(), 8080) == Connect::TimedOut));
+    world.etcd().delete_global_policy("closed").unwrap();
+    assert!(soon(|| a.reaches(b.ip(), 8080)));
+
+    // And back, without losing a ping.
+    let pinger = Pinger::start(a.netns(), b.ip(), Duration::from_millis(10)).unwrap();
+    receiver.agent().unset_flag("--decap-gear");
+    receiver.agent().terminate().unwrap();
+    receiver.agent().start().unwrap();
+    assert!(on_uplink("tc"));
+    let stats = pinger.stop().unwrap();
+    assert_eq!(stats.lost, 0, "{stats:?}");
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use canal_agent::dataplane::nodes::{Nodes, Peer};
+use canal_common::node::MAX_NODES;
 use ipnet::Ipv4Net;
 
 use super::*;
@@ -88,5 +89,26 @@ fn what_did_not_change_is_not_touched() {
         let ran = leave(lab, A, &Packet::udp(A.at(1), (REMOTE, 53)));
         encapsulated(&ran);
         assert_eq!(ran.frame[50..56], B.mac.octets);
+    });
+}
+
+#[test]
+fn many_leases_at_once_are_all_reached_and_what_has_no_room_is_named() {
+    let mut lab = Lab::open().unwrap();
+    lab.visit(|lab| {
+        add_pods(lab);
+        let mut nodes = Nodes::adopt(&mut lab.object.ebpf).unwrap();
+        let subnet =
+            |number: u32| Ipv4Net::new(Ipv4Addr::from_bits(0x0af5_0000 + (number << 4)), 28).unwrap();
+        let node = |number: u32| Ipv4Addr::from_bits(0xac10_0000 + number);
+        let wanted: BTreeMap<Ipv4Net, Peer> =
+            (1..=MAX_NODES).map(|number| (subnet(number), peer(node(number)))).collect();
+        let problems = nodes.apply(&wanted);
+        assert_eq!((problems.len(), nodes.len()), (1, MAX_NODES as usize - 1));
+        assert!(problems[0].contains(&subnet(MAX_NODES).to_string()), "{problems:?}");
+        for number in [1, 2, 5000, MAX_NODES - 1] {
+            assert_eq!(next_node(lab, subnet(number).addr()), Some(node(number)), "{number}");
+        }
+        assert_eq!(next_node(lab, subnet(MAX_NODES).addr()), None);
     });
 }

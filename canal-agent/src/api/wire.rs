@@ -81,6 +81,9 @@ pub struct Status {
     /// `ok`, or what is wrong in one line each.
     pub problems: Vec<String>,
     pub store: StoreStatus,
+    /// Absent until one was found.
+    #[serde(default)]
+    pub uplink: Option<UplinkStatus>,
     pub lease: Option<LeaseStatus>,
     pub peers: Vec<PeerStatus>,
     pub endpoints: Vec<EndpointStatus>,
@@ -103,6 +106,16 @@ pub struct StoreStatus {
     /// Both prefixes were listed completely at least once.
     pub in_sync: bool,
     pub last_error: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkStatus {
+    pub interface: String,
+    pub address: Ipv4Addr,
+    /// Bytes of the largest packet that it carries.
+    pub mtu: u32,
+    /// What takes VXLAN off: `tc` or `kernel`.
+    pub decap_gear: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

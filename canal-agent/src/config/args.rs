@@ -71,6 +71,10 @@ pub struct RunArgs {
     /// [default: /etc/calico/felix.cfg]
     #[arg(long, value_name = "FILE")]
     pub felix_config_file: Option<String>,
+    /// What takes VXLAN off incoming packets: our program at the uplink (tc), or the kernel's device with our program
+    /// behind it (kernel) [default: auto, which is tc]
+    #[arg(long, value_name = "auto|tc|kernel")]
+    pub decap_gear: Option<String>,
     /// What a change of policy does to live connections: judge them anew, or keep them as Calico does [default: judge]
     #[arg(long, value_name = "judge|keep")]
     pub established: Option<String>,

@@ -12,6 +12,7 @@ mod environment;
 mod etcd;
 mod flanneld;
 mod flows;
+mod gear;
 mod health;
 mod node_name;
 pub mod parameters;
@@ -34,6 +35,7 @@ use crate::{model::felix::Source, store::EtcdOptions};
 pub use args::{RunArgs, command_line};
 pub use flanneld::FlanneldArgs;
 pub use flows::{Established, FlowTimeouts};
+pub use gear::Gear;
 pub use parameters::Parameters;
 pub use sizes::TableSizes;
 pub use uplink::{Pattern, UplinkRules};
@@ -59,6 +61,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub socket: PathBuf,
     pub bpffs: PathBuf,
+    pub gear: Gear,
     pub established: Established,
     pub flow_timeouts: FlowTimeouts,
     pub sizes: TableSizes,
@@ -138,6 +141,11 @@ impl Config {
             state_dir: path("state-dir", args.state_dir, "/var/lib/canal"),
             socket: path("socket", args.socket, "/run/canal/agent.sock"),
             bpffs: path("bpffs", args.bpffs, "/sys/fs/bpf"),
+            gear: find("decap-gear", args.decap_gear)
+                .as_ref()
+                .map(gear::gear)
+                .transpose()?
+                .unwrap_or_default(),
             established: find("established", args.established)
                 .as_ref()
                 .map(flows::established)

@@ -39,6 +39,7 @@ fn resolve(flags: &[Given<'_>], variables: &[Given<'_>]) -> Result<Config, Confi
             "node-name" => &mut args.node_name,
             "nodename-file" => &mut args.nodename_file,
             "felix-config-file" => &mut args.felix_config_file,
+            "decap-gear" => &mut args.decap_gear,
             "established" => &mut args.established,
             "flow-timeouts" => &mut args.flow_timeouts,
             "max-flows" => &mut args.max_flows,
@@ -70,6 +71,7 @@ fn with_nothing_given_the_defaults_are_flannels() {
     assert_eq!(config.socket, Path::new("/run/canal/agent.sock"));
     assert_eq!(config.bpffs, Path::new("/sys/fs/bpf"));
     assert_eq!(config.node_name, "host-1");
+    assert_eq!(config.gear, Gear::Tc);
     assert_eq!((config.established, config.flow_timeouts), (Established::Judge, FlowTimeouts::default()));
     assert_eq!(config.sizes, TableSizes::for_memory(4 << 30));
     assert_eq!((config.notices, config.felix.len()), (Vec::new(), 1));
@@ -379,6 +381,7 @@ fn every_mistake_names_its_setting_and_the_remedy() {
         (vec![], vec![("NODENAME", "-a")], "NODENAME: \"-a\" must begin and end"),
         (vec![], vec![("DATASTORE_TYPE", "kubernetes")], "DATASTORE_TYPE: \"kubernetes\" is not supported"),
         (vec![], vec![("ETCD_DISCOVERY_SRV", "x.example")], "name them with ETCD_ENDPOINTS"),
+        (vec![("decap-gear", "xdp")], vec![], "--decap-gear: \"xdp\" is none of auto, tc and kernel"),
         (vec![("established", "forget")], vec![], "--established: \"forget\" is neither judge nor keep"),
         (vec![("flow-timeouts", "tcp=1h")], vec![], "known are tcp-new, tcp-established, closing"),
         (vec![("flow-timeouts", "udp")], vec![], "write tcp-established=1h"),

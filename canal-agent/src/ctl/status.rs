@@ -62,6 +62,15 @@ fn render(status: &Status) -> String {
             status.store.revision
         ),
     );
+    if let Some(uplink) = &status.uplink {
+        line(
+            "Uplink",
+            format!(
+                "{}, {}, MTU {}, VXLAN taken off by {}",
+                uplink.interface, uplink.address, uplink.mtu, uplink.decap_gear
+            ),
+        );
+    }
     if let Some(lease) = &status.lease {
         line(
             "Lease",

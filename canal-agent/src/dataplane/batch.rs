@@ -1,4 +1,4 @@
-//! bpf(2) commands that aya does not wrap: many elements of an array in one call.
+//! bpf(2) commands that aya does not wrap: many elements of a table in one call.
 //!
 //! A change of an array of maps waits for a grace period of RCU, some ten milliseconds, and a batch waits once for all
 //! (Linux 6.8; before that once for each, which is slower and as right).
@@ -7,6 +7,8 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
 };
+
+use aya::Pod;
 
 /// `enum bpf_cmd`, uapi/linux/bpf.h.
 const MAP_CREATE: libc::c_long = 0;
@@ -57,17 +59,22 @@ pub(super) struct Interrupted {
 /// Sets the elements at `keys`, in this order, of an array of `u32`s, or of maps by their file descriptors.
 pub(super) fn update_array(array: impl AsFd, keys: &[u32], values: &[u32]) -> Result<(), Interrupted> {
     debug_assert_eq!(keys.len(), values.len());
-    if keys.is_empty() {
+    update(&array, keys, values)
+}
+
+/// Sets the elements at `keys`, in this order, of any table with such keys and values.
+pub(super) fn update<K: Pod, V: Pod>(table: impl AsFd, keys: &[K], values: &[V]) -> Result<(), Interrupted> {
+    let count = u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX);
+    if count == 0 {
         return Ok(());
     }
-    let count = u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX);
     let mut attr = Batch {
         resume_from: 0,
         resume_at: 0,
         keys: keys.as_ptr() as u64,
         values: values.as_ptr() as u64,
         count,
-        map_fd: descriptor(&array),
+        map_fd: descriptor(&table),
         elem_flags: 0,
         flags: 0,
     };
@@ -76,6 +83,21 @@ pub(super) fn update_array(array: impl AsFd, keys: &[u32], values: &[u32]) -> Re
         let written = if attr.count < count { attr.count as usize } else { 0 };
         Interrupted { written, error }
     })
+}
+
+/// The same, but an element that cannot be set keeps no other back: `refused` is told its position.
+pub(super) fn update_each<K: Pod, V: Pod>(
+    table: impl AsFd,
+    keys: &[K],
+    values: &[V],
+    mut refused: impl FnMut(usize, io::Error),
+) {
+    let mut at = 0;
+    while let Err(Interrupted { written, error }) = update(&table, &keys[at..], &values[at..]) {
+        at += written;
+        refused(at, error);
+        at += 1;
+    }
 }
 
 /// As the kernel wants it in attributes and as the value of an array of maps.

@@ -50,8 +50,12 @@ impl Counters {
 
 /// A pinned per-CPU table.
 pub(super) fn per_cpu<V: Pod>(bpffs: &Path, table: &str) -> Result<PerCpuArray<MapData, V>, MapError> {
+    PerCpuArray::try_from(Map::PerCpuArray(pinned(bpffs, table)?))
+}
+
+pub(super) fn pinned(bpffs: &Path, table: &str) -> Result<MapData, MapError> {
     let pins = Pins::open(bpffs).map_err(|e| MapError::IoError(std::io::Error::other(e.to_string())))?;
-    PerCpuArray::try_from(Map::PerCpuArray(MapData::from_pin(pins.table(table))?))
+    MapData::from_pin(pins.table(table))
 }
 
 /// One field of a per-CPU value over all CPUs.

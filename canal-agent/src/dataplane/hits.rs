@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
-use aya::maps::{MapData, MapError, PerCpuArray};
-use canal_common::{event::EventBudget, names, policy};
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use canal_common::{
+    event::EventBudget,
+    names,
+    policy::{self, MAX_RULES, hits_index},
+};
 
-use super::counters::{per_cpu, sum};
+use super::counters::{per_cpu, pinned, sum};
 
 /// Of one decision, since its tables were made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -17,23 +21,34 @@ pub struct Hits {
 }
 
 pub struct HitCounters {
-    hits: PerCpuArray<MapData, policy::Hits>,
+    hits: Array<MapData, policy::Hits>,
     budget: PerCpuArray<MapData, EventBudget>,
 }
 
 impl HitCounters {
     /// From the pins.
     pub fn open(bpffs: &Path) -> Result<Self, MapError> {
-        Ok(Self { hits: per_cpu(bpffs, names::RULE_HITS)?, budget: per_cpu(bpffs, names::EVENT_BUDGET)? })
+        let hits = Array::try_from(Map::Array(pinned(bpffs, names::RULE_HITS)?))?;
+        Ok(Self { hits, budget: per_cpu(bpffs, names::EVENT_BUDGET)? })
     }
 
     pub fn of(&self, decision: u32) -> Result<Hits, MapError> {
-        let cpus = self.hits.get(&decision, 0)?;
-        Ok(Hits { flows: sum(&cpus, |cpu| cpu.flows), lost: sum(&cpus, |cpu| cpu.lost) })
+        let mut sum = Hits::default();
+        for index in indices(&self.hits, decision) {
+            let policy::Hits { flows, lost, .. } = self.hits.get(&index, 0)?;
+            sum.flows = sum.flows.wrapping_add(flows);
+            sum.lost = sum.lost.wrapping_add(lost);
+        }
+        Ok(sum)
     }
 
     /// Events that belong to no decision and were not sent.
     pub fn lost_without_decision(&self) -> Result<u64, MapError> {
         Ok(sum(&self.budget.get(&0, 0)?, |cpu| cpu.lost))
     }
+}
+
+/// Where the CPUs count this decision.
+pub(super) fn indices(hits: &Array<MapData, policy::Hits>, decision: u32) -> Vec<u32> {
+    (0..hits.len() / MAX_RULES).filter_map(|cpu| hits_index(cpu, decision)).collect()
 }

@@ -6,21 +6,27 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    io,
     net::Ipv4Addr,
 };
 
 use aya::{
-    Ebpf,
-    maps::{Array, HashMap as BpfHashMap, LpmTrie, MapData, MapError, lpm_trie::Key},
+    Ebpf, Pod,
+    maps::{
+        Array, HashMap as BpfHashMap, IterableMap as _, LpmTrie, MapData, MapError, MapFd, lpm_trie::Key,
+    },
 };
 use canal_common::{
     Ip4, Mac, names,
     node::{MAX_NODES, Node, NodeRef},
 };
 use ipnet::Ipv4Net;
-use tracing::{info, warn};
+use tracing::{debug, info};
 
-use super::tables::{absent_is_fine, take};
+use super::{
+    batch,
+    tables::{absent_is_fine, take},
+};
 
 /// Another node, as its lease describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +48,22 @@ impl Peer {
     fn of(node: Node) -> Self {
         let on_link = node.flags & Node::ON_LINK != 0;
         Self { ip: node.ip.into(), vtep_mac: node.vtep_mac, mtu: node.mtu, on_link }
+    }
+}
+
+/// More than that at once, as when the agent starts, are told in one line.
+const TOLD_ONE_BY_ONE: usize = 16;
+
+/// A peer on its way into the kernel.
+struct Arrival {
+    subnet: Ipv4Net,
+    peer: Peer,
+    index: u32,
+}
+
+impl Arrival {
+    fn node(&self) -> NodeRef {
+        NodeRef { node: self.index }
     }
 }
 
@@ -118,17 +140,15 @@ impl Nodes {
         let mut problems = Vec::new();
         let gone: Vec<Ipv4Net> =
             self.programmed.keys().filter(|subnet| !desired.contains_key(subnet)).copied().collect();
-        for (subnet, peer) in desired {
-            match self.programmed.get(subnet) {
-                Some((known, _)) if known == peer => {}
-                _ => {
-                    if let Err(error) = self.program(*subnet, *peer) {
-                        problems
-                            .push(format!("cannot program the route to {subnet} via {}: {error}", peer.ip));
-                    }
-                }
-            }
-        }
+        let is_programmed = |subnet: &Ipv4Net, peer: &Peer| {
+            self.programmed.get(subnet).is_some_and(|(known, _)| known == peer)
+        };
+        let wanted: Vec<(Ipv4Net, Peer)> = desired
+            .iter()
+            .filter(|(subnet, peer)| !is_programmed(subnet, peer))
+            .map(|(subnet, peer)| (*subnet, *peer))
+            .collect();
+        self.program(&wanted, &mut problems);
         for subnet in gone {
             if let Err(error) = self.remove(subnet) {
                 problems.push(format!("cannot remove the route to {subnet}: {error}"));
@@ -137,19 +157,43 @@ impl Nodes {
         problems
     }
 
-    fn program(&mut self, subnet: Ipv4Net, peer: Peer) -> Result<(), MapError> {
-        let Some(index) = self.free.pop_front() else {
-            warn!(%subnet, limit = MAX_NODES - 1, "no room for another node");
-            return Err(MapError::OutOfBounds { index: MAX_NODES, max_entries: MAX_NODES });
-        };
-        self.entries.set(index, peer.node(), 0)?;
-        self.node_ips.insert(Ip4::from(peer.ip), NodeRef { node: index }, 0)?;
-        self.routes.insert(&key(subnet), NodeRef { node: index }, 0)?;
-        info!(%subnet, node = %peer.ip, vtep_mac = %peer.vtep_mac, "peer programmed");
-        if let Some((old, old_index)) = self.programmed.insert(subnet, (peer, index)) {
-            self.retire(old, old_index)?;
+    /// Table by table: all entries, then what points at them.
+    fn program(&mut self, wanted: &[(Ipv4Net, Peer)], problems: &mut Vec<String>) {
+        let room = wanted.len().min(self.free.len());
+        let (wanted, left_out) = wanted.split_at(room);
+        let mut coming: Vec<Arrival> = wanted
+            .iter()
+            .zip(self.free.drain(..room))
+            .map(|((subnet, peer), index)| Arrival { subnet: *subnet, peer: *peer, index })
+            .collect();
+        let limit = MAX_NODES - 1;
+        problems.extend(left_out.iter().map(|(subnet, peer)| {
+            format!("no room for the route to {subnet} via {}: there are {limit} nodes", peer.ip)
+        }));
+        let mut refused = write(self.entries.map().fd(), &mut coming, |new| (new.index, new.peer.node()));
+        refused
+            .extend(write(self.node_ips.map().fd(), &mut coming, |new| (Ip4::from(new.peer.ip), new.node())));
+        refused.extend(write(self.routes.map().fd(), &mut coming, |new| (key(new.subnet), new.node())));
+        for (Arrival { subnet, peer, index }, error) in refused {
+            problems.push(format!("cannot program the route to {subnet} via {}: {error}", peer.ip));
+            problems.extend(self.retire(peer, index).err().map(|error| error.to_string()));
         }
-        Ok(())
+        let few = coming.len() <= TOLD_ONE_BY_ONE;
+        if !few {
+            info!(peers = coming.len(), "peers programmed");
+        }
+        for Arrival { subnet, peer, index } in coming {
+            if few {
+                info!(%subnet, node = %peer.ip, vtep_mac = %peer.vtep_mac, "peer programmed");
+            } else {
+                debug!(%subnet, node = %peer.ip, vtep_mac = %peer.vtep_mac, "peer programmed");
+            }
+            if let Some((old, old_index)) = self.programmed.insert(subnet, (peer, index))
+                && let Err(error) = self.retire(old, old_index)
+            {
+                problems.push(format!("cannot remove the route to {subnet} via {}: {error}", old.ip));
+            }
+        }
     }
 
     fn remove(&mut self, subnet: Ipv4Net) -> Result<(), MapError> {
@@ -173,6 +217,19 @@ impl Nodes {
         self.free.push_back(index);
         Ok(())
     }
+}
+
+/// Writes one element for each; takes out those for which that is impossible.
+fn write<K: Pod, V: Pod>(
+    table: &MapFd,
+    coming: &mut Vec<Arrival>,
+    element: impl Fn(&Arrival) -> (K, V),
+) -> Vec<(Arrival, io::Error)> {
+    let (keys, values): (Vec<K>, Vec<V>) = coming.iter().map(element).unzip();
+    let mut errors = Vec::new();
+    batch::update_each(table, &keys, &values, |at, error| errors.push((at, error)));
+    // From behind, so that the positions stay.
+    errors.into_iter().rev().map(|(at, error)| (coming.remove(at), error)).collect()
 }
 
 fn key(subnet: Ipv4Net) -> Key<Ip4> {

@@ -2,16 +2,17 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    panic, thread,
+    io, panic, thread,
 };
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::MapInfo,
     programs::{Program, ProgramError, SchedClassifier},
+    util::nr_cpus,
 };
 use aya_obj::Object as Parsed;
-use canal_common::{names, settings::Settings};
+use canal_common::{names, policy::MAX_RULES, settings::Settings};
 use tracing::{debug, warn};
 
 use super::pins::{PinError, Pins};
@@ -32,6 +33,8 @@ pub enum ObjectError {
     Broken(String),
     #[error("cannot load the kernel tables: {0}{hint}", hint = permission_hint(.0))]
     Load(#[source] Box<aya::EbpfError>),
+    #[error("cannot tell how many CPUs the machine may have from {0}: {1}")]
+    Cpus(&'static str, #[source] io::Error),
     #[error("the kernel refuses program {name}: {}", verifier_summary(.source))]
     Program { name: &'static str, source: Box<ProgramError> },
 }
@@ -68,6 +71,7 @@ impl Object {
         check_kernel()?;
         let mut loader = EbpfLoader::new();
         loader.override_global(names::SETTINGS, settings, true);
+        let sizes = &with_hits(sizes)?;
         for (name, size) in sizes {
             loader.map_max_entries(name, *size);
         }
@@ -99,6 +103,13 @@ impl Object {
     pub fn program(&mut self, name: &str) -> &mut SchedClassifier {
         classifier(&mut self.ebpf, name)
     }
+}
+
+/// For each CPU that the machine could have.
+fn with_hits(sizes: &Sizes) -> Result<Sizes, ObjectError> {
+    let cpus = nr_cpus().map_err(|(file, error)| ObjectError::Cpus(file, error))?;
+    let hits = u32::try_from(cpus).unwrap_or(u32::MAX).saturating_mul(MAX_RULES);
+    Ok(sizes.iter().map(|(name, size)| (*name, *size)).chain([(names::RULE_HITS, hits)]).collect())
 }
 
 /// All at the same time: the kernel verifies each on its caller's processor, which takes some tens of milliseconds.

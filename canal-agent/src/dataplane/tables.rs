@@ -6,14 +6,13 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use super::{batch, grace::Grace};
+use super::{batch, grace::Grace, hits};
 use aya::{
     Ebpf,
     maps::{
         Array, ArrayOfMaps, HashMap as BpfHashMap, IterableMap as _, LpmTrie, Map, MapData, MapError,
-        PerCpuArray, PerCpuValues, lpm_trie::Key,
+        lpm_trie::Key,
     },
-    util::nr_cpus,
 };
 use canal_common::{
     Ip4,
@@ -85,10 +84,8 @@ pub struct KernelTables {
     policy: BpfHashMap<MapData, u32, EndpointPolicy>,
     generations: Array<MapData, Generation>,
     endpoints: BpfHashMap<MapData, Ip4, Endpoint>,
-    hits: PerCpuArray<MapData, Hits>,
+    hits: Array<MapData, Hits>,
     grace: Grace,
-    /// Those that this machine could have: a per-CPU value has one for each.
-    cpus: usize,
 }
 
 impl KernelTables {
@@ -110,7 +107,6 @@ impl KernelTables {
             generations: take(ebpf, names::GENERATIONS)?,
             endpoints: take(ebpf, names::ENDPOINTS)?,
             hits: take(ebpf, names::RULE_HITS)?,
-            cpus: nr_cpus().map_err(|(_, error)| error)?,
         };
         let leftovers = tables.read_back()?;
         Ok((tables, leftovers))
@@ -236,7 +232,10 @@ impl Tables for KernelTables {
     }
 
     fn clear_hits(&mut self, decision: u32) -> Result<(), MapError> {
-        self.hits.set(decision, PerCpuValues::try_from(vec![Hits::default(); self.cpus])?, 0)
+        let indices = hits::indices(&self.hits, decision);
+        let nothing = vec![Hits::default(); indices.len()];
+        Ok(batch::update(self.hits.map().fd(), &indices, &nothing)
+            .map_err(|interrupted| interrupted.error)?)
     }
 
     fn bump_generation(&mut self, endpoint: u32) -> Result<(), MapError> {

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     api::wire::{AddEndpoint, ApiError},
+    config::Gear,
     dataplane::{
         hooks::Place,
         host,
@@ -160,7 +161,9 @@ impl Node {
         self.hooks.pin_judge(&mut self.object)?;
         self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
         uplink?;
-        self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
+        if self.config.gear == Gear::Tc {
+            self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
+        }
         Ok(())
     }
 
@@ -196,8 +199,10 @@ impl Node {
         let overlay = self.overlay().name();
         self.links = self.netlink.links()?.into_iter().map(|link| (link.name.clone(), link)).collect();
         self.locals = self.find_locals();
-        let mut wanted: BTreeSet<(Place, String)> =
-            [(Place::Overlay, overlay), (Place::Uplink, self.uplink.name.clone())].into();
+        let mut wanted = BTreeSet::from([(Place::Overlay, overlay)]);
+        if self.config.gear == Gear::Tc {
+            wanted.insert((Place::Uplink, self.uplink.name.clone()));
+        }
         let guarded: Vec<(String, u32)> =
             self.locals.guarded().map(|(interface, ifindex)| (interface.to_owned(), ifindex)).collect();
         let (hooked, bare): (Vec<_>, Vec<_>) = guarded

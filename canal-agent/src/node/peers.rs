@@ -19,6 +19,8 @@ pub struct Peers {
     mtu: u16,
     by_key: BTreeMap<String, Known>,
     invalid: BTreeMap<String, String>,
+    /// Of before the store lost its past, and not written again since.
+    remembered: BTreeMap<String, Known>,
 }
 
 #[derive(Debug, Clone)]
@@ -39,13 +41,21 @@ pub struct Own<'a> {
 impl Peers {
     /// `mtu`: largest inner packet, in bytes.
     pub fn new(prefix: EtcdPrefix, network: Ipv4Net, mtu: u16) -> Self {
-        Self { prefix, network, mtu, by_key: BTreeMap::new(), invalid: BTreeMap::new() }
+        Self {
+            prefix,
+            network,
+            mtu,
+            by_key: BTreeMap::new(),
+            invalid: BTreeMap::new(),
+            remembered: BTreeMap::new(),
+        }
     }
 
     /// Another largest inner packet, in bytes.
     pub fn set_mtu(&mut self, mtu: u16) {
         self.mtu = mtu;
-        self.by_key.values_mut().for_each(|known| known.peer.mtu = mtu);
+        let all = self.by_key.values_mut().chain(self.remembered.values_mut());
+        all.for_each(|known| known.peer.mtu = mtu);
     }
 
     /// A complete list: what is not in it is gone.
@@ -58,9 +68,33 @@ impl Peers {
         }
     }
 
+    /// A complete list of a store that has lost its past. Who is not in it may only not know yet that its lease is to be written
+    /// again: such peers are remembered until a lease comes to stand in their place, or [`forget`](Self::forget).
+    pub fn begin_again(&mut self, entries: impl Iterator<Item = (String, Vec<u8>)>) {
+        self.remembered.append(&mut self.by_key.clone());
+        self.replace_all(entries);
+    }
+
+    /// Those that are only remembered.
+    pub fn remembered(&self, own: Own<'_>) -> Vec<Ipv4Net> {
+        self.remembered.values().filter(|known| !claims(known, own)).map(|known| known.subnet).collect()
+    }
+
+    pub fn forget(&mut self) {
+        self.remembered.clear();
+    }
+
     pub fn put(&mut self, key: &str, value: &[u8]) {
         match self.read(key, value) {
             Ok(Some(known)) => {
+                let in_its_place = |old: &Known| {
+                    old.peer.ip == known.peer.ip
+                        || old.subnet.contains(&known.subnet)
+                        || known.subnet.contains(&old.subnet)
+                };
+                if !self.remembered.is_empty() {
+                    self.remembered.retain(|_, old| !in_its_place(old));
+                }
                 self.by_key.insert(key.to_owned(), known);
                 self.invalid.remove(key);
             }
@@ -72,6 +106,7 @@ impl Peers {
     }
 
     pub fn delete(&mut self, key: &str) {
+        self.remembered.remove(key);
         self.by_key.remove(key);
         self.invalid.remove(key);
     }
@@ -122,6 +157,7 @@ impl Peers {
     fn others<'a>(&'a self, own: Own<'_>) -> impl Iterator<Item = &'a Known> {
         self.by_key
             .iter()
+            .chain(&self.remembered)
             .filter(move |(key, known)| key.as_str() != own.key && !claims(known, own))
             .map(|(_, known)| known)
     }
@@ -207,6 +243,37 @@ mod tests {
         let mut peers = peers(&[(OTHER, GOOD)]);
         peers.replace_all([(OWN.to_owned(), GOOD.as_bytes().to_vec())].into_iter());
         assert!(peers.desired(own(), |_| false).is_empty());
+    }
+
+    #[test]
+    fn after_a_loss_of_data_peers_stay_until_somebody_writes_in_their_place() {
+        let subnets = |peers: &Peers| {
+            peers.desired(own(), |_| false).keys().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        let lease = |ip: &str| GOOD.replace("192.168.50.2", ip);
+        let key = |subnet: &str| format!("/coreos.com/network/subnets/{subnet}");
+        let before: Vec<_> = (2..=6)
+            .map(|n| (key(&format!("10.100.5{n}.0-24")), lease(&format!("192.168.50.{n}")).into_bytes()))
+            .collect();
+        let mut peers = peers(&[(OWN, GOOD)]);
+        peers.replace_all(before.clone().into_iter());
+        // One has written again already, with the same subnet; another with its address has another subnet.
+        peers.begin_again([before[0].clone(), (key("10.100.9.0-24"), before[1].1.clone())].into_iter());
+        let all = "10.100.9.0/24 10.100.52.0/24 10.100.54.0/24 10.100.55.0/24 10.100.56.0/24";
+        assert_eq!(subnets(&peers), all);
+        assert_eq!(peers.remembered(own()).len(), 3);
+        // The next list, after a compaction, says nothing about those who have not written since.
+        peers.replace_all([before[0].clone()].into_iter());
+        assert_eq!(subnets(&peers), "10.100.52.0/24 10.100.54.0/24 10.100.55.0/24 10.100.56.0/24");
+        peers.put(&before[2].0, &before[2].1);
+        peers.put(&key("10.100.55.0-25"), lease("192.168.50.9").as_bytes());
+        assert_eq!(
+            (subnets(&peers).as_str(), peers.remembered(own()).len()),
+            ("10.100.52.0/24 10.100.54.0/24 10.100.55.0/25 10.100.56.0/24", 1)
+        );
+        peers.delete(&before[2].0);
+        peers.forget();
+        assert_eq!(subnets(&peers), "10.100.52.0/24 10.100.55.0/25");
     }
 
     #[test]

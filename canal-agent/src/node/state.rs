@@ -333,6 +333,7 @@ impl Node {
             }
             Message::Tick => {
                 self.drain_events();
+                self.forget_the_lost();
                 self.masquerade_due |= self.config.ip_masq;
                 self.all_is_due = true;
                 true

@@ -8,7 +8,7 @@ use tracing::debug;
 
 use super::{Node, state::vxlan};
 use crate::{
-    api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus},
+    api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus, UplinkStatus},
     compile::PolicySet,
     model::resource::Resource,
 };
@@ -28,6 +28,12 @@ impl Node {
                 in_sync: self.store.in_sync(),
                 last_error: self.store.disconnected.values().next().cloned(),
             },
+            uplink: Some(UplinkStatus {
+                interface: self.uplink.name.clone(),
+                address: self.uplink.address,
+                mtu: self.uplink.mtu,
+                decap_gear: self.config.gear.to_string(),
+            }),
             lease: Some(LeaseStatus {
                 network: self.network.network,
                 subnet: self.lease.subnet,
@@ -54,6 +60,7 @@ impl Node {
         problems.extend(self.of_endpoints.clone());
         problems.extend(self.lease_problem.clone());
         problems.extend(self.drift.clone());
+        problems.extend(self.remembered());
         problems.extend(self.not_ready());
         problems.extend(self.initial.problems.borrow().iter().cloned());
         let unpublished = self.unpublished();

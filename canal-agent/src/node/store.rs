@@ -1,6 +1,9 @@
 //! What etcd and the lease tell the node.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use tracing::{info, warn};
 
@@ -18,6 +21,8 @@ pub(super) struct StoreState {
     pub(super) revision: i64,
     /// How often all resources were read.
     pub(super) lists: u64,
+    /// When etcd was found to have lost its past.
+    pub(super) forgot: Option<Instant>,
 }
 
 impl StoreState {
@@ -40,7 +45,7 @@ impl Node {
                 self.store.disconnected.insert(prefix, error);
                 false
             }
-            StoreEvent::Snapshot { prefix, entries, revision } => {
+            StoreEvent::Snapshot { prefix, entries, revision, forgetful } => {
                 self.store.revision = revision;
                 self.all_is_due = true;
                 match prefix {
@@ -51,7 +56,15 @@ impl Node {
                             Some((_, value)) => self.follow_config(value),
                             None => self.config_is_gone(),
                         }
-                        self.peers.replace_all(entries.into_iter());
+                        if forgetful {
+                            warn!(
+                                "etcd has lost its past; peers stay as they were until they write their leases again"
+                            );
+                            self.store.forgot = Some(Instant::now());
+                            self.peers.begin_again(entries.into_iter());
+                        } else {
+                            self.peers.replace_all(entries.into_iter());
+                        }
                     }
                     Prefix::Resources => {
                         self.store.lists += 1;
@@ -81,6 +94,30 @@ impl Node {
                 true
             }
         }
+    }
+
+    /// Whoever is alive has written its lease within a day: flanneld's node does it every 23 hours.
+    pub(super) fn forget_the_lost(&mut self) {
+        const LONGEST: Duration = Duration::from_hours(24);
+        if self.store.forgot.is_some_and(|forgot| forgot.elapsed() > LONGEST) {
+            self.store.forgot = None;
+            self.peers.forget();
+        }
+    }
+
+    /// Peers that only we remember, if there are any.
+    pub(super) fn remembered(&self) -> Option<String> {
+        let subnets = self.peers.remembered(self.own());
+        let some: Vec<String> = subnets.iter().take(10).map(ToString::to_string).collect();
+        (!subnets.is_empty()).then(|| {
+            format!(
+                "etcd has lost its past, and {} peers have not written their leases again: they are reached as before for a \
+                 day; restart flanneld on nodes that are alive ({}{})",
+                subnets.len(),
+                some.join(", "),
+                if subnets.len() > some.len() { ", …" } else { "" }
+            )
+        })
     }
 
     /// Those that need no look at the kernel.

@@ -41,8 +41,9 @@ pub enum Prefix {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreEvent {
-    /// Everything there is at `revision`. Follows a start, a compaction, or a store with another history.
-    Snapshot { prefix: Prefix, entries: Vec<Entry>, revision: i64 },
+    /// Everything there is at `revision`. Follows a start, a compaction, or a store with another history: `forgetful` says
+    /// that this one does not go on from what was told before, as after a loss of data or a backup that was put back.
+    Snapshot { prefix: Prefix, entries: Vec<Entry>, revision: i64, forgetful: bool },
     /// What changed since the last snapshot or changes, in order.
     Changes { prefix: Prefix, changes: Vec<Change>, revision: i64 },
     /// Events flow. Comes before the snapshot or changes that it makes possible.
@@ -65,6 +66,8 @@ enum End {
     Broken(StoreError),
     /// List again.
     Gone(&'static str),
+    /// The same, and what was known is not this store's past.
+    Forgotten(&'static str),
     Stop,
 }
 
@@ -107,6 +110,12 @@ pub struct Mirror {
     keys: Keys,
     events: mpsc::Sender<StoreEvent>,
     position: Option<Position>,
+    /// Where we were before the list that is to come.
+    left: Option<Position>,
+    /// That list is of another history.
+    forgotten: bool,
+    /// A list that somebody made already, to begin with.
+    listed: Option<Listing>,
     said: Said,
 }
 
@@ -122,7 +131,23 @@ impl Mirror {
     }
 
     pub(super) fn of(store: Store, prefix: Prefix, keys: Keys, events: mpsc::Sender<StoreEvent>) -> Self {
-        Self { store, prefix, keys, events, position: None, said: Said::Nothing }
+        Self {
+            store,
+            prefix,
+            keys,
+            events,
+            position: None,
+            left: None,
+            forgotten: false,
+            listed: None,
+            said: Said::Nothing,
+        }
+    }
+
+    /// Begins with this list of its keys, and watches from the revision behind it, instead of listing them once more.
+    #[must_use]
+    pub fn beginning_with(self, listed: Option<Listing>) -> Self {
+        Self { listed, ..self }
     }
 
     /// Runs until cancelled, or until nobody listens.
@@ -134,11 +159,13 @@ impl Mirror {
         let mut backoff = Backoff::default();
         loop {
             let began = Instant::now();
-            let error = match self.session().await {
+            let end = self.session().await;
+            self.forgotten |= matches!(end, End::Forgotten(_));
+            let error = match end {
                 End::Stop => return,
-                End::Gone(reason) => {
+                End::Gone(reason) | End::Forgotten(reason) => {
                     info!(keys = self.keys.name(), reason, "listing the keys again");
-                    self.position = None;
+                    self.left = self.position.take().or(self.left.take());
                     None
                 }
                 End::Broken(error) => Some(error),
@@ -168,7 +195,10 @@ impl Mirror {
             self.check_history(position).await?;
             (position.revision + 1, position.cluster_id)
         } else {
-            let listing = self.store.list_keys(&self.keys).await?;
+            let listing = match self.listed.take() {
+                Some(listing) => listing,
+                None => self.store.list_keys(&self.keys).await?,
+            };
             let at = (listing.revision + 1, listing.cluster_id);
             self.say(Said::Connected).await?;
             self.snapshot(listing).await?;
@@ -184,7 +214,7 @@ impl Mirror {
                 }
             };
             if answer.header().is_some_and(|header| header.cluster_id() != cluster_id) {
-                return Err(End::Gone("another etcd cluster answers"));
+                return Err(End::Forgotten("another etcd cluster answers"));
             }
             if answer.canceled() {
                 // The creation itself was refused, for instance for want of permission.
@@ -208,10 +238,10 @@ impl Mirror {
         };
         let (entry, cluster_id) = self.store.get_at(key, *revision).await?;
         if cluster_id != position.cluster_id {
-            return Err(End::Gone("another etcd cluster answers"));
+            return Err(End::Forgotten("another etcd cluster answers"));
         }
         if entry.is_none_or(|entry| entry.mod_revision != *revision) {
-            return Err(End::Gone("the store has another history"));
+            return Err(End::Forgotten("the store has another history"));
         }
         Ok(())
     }
@@ -254,7 +284,10 @@ impl Mirror {
             anchor: newest.map(|entry| (entry.key.clone(), entry.mod_revision)),
         });
         let (prefix, revision) = (self.prefix, listing.revision);
-        self.send(StoreEvent::Snapshot { prefix, entries: listing.entries, revision }).await
+        let goes_on = |left: &Position| left.cluster_id == listing.cluster_id && left.revision <= revision;
+        let forgetful = self.forgotten || self.left.as_ref().is_some_and(|left| !goes_on(left));
+        (self.left, self.forgotten) = (None, false);
+        self.send(StoreEvent::Snapshot { prefix, entries: listing.entries, revision, forgetful }).await
     }
 
     async fn changes(&mut self, answer: &WatchResponse) -> Result<(), Stop> {

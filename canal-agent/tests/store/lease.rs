@@ -311,6 +311,18 @@ async fn the_previous_subnet_of_the_file_is_preferred_when_it_is_free() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_older_than_anothers_lease_gives_nobody_the_same_subnet() {
+    let etcd = Etcd::start().await;
+    let store: Store = etcd.store().await;
+    let previous = "10.100.200.0/24".parse().ok();
+    let listing = store.list(&store.options().prefix.all()).await.unwrap();
+    let mut first = LeaseManager::new(store.clone(), wide(), previous);
+    assert_eq!(Some(first.acquire_by(node(1), Some(&listing)).await.unwrap().subnet), previous);
+    let mut second = LeaseManager::new(store, wide(), previous);
+    assert_ne!(Some(second.acquire_by(node(2), Some(&listing)).await.unwrap().subnet), previous);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lease_that_does_not_fit_a_changed_network_is_replaced_in_one_step() {
     let etcd = Etcd::start().await;
     let mut admin = etcd.admin().await;

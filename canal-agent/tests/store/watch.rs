@@ -1,6 +1,6 @@
 use std::time::Instant;
 
-use canal_agent::store::{Change, Mirror, Prefix, RESOURCES, Store, StoreEvent};
+use canal_agent::store::{Change, Listing, Mirror, Prefix, RESOURCES, Store, StoreEvent};
 use etcd_client::{Client, Txn, TxnOp};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -17,9 +17,14 @@ struct Following {
 
 impl Following {
     fn start(store: Store) -> Self {
+        Self::start_with(store, None)
+    }
+
+    fn start_with(store: Store, listed: Option<Listing>) -> Self {
         let (sender, events) = mpsc::channel(64);
         let cancel = CancellationToken::new();
-        tokio::spawn(Mirror::new(store, Prefix::Resources, RESOURCES, sender).run(cancel.clone()));
+        let mirror = Mirror::new(store, Prefix::Resources, RESOURCES, sender).beginning_with(listed);
+        tokio::spawn(mirror.run(cancel.clone()));
         Self { events, _stop: cancel.drop_guard() }
     }
 
@@ -52,6 +57,14 @@ impl Following {
             StoreEvent::Snapshot { entries, revision, .. } => {
                 (entries.into_iter().map(|entry| name(&entry.key)).collect(), revision)
             }
+            other => panic!("want a snapshot, got {other:?}"),
+        }
+    }
+
+    /// The same, and whether it is of another history than what was told before.
+    async fn history(&mut self) -> (usize, bool) {
+        match self.next_content().await.0 {
+            StoreEvent::Snapshot { entries, forgetful, .. } => (entries.len(), forgetful),
             other => panic!("want a snapshot, got {other:?}"),
         }
     }
@@ -111,6 +124,20 @@ async fn a_mirror_lists_everything_in_pages_and_then_follows() {
     put(&mut admin, "tiers/a").await;
     delete(&mut admin, "tiers/b").await;
     assert_eq!(following.changes(3).await, ["+tiers/b", "+tiers/a", "-tiers/b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_is_given_a_list_goes_on_behind_it() {
+    let etcd = Etcd::start().await;
+    let (mut admin, store) = (etcd.admin().await, etcd.store().await);
+    put(&mut admin, "tiers/a").await;
+    let listed = store.list(RESOURCES).await.unwrap();
+    put(&mut admin, "tiers/b").await;
+    delete(&mut admin, "tiers/a").await;
+    let revision = listed.revision;
+    let mut following = Following::start_with(store, Some(listed));
+    assert_eq!(following.snapshot().await, (vec!["tiers/a".to_owned()], revision));
+    assert_eq!(following.changes(2).await, ["+tiers/b", "-tiers/a"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +217,7 @@ async fn a_wiped_etcd_is_noticed_also_when_its_revision_has_caught_up() {
         }
         let proxy = Proxy::to(etcd.port()).await;
         let mut following = Following::start(Store::connect(&options(&proxy.endpoint())).await.unwrap());
-        assert_eq!(following.snapshot().await.0.len(), keys_before);
+        assert_eq!(following.history().await, (keys_before, false), "the first list has no past");
         proxy.cut();
         etcd.wipe();
         etcd.restart();
@@ -254,4 +281,35 @@ async fn when_one_way_to_etcd_breaks_another_is_taken() {
     following.disconnected().await;
     put(&mut admin, "tiers/b").await;
     assert_eq!(following.changes(1).await, ["+tiers/b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_says_whether_it_goes_on_from_what_was_known() {
+    let mut etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    for i in 0..20 {
+        put(&mut admin, &format!("tiers/a{i:02}")).await;
+    }
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut following = Following::start(Store::connect(&options(&proxy.endpoint())).await.unwrap());
+    assert_eq!(following.history().await, (20, false));
+    proxy.cut();
+    put(&mut admin, "tiers/b").await;
+    let revision = admin.get("x", None).await.unwrap().header().unwrap().revision();
+    admin.compact(revision, None).await.unwrap();
+    proxy.mend();
+    assert_eq!(following.history().await, (21, false), "compacted");
+    // Wiped: shorter than what was followed, then longer.
+    for writes in [1, 60] {
+        proxy.cut();
+        etcd.wipe();
+        etcd.restart();
+        etcd.ready().await;
+        let mut admin = etcd.admin().await;
+        for i in 0..writes {
+            put(&mut admin, &format!("tiers/of-{writes}-{i:02}")).await;
+        }
+        proxy.mend();
+        assert_eq!(following.history().await, (writes, true), "wiped");
+    }
 }

@@ -9,7 +9,7 @@ use canal_common::{
 };
 
 use crate::{
-    maps::{NETS, PEERS, POLICY, ROWS, RULE_HITS, SETS, setting},
+    maps::{NETS, PEERS, POLICY, ROWS, SETS, hits_of, setting},
     step::leg,
 };
 
@@ -37,8 +37,8 @@ extern "C" fn answer(question: *const Question) -> u32 {
     // SAFETY: the verifier knows the pointer as readable memory of this size, or null.
     let Some(question) = (unsafe { question.as_ref() }) else { return 0 };
     let verdict = look_up(question).unwrap_or(Verdict::new(Verdict::DENY, 0));
-    if let Some(hits) = RULE_HITS.get_ptr_mut(verdict.id()) {
-        // SAFETY: a per-CPU element.
+    if let Some(hits) = hits_of(verdict.id()) {
+        // SAFETY: this CPU's own.
         unsafe { (*hits).flows += 1 };
     }
     if question.direction == Question::EGRESS

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bpf_tests::{
-    load::{self, Receiver},
+    load::{self, Congestion, Receiver},
     topology::{RunStatistics, Topology},
 };
 
@@ -43,7 +43,7 @@ pub(super) fn cost(topology: &Topology, duration: Duration) -> Result<Vec<HookCo
         Ok(())
     };
     under("udp_64", &|| load::datagrams(path, 64, Receiver::Polls, duration).map(drop))?;
-    under("tcp_bulk", &|| load::bulk(path, 1, duration).map(drop))?;
+    under("tcp_bulk", &|| load::bulk(path, 1, Congestion::Default, duration).map(drop))?;
     under("crr", &|| load::connections(path, duration).map(drop))?;
     Ok(costs)
 }

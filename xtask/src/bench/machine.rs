@@ -23,6 +23,7 @@ pub(super) fn describe(root: &Path) -> Value {
         "cpu": model.map(|(_, name)| name.trim()),
         "cpus": std::thread::available_parallelism().map(usize::from).ok(),
         "memory_kib": memory.and_then(|kib| kib.parse::<u64>().ok()),
+        "congestion_control": file("/proc/sys/net/ipv4/tcp_congestion_control").trim(),
         "kernel": file("/proc/sys/kernel/osrelease").trim(),
         "canal": commit.ok().map(|commit| commit.trim().to_owned()),
     })

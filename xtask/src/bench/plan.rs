@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use bpf_tests::topology::{Build, Kind};
+use bpf_tests::topology::{Build, Gear, Kind};
 
 use super::{BenchArguments, row::Row, study::Study};
 
@@ -23,7 +23,7 @@ pub(super) struct Plan {
 const MANY: u32 = 10_000;
 
 /// Without `--only`.
-const FULL: [Kind; 9] = [
+const FULL: [Kind; 10] = [
     Kind::Bare,
     Kind::Routed,
     Kind::Vxlan,
@@ -33,13 +33,14 @@ const FULL: [Kind; 9] = [
     canal(10),
     canal(1_000),
     canal(MANY),
+    Kind::Canal { rules: 10, gear: Gear::Kernel, build: Build::Own },
 ];
 
 /// With `--quick`.
 const QUICK: [Kind; 4] = [Kind::Bare, Kind::Vxlan, Kind::Felix { rules: 10 }, canal(10)];
 
 const fn canal(rules: u32) -> Kind {
-    Kind::Canal { rules, build: Build::Own }
+    Kind::Canal { rules, gear: Gear::Auto, build: Build::Own }
 }
 
 impl Plan {
@@ -68,7 +69,9 @@ impl Plan {
         }
         if arguments.against.is_some() {
             let others = topologies.iter().filter_map(|kind| match kind {
-                Kind::Canal { rules, .. } => Some(Kind::Canal { rules: *rules, build: Build::Other }),
+                Kind::Canal { rules, gear, .. } => {
+                    Some(Kind::Canal { rules: *rules, gear: *gear, build: Build::Other })
+                }
                 _ => None,
             });
             topologies.extend(others.collect::<Vec<_>>());
@@ -77,7 +80,7 @@ impl Plan {
             rows.extend(Row::ALL);
         }
         let (rounds, duration) =
-            if quick { (3, Duration::from_millis(400)) } else { (7, Duration::from_millis(1500)) };
+            if quick { (3, Duration::from_millis(300)) } else { (7, Duration::from_millis(1500)) };
         let rounds = arguments.rounds.unwrap_or(rounds);
         ensure!(rounds > 0, "--rounds must be at least 1");
         let is_full = !quick && arguments.only.is_empty() && arguments.against.is_none();
@@ -87,6 +90,10 @@ impl Plan {
     /// Rules can matter to new flows only. That they do not matter to others is shown with the most of them.
     pub(super) fn takes(&self, row: Row, kind: Kind) -> bool {
         let always = match kind {
+            // The way out is the same.
+            Kind::Canal { gear: Gear::Kernel, .. } => {
+                matches!(row, Row::TcpBulk | Row::TcpBulkMtu | Row::Udp64Path | Row::Rtt | Row::Receive)
+            }
             Kind::Felix { rules } => rules <= 10,
             Kind::Canal { rules, .. } => rules <= 10 || rules == MANY,
             _ => true,
@@ -119,7 +126,7 @@ mod tests {
     #[test]
     fn only_names_rows_and_topologies_and_what_is_not_named_stays_whole() {
         let plan = Plan::new(&arguments(&["udp_64", "C(1000)"])).unwrap();
-        assert_eq!(plan.topologies, [Kind::Canal { rules: 1000, build: Build::Own }]);
+        assert_eq!(plan.topologies, [canal(1000)]);
         assert_eq!(plan.rows.iter().map(|row| row.name()).collect::<Vec<_>>(), ["udp_64"]);
         assert_eq!(plan.studies, []);
         assert_eq!(Plan::new(&arguments(&["rtt"])).unwrap().topologies, QUICK);

@@ -1,8 +1,10 @@
 //! Owns: how a run is shown in a terminal.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use bpf_tests::topology::{Kind, Topology};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use super::{
     Plan,
@@ -24,8 +26,8 @@ pub(super) struct Report<'a> {
 }
 
 /// What everything is compared with, where it was measured; the names are those of the members in JSON, too.
-pub(super) const BASES: [(&str, Kind); 3] =
-    [("K10", Kind::Felix { rules: 10 }), ("K0", Kind::Vxlan), ("L", Kind::Bare)];
+pub(super) const BASES: [(&str, Kind); 4] =
+    [("K10", Kind::Felix { rules: 10 }), ("K0", Kind::Vxlan), ("D", Kind::Routed), ("L", Kind::Bare)];
 /// Above this the machine was busy with something else.
 const DISTURBED: f64 = 0.05;
 /// Percent of the datagrams.
@@ -53,33 +55,33 @@ impl Report<'_> {
     }
 
     fn table(&self) -> Table {
-        let mut table = table(&["", "topology", "median", "min – max", "", "to K(10)", "to K0", "to L"]);
+        let bases = BASES.map(|(_, kind)| format!("to {kind}"));
+        let headers = ["", "topology", "median", "min – max", ""].map(str::to_owned);
+        let mut table = table(headers.into_iter().chain(bases));
         for figure in self.figures.names().into_iter().filter(|figure| figure.compares()) {
             let mut title = figure.sentence();
             for kind in &self.plan.topologies {
                 let Some(summary) = self.figures.summary(figure, *kind) else { continue };
-                let [to_k10, to_k0, to_l] = BASES.map(|(_, base)| {
+                let ratios = BASES.map(|(_, base)| {
                     self.figures
                         .ratio(figure, *kind, base)
                         .map_or(String::new(), |ratio| format!("{ratio:.2}"))
                 });
-                table.add_row([
+                let cells = [
                     std::mem::take(&mut title).to_owned(),
                     kind.to_string(),
                     number(summary.median),
                     format!("{} – {}", number(summary.min), number(summary.max)),
                     figure.unit().to_owned(),
-                    to_k10,
-                    to_k0,
-                    to_l,
-                ]);
+                ];
+                table.add_row(cells.into_iter().chain(ratios));
             }
         }
         table
     }
 
     fn hook_table(&self) -> Table {
-        let mut table = table(&["traffic", "node and hook", "ns a run", "runs"]);
+        let mut table = table(["traffic", "node and hook", "ns a run", "runs"]);
         for HookCost { topology, traffic, hook, runs, ns } in self.hooks {
             table.add_row([
                 format!("{traffic} on {topology}"),
@@ -92,7 +94,7 @@ impl Report<'_> {
     }
 
     fn study_table(&self) -> Table {
-        let mut table = table(&["study", "", "median", "min – max", "", "target"]);
+        let mut table = table(["study", "", "median", "min – max", "", "target"]);
         let mut last = None;
         for finding in self.findings {
             let Finding { study, what, unit, summary, target } = finding;
@@ -125,11 +127,7 @@ impl Report<'_> {
                 }
             }
         }
-        for topology in self.topologies {
-            let on: Vec<_> =
-                topology.offloads()?.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
-            notes.push(format!("{:<6} offloads on: {}", topology.kind(), on.join(" ")));
-        }
+        notes.extend(self.offloads()?);
         if self.others > DISTURBED {
             notes.push(format!(
                 "Other processes took {:.0} % of one processor meanwhile: trust the ratios, not the figures.",
@@ -138,10 +136,23 @@ impl Report<'_> {
         }
         Ok(notes)
     }
+
+    /// One line for all topologies whose devices have the same offloads on.
+    fn offloads(&self) -> Result<Vec<String>> {
+        let mut alike: BTreeMap<Vec<String>, Vec<String>> = BTreeMap::new();
+        for topology in self.topologies {
+            let on = topology.offloads()?.into_iter().filter(|(_, on)| *on).map(|(name, _)| name);
+            alike.entry(on.collect()).or_default().push(topology.kind().to_string());
+        }
+        let line = |(on, kinds): (Vec<String>, Vec<String>)| {
+            format!("offloads on, {}: {}", kinds.join(" "), on.join(" "))
+        };
+        Ok(alike.into_iter().map(line).collect())
+    }
 }
 
 fn outcome_table(outcomes: &[Outcome]) -> Table {
-    let mut table = table(&["target", "", "measured", "wanted", ""]);
+    let mut table = table(["target", "", "measured", "wanted", ""]);
     for outcome in outcomes {
         let Outcome { target, ratio } = outcome;
         table.add_row([
@@ -161,9 +172,9 @@ pub(super) fn limit(limit: Limit) -> String {
     format!("{sign} {}", number(value))
 }
 
-fn table(headers: &[&str]) -> Table {
+fn table(headers: impl IntoIterator<Item: Into<Cell>>) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(headers);
+    table.load_style(presets::NOTHING).set_header(headers.into_iter().map(Into::into).collect::<Vec<Cell>>());
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }

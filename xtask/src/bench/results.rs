@@ -93,15 +93,17 @@ impl Report<'_> {
         let _ = write!(
             text,
             "\n## {sentence}\n\n![{sentence}]({plot})\n\n\
-             | topology | {} | min – max | to K(10) | to K0 | to L |\n|---|--:|--:|--:|--:|--:|\n",
-            figure.unit()
+             | topology | {} | min – max |{} |\n|---|--:|--:|{}\n",
+            figure.unit(),
+            BASES.map(|(_, kind)| format!(" to {kind}")).join(" |"),
+            "--:|".repeat(BASES.len()),
         );
         for kind in &self.plan.topologies {
             let Some(summary) = self.figures.summary(figure, *kind) else { continue };
             let [median, min, max] = [summary.median, summary.min, summary.max].map(number);
             let ratios = BASES.map(|(_, base)| self.figures.ratio(figure, *kind, base));
-            let [k10, k0, l] = ratios.map(|ratio| ratio.map_or(String::new(), number));
-            let _ = writeln!(text, "| {kind} | {median} | {min} – {max} | {k10} | {k0} | {l} |");
+            let ratios = ratios.map(|ratio| ratio.map_or(String::new(), number)).join(" | ");
+            let _ = writeln!(text, "| {kind} | {median} | {min} – {max} | {ratios} |");
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bpf_tests::{
-    load::{self, Bulk, Datagrams, Receiver},
+    load::{self, Bulk, Congestion, Datagrams, Receiver},
     topology::{Topology, WireCount},
 };
 
@@ -14,6 +14,8 @@ use super::{figures::percent, machine::Busy};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Row {
     TcpBulk,
+    /// Without pacing.
+    TcpBulkCubic,
     TcpBulk4,
     /// Over a wire that carries frames of MTU size only.
     TcpBulkMtu,
@@ -33,6 +35,8 @@ pub(super) enum Row {
 pub(super) enum Figure {
     TcpBulk,
     TcpBulkCpu,
+    TcpBulkCubic,
+    TcpBulkCubicCpu,
     TcpBulk4,
     TcpBulkMtu,
     Udp64,
@@ -62,6 +66,8 @@ impl Figure {
         match self {
             Self::TcpBulk => ("tcp_bulk", "TCP bulk, 1 stream", "Gb/s"),
             Self::TcpBulkCpu => ("tcp_bulk_cpu", "TCP bulk, processor time", "s/GB"),
+            Self::TcpBulkCubic => ("tcp_bulk_cubic", "TCP bulk, 1 stream, not paced", "Gb/s"),
+            Self::TcpBulkCubicCpu => ("tcp_bulk_cubic_cpu", "TCP bulk, not paced, processor time", "s/GB"),
             Self::TcpBulk4 => ("tcp_bulk_4", "TCP bulk, 4 streams", "Gb/s"),
             Self::TcpBulkMtu => ("tcp_bulk_mtu", "TCP bulk, 1 stream, MTU-sized wire", "Gb/s"),
             Self::Udp64 => ("udp_64", "UDP 64 B, received", "kpps"),
@@ -111,8 +117,9 @@ const WIRE_FRAME: u64 = 1514;
 const FLOWS: u64 = 100_000;
 
 impl Row {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::TcpBulk,
+        Self::TcpBulkCubic,
         Self::TcpBulk4,
         Self::TcpBulkMtu,
         Self::Udp64,
@@ -127,6 +134,7 @@ impl Row {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::TcpBulk => "tcp_bulk",
+            Self::TcpBulkCubic => "tcp_bulk_cubic",
             Self::TcpBulk4 => "tcp_bulk_4",
             Self::TcpBulkMtu => "tcp_bulk_mtu",
             Self::Udp64 => "udp_64",
@@ -143,16 +151,21 @@ impl Row {
         let path = topology.path();
         Ok(match self {
             Self::TcpBulk => {
-                let busy = Busy::start()?;
-                let bulk = bulk(topology, 1, duration)?;
-                let cpu = busy.seconds_per(gigabytes(bulk.bytes), bulk.elapsed)?;
-                vec![(Figure::TcpBulk, bulk.gigabits_per_second()), (Figure::TcpBulkCpu, cpu)]
+                let figures = [Figure::TcpBulk, Figure::TcpBulkCpu];
+                bulk_and_cpu(topology, Congestion::Default, duration, figures)?
             }
-            Self::TcpBulk4 => vec![(Figure::TcpBulk4, bulk(topology, 4, duration)?.gigabits_per_second())],
+            Self::TcpBulkCubic => {
+                let figures = [Figure::TcpBulkCubic, Figure::TcpBulkCubicCpu];
+                bulk_and_cpu(topology, Congestion::Cubic, duration, figures)?
+            }
+            Self::TcpBulk4 => {
+                let bulk = bulk(topology, 4, Congestion::Default, duration)?;
+                vec![(Figure::TcpBulk4, bulk.gigabits_per_second())]
+            }
             Self::TcpBulkMtu => {
                 let _narrow = topology.narrow()?;
                 let before = topology.wire_count()?;
-                let bulk = bulk(topology, 1, duration)?;
+                let bulk = bulk(topology, 1, Congestion::Default, duration)?;
                 let wire = topology.wire_count()?.since(before);
                 let mean = wire.bytes / wire.packets.max(1);
                 ensure!(mean <= WIRE_FRAME, "the wire carried frames of {mean} bytes in the mean");
@@ -199,9 +212,22 @@ impl Row {
     }
 }
 
-fn bulk(topology: &Topology, streams: usize, duration: Duration) -> Result<Bulk> {
+/// One stream, and the processor time that it took.
+fn bulk_and_cpu(
+    topology: &Topology,
+    congestion: Congestion,
+    duration: Duration,
+    [rate, cpu]: [Figure; 2],
+) -> Result<Vec<Reading>> {
+    let busy = Busy::start()?;
+    let bulk = bulk(topology, 1, congestion, duration)?;
+    let seconds = busy.seconds_per(gigabytes(bulk.bytes), bulk.elapsed)?;
+    Ok(vec![(rate, bulk.gigabits_per_second()), (cpu, seconds)])
+}
+
+fn bulk(topology: &Topology, streams: usize, congestion: Congestion, duration: Duration) -> Result<Bulk> {
     let before = topology.wire_count()?;
-    let bulk = load::bulk(topology.path(), streams, duration)?;
+    let bulk = load::bulk(topology.path(), streams, congestion, duration)?;
     let wire = topology.wire_count()?.since(before);
     ensure!(wire.bytes >= bulk.bytes, "{} bytes arrived, but the wire carried {}", bulk.bytes, wire.bytes);
     Ok(bulk)

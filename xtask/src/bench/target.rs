@@ -1,6 +1,6 @@
 //! Owns: what a run is to show, as ratios of two topologies in one figure.
 
-use bpf_tests::topology::{Build, Kind};
+use bpf_tests::topology::{Build, Gear, Kind};
 
 use super::{figures::Figures, row::Figure};
 
@@ -52,16 +52,18 @@ const fn k(rules: u32) -> Kind {
 }
 
 const fn c(rules: u32) -> Kind {
-    Kind::Canal { rules, build: Build::Own }
+    Kind::Canal { rules, gear: Gear::Auto, build: Build::Own }
 }
 
 const fn least(figure: Figure, of: Kind, to: Kind, limit: f64) -> Target {
     Target { figure, of, to, limit: Limit::AtLeast(limit) }
 }
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 14] = [
     least(Figure::TcpBulk, c(10), k(10), 1.9),
     least(Figure::TcpBulk, c(10), L, 0.9),
+    least(Figure::TcpBulkCubic, c(10), k(10), 1.9),
+    least(Figure::TcpBulkCubic, c(10), L, 0.9),
     least(Figure::TcpBulkMtu, c(10), K0, 1.2),
     least(Figure::Udp64, c(10), k(10), 4.0),
     least(Figure::Udp64, c(10), L, 0.75),
@@ -76,8 +78,9 @@ const TARGETS: [Target; 12] = [
 
 /// What many rules may cost, on any row.
 const OF_MANY: f64 = 0.95;
-const COMPARED_BY_RULES: [Figure; 8] = [
+const COMPARED_BY_RULES: [Figure; 9] = [
     Figure::TcpBulk,
+    Figure::TcpBulkCubic,
     Figure::TcpBulk4,
     Figure::TcpBulkMtu,
     Figure::Udp64,

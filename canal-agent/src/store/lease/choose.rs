@@ -21,12 +21,12 @@ pub(super) struct Held {
 
 impl Held {
     /// All leases among `entries`; what is not a lease is left out, and left alone.
-    pub(super) fn all(prefix: &EtcdPrefix, entries: Vec<Entry>) -> Vec<Self> {
-        let held = entries.into_iter().filter_map(|entry| match prefix.parse_subnet(&entry.key)? {
+    pub(super) fn all(prefix: &EtcdPrefix, entries: &[Entry]) -> Vec<Self> {
+        let held = entries.iter().filter_map(|entry| match prefix.parse_subnet(&entry.key)? {
             Ok(subnet) => Some(Self {
                 value: LeaseValue::parse(&entry.value).ok(),
                 subnet,
-                key: entry.key,
+                key: entry.key.clone(),
                 mod_revision: entry.mod_revision,
                 etcd_lease: entry.lease,
             }),
@@ -141,7 +141,7 @@ mod tests {
             mod_revision: 7,
             lease: *lease,
         });
-        Held::all(&prefix, entries.collect())
+        Held::all(&prefix, &entries.collect::<Vec<_>>())
     }
 
     fn pick(network: &NetworkConfig, held: &[Held], previous: Option<&str>) -> Option<String> {

@@ -3,6 +3,8 @@
 //! Promises that each write of our key is a compare-and-swap, that a restart neither leaks an etcd lease nor wakes
 //! the peers, and that a reservation stays one. Keeping what was taken is in `keep`.
 
+use std::borrow::Cow;
+
 use etcd_client::{Compare, CompareOp, PutOptions, TxnOp};
 use ipnet::Ipv4Net;
 use tracing::{debug, info};
@@ -13,8 +15,12 @@ use super::{
     guard::guards,
 };
 use crate::store::{
-    NetworkConfig, Owner, Store, StoreError, SubnetKey, client::unchanged, error::Cause,
-    lease_value::LeaseValue, publish, retry::Backoff,
+    NetworkConfig, Owner, Store, StoreError, SubnetKey,
+    client::{Listing, unchanged},
+    error::Cause,
+    lease_value::LeaseValue,
+    publish,
+    retry::Backoff,
 };
 
 /// Flannel's, for parity: dead nodes are forgotten after a day.
@@ -47,7 +53,16 @@ impl LeaseManager {
 
     /// Takes a subnet, or takes ours again; publishes `want` under it. Lost races are retried.
     pub async fn acquire(&mut self, want: Attributes) -> Result<Lease, LeaseError> {
-        let taken = self.take(&want).await;
+        self.acquire_by(want, None).await
+    }
+
+    /// The same, with the leases as they were listed a moment ago. Whoever wrote one since then makes this list them anew.
+    pub async fn acquire_by(
+        &mut self,
+        want: Attributes,
+        listing: Option<&Listing>,
+    ) -> Result<Lease, LeaseError> {
+        let taken = self.take(&want, listing).await;
         if let Some((unused, _)) = self.spare.take() {
             self.drop_unused(unused).await;
         }
@@ -74,7 +89,7 @@ impl LeaseManager {
     /// Gives back what an agent that is gone held; a line for each key.
     pub async fn release_all(store: &Store, owner: Owner<'_>) -> Result<Vec<String>, StoreError> {
         let prefix = &store.options().prefix;
-        let held = Held::all(prefix, store.list(&prefix.subnets()).await?.entries);
+        let held = Held::all(prefix, &store.list(&prefix.subnets()).await?.entries);
         let ours = |held: &&Held| held.value.as_ref().is_some_and(|value| value.belongs_to(owner));
         let mut done = Vec::new();
         for held in held.iter().filter(ours) {
@@ -93,12 +108,15 @@ impl LeaseManager {
         Ok(done)
     }
 
-    async fn take(&mut self, want: &Attributes) -> Result<Lease, LeaseError> {
+    async fn take(&mut self, want: &Attributes, mut known: Option<&Listing>) -> Result<Lease, LeaseError> {
         let mut backoff = Backoff::short();
         let prefix = self.store.options().prefix.clone();
         loop {
-            let listing = self.store.list(&prefix.subnets()).await?;
-            let held = Held::all(&prefix, listing.entries);
+            let listing = match known.take() {
+                Some(listing) => Cow::Borrowed(listing),
+                None => Cow::Owned(self.store.list(&prefix.subnets()).await?),
+            };
+            let held = Held::all(&prefix, &listing.entries);
             let request = Request { network: &self.network, owner: want.owner(), previous: self.previous };
             let choice = choose(request, &held, &mut rand::rng());
             let taken = match choice {
