@@ -10,9 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bpf_tests::{
-    Connect, Host, LiveConnection, Node, Pinger, Pod, World, policy,
-    probe::{self, PingStats},
-    until,
+    Connect, Host, LiveConnection, Node, Pinger, Pod, World, load, policy, probe::PingStats, until,
     world::AGENT_READY,
 };
 use ipnet::Ipv4Net;
@@ -25,7 +23,6 @@ use super::{
 
 /// Where `db` serves, as PostgreSQL would.
 const PORT: u16 = 5432;
-const BULK_PORT: u16 = 9000;
 const BULK: Duration = Duration::from_secs(2);
 /// Far below what any machine does, and above what a path without segmentation offload in a debug build would.
 const BULK_LEAST: f64 = 0.5;
@@ -170,7 +167,7 @@ fn packets(screen: &mut Screen, world: &World, cast: &Cast) {
     });
     for (what, to) in [("TCP bulk to another node", db), ("TCP bulk on the same node", shop)] {
         screen.step(what, &format!("one stream, above {BULK_LEAST} Gb/s"), || {
-            let rate = probe::tcp_bulk(web, to, BULK_PORT, BULK)?.gigabits_per_second();
+            let rate = load::bulk(load::Path { from: web, to }, 1, BULK)?.gigabits_per_second();
             Ok(Seen::that(rate > BULK_LEAST, format!("{rate:.1} Gb/s")))
         });
     }
