@@ -4,6 +4,7 @@
 use std::{fs, process, time::Duration};
 
 use super::*;
+use crate::load::Congestion;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -24,8 +25,8 @@ fn pods_of_two_flannel_nodes_talk_and_the_probes_see_it() {
     let server = b.serve_tcp(8080).unwrap();
     assert_eq!(a.connect(b.ip(), 8080), Connect::Ok);
     assert_eq!(a.connect(b.ip(), 8081), Connect::Refused);
-    assert!(probe::tcp_bulk(&a, &b, 9000, Duration::from_millis(300)).unwrap().bytes > 1_000_000);
-    assert!(probe::iperf3(&a, &b, Duration::from_secs(1), &[]).unwrap().bytes > 1_000_000);
+    let path = load::Path { from: &a, to: &b };
+    assert!(load::bulk(path, 1, Congestion::Default, Duration::from_millis(300)).unwrap().bytes > 1_000_000);
     let _udp = b.serve_udp(5353).unwrap();
     assert_eq!(a.udp_echoes(b.ip(), 5353, 5).unwrap(), 5);
 
@@ -119,12 +120,14 @@ fn a_bare_pair_carries_every_measurement() {
     let (left, right) = pair::bare_pair(world.prefix()).unwrap();
     assert!(left.pings(right.ip()));
     let short = Duration::from_millis(300);
-    let rate = probe::udp_rate(&left, &right, 7000, 64, short).unwrap();
+    let path = load::Path { from: &left, to: &right };
+    let rate = load::datagrams(path, 64, load::Receiver::Polls, short).unwrap();
     assert!(rate.received > 1000 && rate.received <= rate.sent, "{rate:?}");
-    let latency = probe::round_trips(&left, &right, 7001, short).unwrap();
-    assert!(latency.count > 100 && latency.p50_us <= latency.p99_us, "{latency:?}");
-    assert!(probe::connections_per_second(&left, &right, 7002, short).unwrap() > 100.0);
-    assert!(probe::tcp_bulk(&left, &right, 7003, short).unwrap().gigabits_per_second() > 0.1);
+    let trips = load::round_trips(path, short).unwrap();
+    let (p50, p99) = (trips.quantile_us(500), trips.quantile_us(990));
+    assert!(trips.count() > 100 && p50 <= p99, "{p50} {p99}");
+    assert!(load::connections(path, short).unwrap().per_second() > 100.0);
+    assert!(load::bulk(path, 1, Congestion::Default, short).unwrap().gigabits_per_second() > 0.1);
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! Questions to the network, asked from inside a namespace.
 
-mod bulk;
 mod frame;
 mod live;
 mod ping;
-mod rate;
 mod tcp;
 mod udp;
 
@@ -15,11 +13,9 @@ use std::{
 
 use anyhow::Result;
 
-pub use bulk::{Throughput, iperf3, tcp_bulk};
 pub use frame::Tap;
 pub use live::LiveConnection;
 pub use ping::{PingStats, Pinger};
-pub use rate::{Latency, PacketRate, connections_per_second, round_trips, udp_rate};
 pub use tcp::{Connect, EchoServer};
 pub use udp::UdpEcho;
 

@@ -1,6 +1,10 @@
 //! A Canal node and nodes programmed by hand exactly as flanneld programs them.
 
-use bpf_tests::{Capture, FlannelNode, Host, Netns, World, policy, probe};
+use bpf_tests::{
+    Capture, FlannelNode, Host, Netns, World,
+    load::{self, Congestion, Path},
+    policy,
+};
 
 use crate::{BULK, soon};
 
@@ -66,8 +70,14 @@ fn bulk_crosses_whole_in_both_directions() {
         assert!(soon(|| a.pings(b.ip())));
         let mut wire =
             Capture::start(world.node(1).netns(), "up0", "udp dst port 8472", world.folder()).unwrap();
-        assert!(probe::tcp_bulk(&a, &b, 9000, BULK).unwrap().bytes > 1 << 20, "out");
-        assert!(probe::tcp_bulk(&b, &a, 9001, BULK).unwrap().bytes > 1 << 20, "in");
+        assert!(
+            load::bulk(Path { from: &a, to: &b }, 1, Congestion::Default, BULK).unwrap().bytes > 1 << 20,
+            "out"
+        );
+        assert!(
+            load::bulk(Path { from: &b, to: &a }, 1, Congestion::Default, BULK).unwrap().bytes > 1 << 20,
+            "in"
+        );
         wire.stop().unwrap();
         for from in [1, number] {
             let longest = wire.lengths(&format!("src host 192.168.50.{from}")).unwrap().into_iter().max();
@@ -93,7 +103,10 @@ fn hosts_reach_the_other_sides_pods_and_fragments_cross_both_ways() {
         let _server = a.serve_tcp(8080).unwrap();
         let _there = b.serve_tcp(8080).unwrap();
         assert!(canal.reaches(b.ip(), 8080) && node.reaches(a.ip(), 8080));
-        assert!(probe::tcp_bulk(canal, &b, 9002, BULK / 2).unwrap().bytes > 1 << 20);
+        assert!(
+            load::bulk(Path { from: canal, to: &b }, 1, Congestion::Default, BULK / 2).unwrap().bytes
+                > 1 << 20
+        );
         for size in [1400, 4000, 20_000] {
             for (what, from, to) in [
                 ("pod out", a.netns(), b.ip()),

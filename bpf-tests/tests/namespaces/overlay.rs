@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use bpf_tests::{Capture, Host, World, policy, probe, probe::Connect, probe::Pinger};
+use bpf_tests::{
+    Capture, Host, World,
+    load::{self, Congestion, Path},
+    policy,
+    probe::{Connect, Pinger},
+};
 use serde_json::json;
 
 use crate::{BULK, SOON, soon, two_nodes};
@@ -32,7 +37,7 @@ fn pods_of_two_nodes_talk_inside_vxlan_and_large_packets_cross_whole() {
     assert!(a.reaches(b.ip(), 8080) && b.reaches(a.ip(), 8080));
     let (_ua, _ub) = (a.serve_udp(5353).unwrap(), b.serve_udp(5353).unwrap());
     assert_eq!((a.udp_echoes(b.ip(), 5353, 5).unwrap(), b.udp_echoes(a.ip(), 5353, 5).unwrap()), (5, 5));
-    assert!(probe::tcp_bulk(&a, &b, 9000, BULK).unwrap().bytes > 1 << 20);
+    assert!(load::bulk(Path { from: &a, to: &b }, 1, Congestion::Default, BULK).unwrap().bytes > 1 << 20);
     wire.stop().unwrap();
 
     for node in world.nodes() {
@@ -58,7 +63,7 @@ fn segments_that_arrive_one_by_one_are_joined_again_before_the_pod_sees_them() {
     two.cmd("ethtool -K up0 gro on").run().unwrap();
     let mut wire = Capture::start(one, "up0", TUNNEL, world.folder()).unwrap();
     let mut pod = Capture::start(b.netns(), "eth0", "tcp", world.folder()).unwrap();
-    probe::tcp_bulk(&a, &b, 9000, BULK).unwrap();
+    load::bulk(Path { from: &a, to: &b }, 1, Congestion::Default, BULK).unwrap();
     wire.stop().unwrap();
     pod.stop().unwrap();
     let sent = wire.lengths("src host 192.168.50.1").unwrap().into_iter().max().unwrap();
@@ -81,7 +86,7 @@ fn checksums_are_right_at_the_receiver_whoever_computes_them() {
         assert!(a.pings(b.ip()));
         assert!(a.reaches(b.ip(), 8080));
         assert_eq!(a.udp_echoes(b.ip(), 5353, 3).unwrap(), 3);
-        probe::tcp_bulk(&a, &b, 9000, BULK / 4).unwrap();
+        load::bulk(Path { from: &a, to: &b }, 1, Congestion::Default, BULK / 4).unwrap();
         pod.stop().unwrap();
         let lines = pod.packets_in_full("").unwrap();
         for right in ["udp sum ok", "(correct)", "ICMP echo request"] {
@@ -171,7 +176,7 @@ fn a_node_whose_kernel_takes_vxlan_off_delivers_and_judges_all_the_same() {
         programs.iter().any(|program| program["program"] == "from_wire")
     };
     assert!(!on_uplink("kernel"));
-    assert!(probe::tcp_bulk(&a, &b, 9000, BULK).unwrap().bytes > 1 << 20);
+    assert!(load::bulk(Path { from: &a, to: &b }, 1, Congestion::Default, BULK).unwrap().bytes > 1 << 20);
 
     // The programs of the way that is taken now refuse what policy refuses.
     world.etcd().put_global_policy("closed", policy::ingress(1, "app == 'b'", json!([]))).unwrap();

@@ -10,8 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bpf_tests::{
-    Connect, Host, LiveConnection, Node, Pinger, Pod, World, policy,
-    probe::{self, PingStats},
+    Connect, Host, LiveConnection, Node, Pinger, Pod, World,
+    load::{self, Congestion},
+    policy,
+    probe::PingStats,
     until,
     world::AGENT_READY,
 };
@@ -25,7 +27,6 @@ use super::{
 
 /// Where `db` serves, as PostgreSQL would.
 const PORT: u16 = 5432;
-const BULK_PORT: u16 = 9000;
 const BULK: Duration = Duration::from_secs(2);
 /// Far below what any machine does, and above what a path without segmentation offload in a debug build would.
 const BULK_LEAST: f64 = 0.5;
@@ -170,7 +171,8 @@ fn packets(screen: &mut Screen, world: &World, cast: &Cast) {
     });
     for (what, to) in [("TCP bulk to another node", db), ("TCP bulk on the same node", shop)] {
         screen.step(what, &format!("one stream, above {BULK_LEAST} Gb/s"), || {
-            let rate = probe::tcp_bulk(web, to, BULK_PORT, BULK)?.gigabits_per_second();
+            let rate =
+                load::bulk(load::Path { from: web, to }, 1, Congestion::Default, BULK)?.gigabits_per_second();
             Ok(Seen::that(rate > BULK_LEAST, format!("{rate:.1} Gb/s")))
         });
     }

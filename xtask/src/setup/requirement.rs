@@ -223,14 +223,6 @@ pub(crate) const TABLE: &[Requirement] = &[
         otherwise: "ping from iputils",
     },
     Requirement {
-        name: "iperf3",
-        why: "TCP in bulk",
-        purposes: CLUSTERS,
-        probe: Probe::Programs(&["iperf3"]),
-        remedy: Remedy::Apt(&["iperf3"]),
-        otherwise: "iperf3",
-    },
-    Requirement {
         name: "tcpdump",
         why: "what is on the wire",
         purposes: CLUSTERS,
