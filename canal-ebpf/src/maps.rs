@@ -1,7 +1,7 @@
 //! Every table. The names, keys and values are `canal-common`'s; sizes here are defaults that the agent may raise.
 
 use aya_ebpf::{
-    bindings::BPF_F_INNER_MAP,
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
     btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     helpers::bpf_get_smp_processor_id,
     macros::btf_map,
@@ -64,9 +64,9 @@ pub static NODES: Array<Node, { MAX_NODES as usize }> = Array::new();
 // What happened; written here, read by the agent.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<Counter, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
-/// By [`hits_index`]; the agent makes it as large as the machine has CPUs.
+/// By [`hits_index`]; the agent makes it as large as the machine has CPUs, and reads it as memory.
 #[btf_map]
-pub static RULE_HITS: Array<Hits, { MAX_RULES as usize }> = Array::new();
+pub static RULE_HITS: Array<Hits, { MAX_RULES as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]

@@ -1,8 +1,14 @@
 //! `RULE_HITS` and `EVENT_BUDGET`, summed over the CPUs: what became of each decision, and what was not told.
 
-use std::path::Path;
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, IterableMap as _, Map, MapData, MapError, PerCpuArray};
 use canal_common::{
     event::EventBudget,
     names,
@@ -21,7 +27,7 @@ pub struct Hits {
 }
 
 pub struct HitCounters {
-    hits: Array<MapData, policy::Hits>,
+    hits: Memory,
     budget: PerCpuArray<MapData, EventBudget>,
 }
 
@@ -29,17 +35,15 @@ impl HitCounters {
     /// From the pins.
     pub fn open(bpffs: &Path) -> Result<Self, MapError> {
         let hits = Array::try_from(Map::Array(pinned(bpffs, names::RULE_HITS)?))?;
-        Ok(Self { hits, budget: per_cpu(bpffs, names::EVENT_BUDGET)? })
+        Ok(Self { hits: Memory::of(&hits)?, budget: per_cpu(bpffs, names::EVENT_BUDGET)? })
     }
 
-    pub fn of(&self, decision: u32) -> Result<Hits, MapError> {
-        let mut sum = Hits::default();
-        for index in indices(&self.hits, decision) {
-            let policy::Hits { flows, lost, .. } = self.hits.get(&index, 0)?;
-            sum.flows = sum.flows.wrapping_add(flows);
-            sum.lost = sum.lost.wrapping_add(lost);
-        }
-        Ok(sum)
+    pub fn of(&self, decision: u32) -> Hits {
+        let each = indices(self.hits.len, decision).map(|index| self.hits.read(index));
+        each.fold(Hits::default(), |sum, one| Hits {
+            flows: sum.flows.wrapping_add(one.flows),
+            lost: sum.lost.wrapping_add(one.lost),
+        })
     }
 
     /// Events that belong to no decision and were not sent.
@@ -48,7 +52,62 @@ impl HitCounters {
     }
 }
 
-/// Where the CPUs count this decision.
-pub(super) fn indices(hits: &Array<MapData, policy::Hits>, decision: u32) -> Vec<u32> {
-    (0..hits.len() / MAX_RULES).filter_map(|cpu| hits_index(cpu, decision)).collect()
+/// Where the CPUs count this decision in a table of so many elements.
+pub(super) fn indices(len: u32, decision: u32) -> impl Iterator<Item = u32> {
+    (0..len / MAX_RULES).filter_map(move |cpu| hits_index(cpu, decision))
+}
+
+/// The table as memory of this process. Many decisions times many CPUs would be as many system calls.
+struct Memory {
+    at: NonNull<policy::Hits>,
+    /// In elements.
+    len: u32,
+}
+
+// SAFETY: whoever holds it reads it, by atomic loads.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    fn of(table: &Array<MapData, policy::Hits>) -> Result<Self, MapError> {
+        let len = table.len();
+        // SAFETY: the kernel chooses where; the result is looked at before it is used.
+        let at = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                bytes(len),
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                table.map().fd().as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        match NonNull::new(at).filter(|at| at.as_ptr() != libc::MAP_FAILED) {
+            Some(at) => Ok(Self { at: at.cast(), len }),
+            None => Err(io::Error::last_os_error().into()),
+        }
+    }
+
+    fn read(&self, index: u32) -> Hits {
+        if index >= self.len {
+            return Hits::default();
+        }
+        // SAFETY: an element of the table, which is there as long as this is, and aligned as the kernel aligns it.
+        let element = unsafe { self.at.add(index as usize).as_ptr() };
+        // SAFETY: fields of it; the kernel's writes are of whole words, too.
+        let [flows, lost] = unsafe {
+            [&raw mut (*element).flows, &raw mut (*element).lost].map(|field| AtomicU64::from_ptr(field))
+        };
+        Hits { flows: flows.load(Ordering::Relaxed), lost: lost.load(Ordering::Relaxed) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `of` with this size, and nothing borrows from it.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), bytes(self.len)) };
+    }
+}
+
+fn bytes(len: u32) -> usize {
+    len as usize * size_of::<policy::Hits>()
 }

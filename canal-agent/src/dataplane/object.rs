@@ -199,9 +199,9 @@ const POLICY_TABLES: [&str; 7] = [
     names::ROWS,
 ];
 
-/// `BPF_F_NO_PREALLOC`, `BPF_F_NO_COMMON_LRU`, `BPF_F_INNER_MAP`: flags that change behaviour and that the kernel
+/// `BPF_F_NO_PREALLOC`, `BPF_F_NO_COMMON_LRU`, `BPF_F_MMAPABLE`, `BPF_F_INNER_MAP`: flags that change behaviour and that the kernel
 /// reports as given.
-const KEPT_FLAGS: u32 = 1 | 2 | 1 << 12;
+const KEPT_FLAGS: u32 = 1 | 2 | 1 << 10 | 1 << 12;
 
 #[cfg(test)]
 mod tests {

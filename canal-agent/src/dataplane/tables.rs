@@ -232,7 +232,7 @@ impl Tables for KernelTables {
     }
 
     fn clear_hits(&mut self, decision: u32) -> Result<(), MapError> {
-        let indices = hits::indices(&self.hits, decision);
+        let indices: Vec<u32> = hits::indices(self.hits.len(), decision).collect();
         let nothing = vec![Hits::default(); indices.len()];
         Ok(batch::update(self.hits.map().fd(), &indices, &nothing)
             .map_err(|interrupted| interrupted.error)?)

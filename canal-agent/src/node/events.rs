@@ -130,7 +130,7 @@ impl Node {
             time,
         );
         if event.decision != 0 {
-            told.lost = self.hits.of(event.decision).unwrap_or_default().lost;
+            told.lost = self.hits.of(event.decision).lost;
         }
         if kind.is_logged() {
             log(&told, &self.steering.parameters().log_prefix);

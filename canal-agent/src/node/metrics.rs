@@ -86,7 +86,7 @@ impl Node {
         let by_state = |slug| self.locals.all().filter(|(_, local)| local.state.slug() == slug).count();
         let names = self.compiler.sets().into_iter().flat_map(|set| set.policies());
         let policies: BTreeSet<String> = names.filter(|name| !name.starts_with("Profile ")).collect();
-        let lost = self.policy.decisions().map(|(id, _)| self.hits.of(id).unwrap_or_default().lost);
+        let lost = self.policy.decisions().map(|(id, _)| self.hits.of(id).lost);
         render(&Readings {
             started: started.duration_since(UNIX_EPOCH).unwrap_or_default(),
             resync_state,

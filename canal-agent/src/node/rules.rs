@@ -17,12 +17,10 @@ impl Node {
         };
         let mut counted = Vec::new();
         for (id, decided) in self.policy.decisions() {
-            counted.push((decided.clone(), self.hits.of(id).map_err(failed)?));
+            counted.push((decided.clone(), self.hits.of(id)));
         }
-        let nameless = Hits {
-            flows: self.hits.of(0).map_err(failed)?.flows,
-            lost: self.hits.lost_without_decision().map_err(failed)?,
-        };
+        let nameless =
+            Hits { flows: self.hits.of(0).flows, lost: self.hits.lost_without_decision().map_err(failed)? };
         counted.push((Arc::new(Final::DENY), nameless));
         let rules = by_rule(&counted)
             .into_iter()

@@ -24,7 +24,7 @@ impl Kernel {
 
     /// How many new flows were judged so.
     pub(super) fn hits(&self, decision: u32) -> u64 {
-        self.hits.of(decision).unwrap().flows
+        self.hits.of(decision).flows
     }
 
     /// What the loaded policy says of each, by decision and by name.

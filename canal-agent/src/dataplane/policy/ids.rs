@@ -1,6 +1,10 @@
 //! Kernel ids for things that are known by their content.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    hash::Hash,
+};
 
 /// Which ids a pool hands out first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,13 +84,13 @@ impl Pool {
 #[derive(Debug, Clone)]
 pub(super) struct Ids<T> {
     pool: Pool,
-    by_content: BTreeMap<T, u32>,
+    by_content: HashMap<T, u32>,
     by_id: BTreeMap<u32, T>,
 }
 
-impl<T: Ord + Clone> Ids<T> {
+impl<T: Hash + Eq + Clone> Ids<T> {
     pub(super) fn new(pool: Pool) -> Self {
-        Self { pool, by_content: BTreeMap::new(), by_id: BTreeMap::new() }
+        Self { pool, by_content: HashMap::new(), by_id: BTreeMap::new() }
     }
 
     pub(super) fn pool(&mut self) -> &mut Pool {
@@ -97,7 +101,10 @@ impl<T: Ord + Clone> Ids<T> {
         self.pool.rests()
     }
 
-    pub(super) fn get(&self, content: &T) -> Option<u32> {
+    pub(super) fn get<Q: Hash + Eq + ?Sized>(&self, content: &Q) -> Option<u32>
+    where
+        T: Borrow<Q>,
+    {
         self.by_content.get(content).copied()
     }
 

@@ -138,8 +138,11 @@ impl Rows {
         let mut fresh = Vec::new();
         // Without room for another one its hits count for "no rule": verdicts do not depend on it.
         let tree = pages::encode(row, &mut |decided| {
-            let wanted = (!decided.is_nameless()).then(|| Arc::new(decided.clone()));
-            let (id, is_fresh) = wanted.and_then(|decided| known.ensure(&decided)).unwrap_or_default();
+            if decided.is_nameless() {
+                return 0;
+            }
+            let id = known.get(decided).map(|id| (id, false));
+            let (id, is_fresh) = id.or_else(|| known.ensure(&Arc::new(decided.clone()))).unwrap_or_default();
             if id != 0 {
                 named.insert(id);
             }
