@@ -246,6 +246,27 @@ mod tests {
     }
 
     #[test]
+    fn what_changed_between_two_lists_counts_and_keys_of_both_families_are_peers_too() {
+        let mut peers = peers(&[(OTHER, GOOD)]);
+        let changed = GOOD.replace("b6:5a", "b6:5b").replace("192.168.50.2", "192.168.50.3");
+        let dual = "/coreos.com/network/subnets/10.100.57.0-24&fd42:9:0:7::-64";
+        peers.replace_all(
+            [(OTHER.to_owned(), changed.into_bytes()), (dual.to_owned(), GOOD.as_bytes().to_vec())]
+                .into_iter(),
+        );
+        let desired = peers.desired(own(), |_| false);
+        let found: Vec<_> =
+            desired.iter().map(|(subnet, peer)| format!("{subnet} {} {}", peer.ip, peer.vtep_mac)).collect();
+        assert_eq!(
+            found,
+            [
+                "10.100.56.0/24 192.168.50.3 b6:5b:ac:9f:0c:c3",
+                "10.100.57.0/24 192.168.50.2 b6:5a:ac:9f:0c:c3"
+            ]
+        );
+    }
+
+    #[test]
     fn after_a_loss_of_data_peers_stay_until_somebody_writes_in_their_place() {
         let subnets = |peers: &Peers| {
             peers.desired(own(), |_| false).keys().map(ToString::to_string).collect::<Vec<_>>().join(" ")
