@@ -33,6 +33,21 @@ fn from_node(lab: &mut Lab, node: Ipv4Addr, src: Ipv4Addr) -> Ran {
 }
 
 #[test]
+fn nodes_that_swap_their_addresses_in_one_change_both_stay_known() {
+    let mut lab = Lab::open().unwrap();
+    lab.visit(|lab| {
+        add_pods(lab);
+        let mut nodes = Nodes::adopt(&mut lab.object.ebpf).unwrap();
+        let second = "10.244.3.0/24";
+        nodes.apply(&leases(&[(REMOTE_NET, peer(REMOTE_NODE)), (second, peer(OTHER_NODE))]));
+        nodes.apply(&leases(&[(REMOTE_NET, peer(OTHER_NODE)), (second, peer(REMOTE_NODE))]));
+        // What a node itself sends, by its own address.
+        delivered(&from_node(lab, REMOTE_NODE, REMOTE_NODE));
+        delivered(&from_node(lab, OTHER_NODE, OTHER_NODE));
+    });
+}
+
+#[test]
 fn leases_come_move_and_go_under_live_flows() {
     let mut lab = Lab::open().unwrap();
     lab.visit(|lab| {

@@ -1,7 +1,7 @@
 //! A TCP port of the host, where the configuration asks for one. Nobody who comes there can do anything but read, nor keep
 //! the agent from its work: how many read at once and for how long is bounded.
 
-use std::{future::pending, io, sync::Arc, time::Duration};
+use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -70,7 +70,10 @@ pub async fn keep_serving(what: &str, address: &Address, router: &Router) {
 async fn listen(address: &Address) -> io::Result<TcpListener> {
     let Address { host, port } = address;
     if !host.is_empty() {
-        return TcpListener::bind((host.as_str(), *port)).await;
+        // As Go's programs do: `localhost` is both, and probes come by IPv4.
+        let mut found: Vec<_> = tokio::net::lookup_host((host.as_str(), *port)).await?.collect();
+        found.sort_by_key(SocketAddr::is_ipv6);
+        return TcpListener::bind(&found[..]).await;
     }
     match TcpListener::bind(("::", *port)).await {
         // A host without IPv6.

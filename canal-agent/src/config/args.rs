@@ -12,7 +12,7 @@ use crate::store::Secret;
 #[derive(Debug, Clone, Default, Args)]
 #[command(args_override_self = true)]
 pub struct RunArgs {
-    /// etcd servers, with commas between [default: <http://127.0.0.1:2379>,<http://127.0.0.1:4001>]
+    /// etcd servers, with commas between [default: <http://127.0.0.1:2379>]
     /// [env also: ETCD_ENDPOINTS]
     #[arg(long, value_name = "URL,…")]
     pub etcd_endpoints: Option<String>,

@@ -11,8 +11,8 @@ use crate::store::{
     options::{ClientCertificate, Credentials},
 };
 
-/// Flannel's. Who comes second is asked when the first is not there.
-const DEFAULT_ENDPOINTS: &str = "127.0.0.1:2379,127.0.0.1:4001";
+/// Not flannel's second one, 4001: whoever listens there while etcd is away would be believed.
+const DEFAULT_ENDPOINTS: &str = "127.0.0.1:2379";
 const DEFAULT_PREFIX: &str = "/coreos.com/network";
 
 pub(super) fn options(args: &RunArgs, environment: &Environment) -> Result<EtcdOptions, ConfigError> {

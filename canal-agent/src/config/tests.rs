@@ -64,7 +64,7 @@ fn pem_files(folder: &Path) -> (String, String) {
 #[test]
 fn with_nothing_given_the_defaults_are_flannels() {
     let config = resolve(&[], &[]).unwrap();
-    assert_eq!(config.etcd.endpoints, ["http://127.0.0.1:2379", "http://127.0.0.1:4001"]);
+    assert_eq!(config.etcd.endpoints, ["http://127.0.0.1:2379"]);
     assert_eq!(config.etcd.prefix.to_string(), "/coreos.com/network");
     assert_eq!(config.subnet_file, Path::new("/run/flannel/subnet.env"));
     assert_eq!(config.state_dir, Path::new("/var/lib/canal"));

@@ -174,10 +174,7 @@ impl Nodes {
         refused
             .extend(write(self.node_ips.map().fd(), &mut coming, |new| (Ip4::from(new.peer.ip), new.node())));
         refused.extend(write(self.routes.map().fd(), &mut coming, |new| (key(new.subnet), new.node())));
-        for (Arrival { subnet, peer, index }, error) in refused {
-            problems.push(format!("cannot program the route to {subnet} via {}: {error}", peer.ip));
-            problems.extend(self.retire(peer, index).err().map(|error| error.to_string()));
-        }
+        let mut retired = Vec::new();
         let few = coming.len() <= TOLD_ONE_BY_ONE;
         if !few {
             info!(peers = coming.len(), "peers programmed");
@@ -188,10 +185,16 @@ impl Nodes {
             } else {
                 debug!(%subnet, node = %peer.ip, vtep_mac = %peer.vtep_mac, "peer programmed");
             }
-            if let Some((old, old_index)) = self.programmed.insert(subnet, (peer, index))
-                && let Err(error) = self.retire(old, old_index)
-            {
-                problems.push(format!("cannot remove the route to {subnet} via {}: {error}", old.ip));
+            retired.extend(self.programmed.insert(subnet, (peer, index)).map(|old| (subnet, old)));
+        }
+        for (Arrival { subnet, peer, index }, error) in refused {
+            problems.push(format!("cannot program the route to {subnet} via {}: {error}", peer.ip));
+            retired.push((subnet, (peer, index)));
+        }
+        // Once all that came are known: who left an address may have handed it to one of them.
+        for (subnet, (peer, index)) in retired {
+            if let Err(error) = self.retire(peer, index) {
+                problems.push(format!("cannot remove the route to {subnet} via {}: {error}", peer.ip));
             }
         }
     }

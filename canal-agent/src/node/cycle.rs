@@ -171,7 +171,7 @@ impl Node {
     /// that would do, the last one counts.
     fn follow_uplink(&mut self) -> Result<(), NodeError> {
         let host = Host::read(&mut self.netlink, &self.config.uplink)?;
-        let now = uplink::choose(&host, &self.config.uplink)?;
+        let now = uplink::choose_again(&host, &self.config.uplink, &self.uplink)?;
         if now != self.uplink {
             info!(before = %self.uplink, now = %now, reason = now.reason, "the uplink is another now; following it");
             self.uplink = now;

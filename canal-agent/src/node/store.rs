@@ -175,7 +175,7 @@ impl Node {
     fn follow_config(&mut self, value: &[u8]) {
         self.drift = match NetworkConfig::parse(value) {
             // What was merely spelt in another way is no change.
-            Ok(config) if config.agrees_with(&self.network) => None,
+            Ok(config) if config.agrees_with(&self.network) => self.misfit(),
             Ok(config) => self.take_up(config),
             Err(error) => Some(format!(
                 "the network configuration in etcd is unusable now: {error}; going on with the old one"
@@ -195,6 +195,11 @@ impl Node {
         config.notes.iter().for_each(|note| warn!("{}: {note}", self.prefix().config()));
         self.network = config;
         self.peers.set_mtu(self.mtu());
+        self.misfit()
+    }
+
+    /// Our subnet is none that a node would be given now.
+    fn misfit(&self) -> Option<String> {
         let fits = self.network.accepts(&SubnetKey::v4(self.lease.subnet));
         (!fits).then(|| {
             let NetworkConfig { subnet_min, subnet_max, .. } = self.network;

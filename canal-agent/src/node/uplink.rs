@@ -103,6 +103,16 @@ struct Found<'a> {
 /// Flannel's order: the rules that were given, one after the other; without any a local public address; else the default
 /// route.
 pub fn choose(host: &Host, rules: &UplinkRules) -> Result<Uplink, UplinkError> {
+    decide(host, rules, None)
+}
+
+/// The same for a node that has one: where no rule names an address, it keeps its own as long as that is there. Others
+/// know it by this one, and an address that came later may be one that wanders (VRRP).
+pub fn choose_again(host: &Host, rules: &UplinkRules, now: &Uplink) -> Result<Uplink, UplinkError> {
+    decide(host, rules, Some(now))
+}
+
+fn decide(host: &Host, rules: &UplinkRules, now: Option<&Uplink>) -> Result<Uplink, UplinkError> {
     let UplinkRules { ifaces, patterns, can_reach, public_ip } = rules;
     let found = if !ifaces.is_empty() || !patterns.is_empty() || can_reach.is_some() {
         let by_name = ifaces.iter().map(|iface| by_name_or_address(host, iface));
@@ -118,9 +128,12 @@ pub fn choose(host: &Host, rules: &UplinkRules) -> Result<Uplink, UplinkError> {
     let Found { link, address, reason } = found;
     // An address that was asked for and is on this very interface is the one to send from.
     let asked = public_ip.filter(|ip| host.link_with(*ip).is_some_and(|l| l.index == link.index));
+    let usable = host.usable(link.index);
+    let kept = now.filter(|now| now.index == link.index && usable.contains(&now.address));
     let address = address
         .or(asked)
-        .or_else(|| host.usable(link.index).first().copied())
+        .or(kept.map(|now| now.address))
+        .or_else(|| usable.first().copied())
         .ok_or_else(|| UplinkError::NoAddress(link.name.clone()))?;
     if link.mtu < u32::from(MTU_MIN) {
         return Err(UplinkError::SmallMtu(link.name.clone(), link.mtu));
@@ -171,10 +184,15 @@ fn by_name_or_address<'a>(host: &'a Host, iface: &str) -> Result<Found<'a>, Stri
     Ok(Found { link, address, reason: format!("--iface {iface} is its address") })
 }
 
+/// Ours, or flanneld's: its address is of the pod network, which a pattern may match as well as the underlay's.
+fn is_overlay(link: &Link) -> bool {
+    link.kind == "vxlan" && ["canal.", "flannel."].iter().any(|prefix| link.name.starts_with(prefix))
+}
+
 /// Addresses first: a name is looked at only when no address of any interface matches.
 fn by_pattern<'a>(host: &'a Host, pattern: &Pattern) -> Result<Found<'a>, String> {
     let rule = format!("--iface-regex {}", pattern.as_str());
-    let mut links: Vec<&Link> = host.links.iter().collect();
+    let mut links: Vec<&Link> = host.links.iter().filter(|link| !is_overlay(link)).collect();
     links.sort_by_key(|link| link.index);
     for link in &links {
         if let Some(address) = host.usable(link.index).into_iter().find(|ip| pattern.matches(&ip.to_string()))
@@ -320,6 +338,29 @@ mod tests {
         let old = Address { deprecated: true, ..plain("10.0.0.2/24") };
         assert_eq!(found(vec![old, plain("169.254.7.7/16")]), "169.254.7.7");
         assert_eq!(up0(vec![old]), None);
+    }
+
+    #[test]
+    fn a_node_keeps_its_address_as_long_as_that_is_there() {
+        let (mut host, rules) =
+            (host(), UplinkRules { ifaces: vec!["up0".to_owned()], ..UplinkRules::default() });
+        let before = choose(&host, &rules).unwrap();
+        host.addresses.insert(0, address(3, "192.168.50.7/32"));
+        assert_eq!(choose(&host, &rules).unwrap().address.to_string(), "192.168.50.7");
+        assert_eq!(choose_again(&host, &rules, &before).unwrap(), before);
+        host.addresses.retain(|a| a.net.addr() != before.address);
+        assert_eq!(choose_again(&host, &rules, &before).unwrap().address.to_string(), "192.168.50.7");
+    }
+
+    #[test]
+    fn a_pattern_never_leads_to_an_overlay() {
+        let mut host = host();
+        host.links.insert(0, Link { kind: "vxlan".to_owned(), ..link(5, "canal.1") });
+        host.addresses.insert(0, address(5, "192.168.50.200/32"));
+        for text in ["^192[.]168[.]50[.]", "canal|up0"] {
+            let rules = UplinkRules { patterns: vec![Pattern::new(text).unwrap()], ..UplinkRules::default() };
+            assert_eq!(choose(&host, &rules).unwrap().name, "up0", "{text}");
+        }
     }
 
     #[test]
