@@ -63,7 +63,7 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
             let _ = std::fs::remove_dir(folder);
         }
     }
-    let endpoints = config.state_dir.join("endpoints");
+    let endpoints = Registry::folder(&config.state_dir);
     if remove_dir(&endpoints)? {
         done.push(format!("removed {}", endpoints.display()));
     }
@@ -80,10 +80,8 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
 /// What this node has published would go on applying to whoever gets its pods' addresses next.
 fn withdraw_endpoints(config: &Config) -> anyhow::Result<Vec<String>> {
     const PATIENCE: Duration = Duration::from_secs(5);
-    if !config.state_dir.join("endpoints").exists() {
-        return Ok(Vec::new());
-    }
-    let (registry, _) = Registry::open(&config.state_dir, &config.node_name)?;
+    let known = Registry::open_existing(&config.state_dir, &config.node_name)?;
+    let Some((registry, _)) = known else { return Ok(Vec::new()) };
     if registry.records().is_empty() {
         return Ok(Vec::new());
     }

@@ -36,9 +36,7 @@ pub fn run(config: &Config, force: bool) -> anyhow::Result<Vec<String>> {
 }
 
 fn pods(config: &Config) -> anyhow::Result<usize> {
-    if !config.state_dir.join("endpoints").exists() {
-        return Ok(0);
-    }
-    let (registry, broken) = Registry::open(&config.state_dir, &config.node_name)?;
+    let known = Registry::open_existing(&config.state_dir, &config.node_name)?;
+    let Some((registry, broken)) = known else { return Ok(0) };
     Ok(registry.records().values().filter(|record| !record.leaving).count() + broken.len())
 }

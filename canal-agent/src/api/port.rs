@@ -24,9 +24,9 @@ pub struct Address {
 /// Between two attempts to listen.
 const RETRY: Duration = Duration::from_secs(10);
 /// Connections at the same time; others wait until one of them has ended.
-pub(super) const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 16;
 /// So long a connection may take, for its one request and the answer.
-pub(super) const LONGEST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Serves `what` where `wanted` says, and elsewhere or nowhere when it says so, until nobody can say any more.
 pub async fn follow(what: &'static str, mut wanted: watch::Receiver<Option<Address>>, router: Router) {
@@ -83,7 +83,7 @@ async fn listen(address: &Address) -> io::Result<TcpListener> {
 }
 
 /// Answers everybody who reaches the listener; one request per connection.
-pub async fn serve(listener: TcpListener, router: &Router) -> io::Result<()> {
+async fn serve(listener: TcpListener, router: &Router) -> io::Result<()> {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     // Ends with this function, and so do the connections.
     let mut connections = JoinSet::new();
@@ -106,5 +106,88 @@ pub async fn serve(listener: TcpListener, router: &Router) -> io::Result<()> {
             }
             drop(place);
         });
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Instant;
+
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    pub(crate) async fn fetch(port: u16, path: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// The port where it is served.
+    pub(crate) async fn serving(router: Router) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move { serve(listener, &router).await });
+        port
+    }
+
+    fn here() -> Router {
+        Router::new().route("/", get(async || "here"))
+    }
+
+    #[tokio::test]
+    async fn readers_that_say_nothing_are_sent_away_and_make_room() {
+        let port = serving(here()).await;
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS {
+            silent.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+        }
+        let mut late = Box::pin(fetch(port, "/"));
+        let early = timeout(Duration::from_millis(300), &mut late).await;
+        assert!(early.is_err(), "there are {CONNECTIONS} places");
+        let answer = timeout(LONGEST * 4, late).await.expect("a place becomes free").unwrap();
+        assert!(answer.contains("here"));
+        let mut nothing = String::new();
+        silent[0].read_to_string(&mut nothing).await.unwrap();
+        assert_eq!(nothing, "");
+    }
+
+    async fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+    }
+
+    async fn soon(port: u16, served: bool) -> bool {
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until {
+            if fetch(port, "/").await.is_ok_and(|answer| answer.contains("here")) == served {
+                return true;
+            }
+            tokio::task::yield_now().await;
+        }
+        false
+    }
+
+    #[tokio::test]
+    async fn a_service_is_where_it_is_wanted_and_nowhere_else() {
+        let [first, second] = [free_port().await, free_port().await];
+        let (wanted, follower) = watch::channel(None);
+        let task = tokio::spawn(follow("this", follower, here()));
+        assert!(fetch(first, "/").await.is_err(), "off unless asked for");
+        let at = |host: &str, port| Some(Address { host: host.to_owned(), port });
+        wanted.send_replace(at("127.0.0.1", first));
+        assert!(soon(first, true).await);
+        wanted.send_replace(at("", second));
+        assert!(soon(second, true).await && soon(first, false).await);
+        wanted.send_replace(None);
+        assert!(soon(second, false).await);
+        drop(wanted);
+        timeout(Duration::from_secs(5), task).await.unwrap().unwrap();
     }
 }

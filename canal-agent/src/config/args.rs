@@ -12,8 +12,7 @@ use crate::store::Secret;
 #[derive(Debug, Clone, Default, Args)]
 #[command(args_override_self = true)]
 pub struct RunArgs {
-    /// etcd servers, with commas between [default: <http://127.0.0.1:2379>]
-    /// [env also: ETCD_ENDPOINTS]
+    /// etcd servers, with commas between [default: <http://127.0.0.1:2379>] [env also: ETCD_ENDPOINTS]
     #[arg(long, value_name = "URL,…")]
     pub etcd_endpoints: Option<String>,
     /// Folder of the network's keys in etcd [default: /coreos.com/network]

@@ -168,7 +168,11 @@ impl Nodes {
             .collect();
         let limit = MAX_NODES - 1;
         problems.extend(left_out.iter().map(|(subnet, peer)| {
-            format!("no room for the route to {subnet} via {}: there are {limit} nodes", peer.ip)
+            format!(
+                "no room for the route to {subnet} via {}: all places for {limit} nodes are taken, or were until now; it is \
+                 tried again",
+                peer.ip
+            )
         }));
         let mut refused = write(self.entries.map().fd(), &mut coming, |new| (new.index, new.peer.node()));
         refused

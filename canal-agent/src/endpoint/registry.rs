@@ -43,10 +43,23 @@ pub struct Registry {
     records: BTreeMap<EndpointKey, Record>,
 }
 
+/// What was read, and the files that could not be used, with the reason.
+pub type Opened = (Registry, BTreeMap<String, String>);
+
 impl Registry {
-    /// Reads what is on disk; the second part is the files that could not be used, with the reason.
-    pub fn open(state_dir: &Path, node: &str) -> Result<(Self, BTreeMap<String, String>), RegistryError> {
-        let dir = state_dir.join("endpoints");
+    /// Where the records are.
+    pub fn folder(state_dir: &Path) -> PathBuf {
+        state_dir.join("endpoints")
+    }
+
+    /// As [`open`](Self::open), without making anything where there is none.
+    pub fn open_existing(state_dir: &Path, node: &str) -> Result<Option<Opened>, RegistryError> {
+        Self::folder(state_dir).exists().then(|| Self::open(state_dir, node)).transpose()
+    }
+
+    /// Reads what is on disk.
+    pub fn open(state_dir: &Path, node: &str) -> Result<Opened, RegistryError> {
+        let dir = Self::folder(state_dir);
         let io = |operation, path: &Path| {
             let path = path.to_owned();
             move |source| RegistryError::Io { operation, path, source }

@@ -342,14 +342,13 @@ mod tests {
 
     #[test]
     fn a_node_keeps_its_address_as_long_as_that_is_there() {
-        let (mut host, rules) =
-            (host(), UplinkRules { ifaces: vec!["up0".to_owned()], ..UplinkRules::default() });
+        let (mut host, rules) = (host(), rules("n:up0"));
         let before = choose(&host, &rules).unwrap();
         host.addresses.insert(0, address(3, "192.168.50.7/32"));
-        assert_eq!(choose(&host, &rules).unwrap().address.to_string(), "192.168.50.7");
+        assert_eq!(choose(&host, &rules).unwrap().address, ip("192.168.50.7"));
         assert_eq!(choose_again(&host, &rules, &before).unwrap(), before);
         host.addresses.retain(|a| a.net.addr() != before.address);
-        assert_eq!(choose_again(&host, &rules, &before).unwrap().address.to_string(), "192.168.50.7");
+        assert_eq!(choose_again(&host, &rules, &before).unwrap().address, ip("192.168.50.7"));
     }
 
     #[test]
@@ -357,9 +356,8 @@ mod tests {
         let mut host = host();
         host.links.insert(0, Link { kind: "vxlan".to_owned(), ..link(5, "canal.1") });
         host.addresses.insert(0, address(5, "192.168.50.200/32"));
-        for text in ["^192[.]168[.]50[.]", "canal|up0"] {
-            let rules = UplinkRules { patterns: vec![Pattern::new(text).unwrap()], ..UplinkRules::default() };
-            assert_eq!(choose(&host, &rules).unwrap().name, "up0", "{text}");
+        for text in ["r:^192[.]168[.]50[.]", "r:canal|up0"] {
+            assert_eq!(choose(&host, &rules(text)).unwrap().name, "up0", "{text}");
         }
     }
 

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::{
     Attributes, Lease, LeaseEvent, LeaseManager, Terms,
     hold::{Verdict, judge},
+    manager::drop_unused,
 };
 use crate::store::{
     Change, Mirror, Prefix, StoreEvent,
@@ -81,7 +82,7 @@ impl LeaseManager {
             lease = self.regain(terms, reason, events, &mut losses).await?;
             want = self.held.as_ref()?.1.clone();
             if left != 0 && left != lease.etcd_lease {
-                self.drop_unused(left).await;
+                drop_unused(&self.store, left).await;
             }
             let moved = lease.subnet != before;
             event = if moved { LeaseEvent::Moved(lease.clone()) } else { LeaseEvent::Held(lease.clone()) };
@@ -216,7 +217,7 @@ impl LeaseManager {
             id => self.store.granted_ttl(id).await.ok().flatten().unwrap_or(0),
         };
         if left != 0 {
-            self.drop_unused(left).await;
+            drop_unused(&self.store, left).await;
         }
         info!(subnet = %lease.subnet, reservation = lease.reservation, "our key has another etcd lease now");
         true

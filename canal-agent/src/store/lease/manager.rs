@@ -64,7 +64,7 @@ impl LeaseManager {
     ) -> Result<Lease, LeaseError> {
         let taken = self.take(&want, listing).await;
         if let Some((unused, _)) = self.spare.take() {
-            self.drop_unused(unused).await;
+            drop_unused(&self.store, unused).await;
         }
         let lease = taken?;
         self.previous = Some(lease.subnet);
@@ -81,7 +81,7 @@ impl LeaseManager {
         }
         let ours = |value: &[u8]| LeaseValue::parse(value).is_ok_and(|value| value.belongs_to(want.owner()));
         publish::delete_if(&self.store, &lease.key, ours).await?;
-        self.drop_unused(lease.etcd_lease).await;
+        drop_unused(&self.store, lease.etcd_lease).await;
         info!(subnet = %lease.subnet, "released the subnet lease");
         Ok(())
     }
@@ -214,14 +214,10 @@ impl LeaseManager {
     fn used(&mut self, etcd_lease: i64) {
         self.spare = self.spare.filter(|(id, _)| *id != etcd_lease);
     }
-
-    pub(super) async fn drop_unused(&self, id: i64) {
-        drop_unused(&self.store, id).await;
-    }
 }
 
 /// Best effort: an unused etcd lease ends by itself, a day later.
-async fn drop_unused(store: &Store, id: i64) {
+pub(super) async fn drop_unused(store: &Store, id: i64) {
     if let Err(error) = store.revoke_unused(id).await {
         debug!(%error, "an unused etcd lease stays until it expires");
     }
