@@ -7,6 +7,7 @@
 
 mod batch;
 pub mod counters;
+pub mod defrag;
 pub mod events;
 mod grace;
 pub mod hits;
@@ -20,5 +21,6 @@ pub mod object;
 pub mod overlay;
 pub mod pins;
 pub mod policy;
+pub mod routes;
 pub mod spoofing;
 pub mod tables;
