@@ -8,6 +8,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod backends;
 mod calico_store;
 mod cleanup;
 mod etcd_away;

@@ -130,7 +130,7 @@ fn a_flow_from_before_the_pod_was_there_is_judged_when_it_is() {
 fn a_new_pod_may_speak_first_on_a_flow_from_before_it_was_there() {
     story(|lab| {
         lab.delete_endpoint(B.ip);
-        to_stack(&leave(lab, A, &Packet::udp(A.at(1), B.at(53))));
+        no_pod(&leave(lab, A, &Packet::udp(A.at(1), B.at(53))));
         add_pod(lab, B);
         let ran = leave(lab, B, &Packet::udp(B.at(53), A.at(1)));
         assert_ne!(ran.action, DROP, "{:?}", ran.reason);
