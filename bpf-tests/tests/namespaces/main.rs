@@ -15,6 +15,7 @@ mod etcd_away;
 mod felix;
 mod flannel;
 mod flip;
+mod fragments;
 mod fresh;
 mod inspection;
 mod isolation;
