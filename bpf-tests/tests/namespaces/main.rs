@@ -17,6 +17,7 @@ mod flannel;
 mod flip;
 mod fragments;
 mod fresh;
+mod gears;
 mod inspection;
 mod isolation;
 mod lifecycle;
