@@ -130,11 +130,15 @@ impl Node {
 
     fn apply_masquerade(&mut self) -> Result<(), MasqueradeError> {
         if self.masquerade_due {
-            if self.config.ip_masq {
-                masquerade::ensure(self.network.network, self.lease.subnet)?;
-            } else {
+            match &self.config.ip_masq {
+                Some(rules) => self.masquerade.ensure(&masquerade::Terms {
+                    network: self.network.network,
+                    subnet: self.lease.subnet,
+                    exempt: rules.exempt.clone(),
+                    fully_random: !rules.keep_ports,
+                })?,
                 // An earlier agent may have had the flag; a host without nft has no table.
-                drop(masquerade::remove());
+                None => drop(masquerade::remove()),
             }
             self.masquerade_due = false;
         }
@@ -355,7 +359,7 @@ impl Node {
             network: self.network.network,
             subnet: self.lease.subnet,
             mtu: self.mtu(),
-            ipmasq: self.config.ip_masq,
+            ipmasq: self.config.ip_masq.is_some(),
         };
         if env.write(&self.config.subnet_file)? {
             info!(file = %self.config.subnet_file.display(), subnet = %self.lease.subnet, "wrote the subnet file");

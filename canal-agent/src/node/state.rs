@@ -40,6 +40,7 @@ use crate::{
         hits::HitCounters,
         hooks::{HookError, Hooks},
         host::HostAddresses,
+        masquerade::Masquerade,
         nodes::Nodes,
         object::{Object, ObjectError},
         overlay::{Device, Overlay, OverlayError},
@@ -172,6 +173,7 @@ pub struct Node {
     pub(super) all_is_due: bool,
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
+    pub(super) masquerade: Masquerade,
     pub(super) problems: Vec<String>,
     /// What went wrong for some endpoint when its policy was last followed.
     pub(super) of_endpoints: Vec<String>,
@@ -250,6 +252,7 @@ impl Node {
             judge_anew: false,
             all_is_due: true,
             masquerade_due: true,
+            masquerade: Masquerade::default(),
             problems: Vec::new(),
             of_endpoints: Vec::new(),
             told: Told::default(),
@@ -334,7 +337,7 @@ impl Node {
             Message::Tick => {
                 self.drain_events();
                 self.forget_the_lost();
-                self.masquerade_due |= self.config.ip_masq;
+                self.masquerade_due |= self.config.ip_masq.is_some();
                 self.all_is_due = true;
                 true
             }
