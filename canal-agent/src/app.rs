@@ -32,13 +32,14 @@ use tracing::{info, warn};
 use crate::{
     api::{health, metrics, port, server},
     config::{Config, Parameters, parameters},
-    dataplane::{events, overlay, pins::Pins},
+    dataplane::{events, flannel::device, overlay, pins::Pins},
     endpoint::publish::{self, Wanted},
     lock::AgentLock,
     netlink::{Monitor, Netlink},
     node::{
         Groundwork, Initial, Message, Node, Ports, Published, Start,
         health::Health,
+        takeover,
         uplink::{self, Host, Uplink},
         waiting::{self, Progress},
     },
@@ -141,20 +142,20 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         Store::connect_patiently(&config.etcd, |error| progress.waits("etcd", &error.to_string())).await;
     let initial = initialise(&mut tasks, &store, &config);
     let network = network_config(&store, &progress).await;
-    let uplink = blocking(|config: Config| choose_uplink(&config), config.clone()).await?;
+    let (vni, port) = vni_and_port(&network);
+    let look = move |config: Config| {
+        takeover::check(&mut Netlink::open()?, vni, port)?;
+        choose_uplink(&config)
+    };
+    let uplink = blocking(look, config.clone()).await?;
     let machine = machine::read_or_make(&config.state_dir)?;
     let leases = list_leases(&store, &progress).await;
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
     let vtep_mac = vtep_mac(&leases, &network, &config.etcd.prefix, owner).await?;
     let mut keeper =
         LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
-    let want = Attributes {
-        public_ip: uplink.public_ip,
-        vtep_mac,
-        vni: vni(&network),
-        node: config.node_name.clone(),
-        machine,
-    };
+    let want =
+        Attributes { public_ip: uplink.public_ip, vtep_mac, vni, node: config.node_name.clone(), machine };
     // Nothing takes longer than the kernel's look at the programs; the lease is taken and the store is read meanwhile.
     let groundwork = {
         let (config, network, uplink) = (config.clone(), network.clone(), uplink.clone());
@@ -353,19 +354,16 @@ fn choose_uplink(config: &Config) -> anyhow::Result<Uplink> {
     Ok(uplink)
 }
 
-/// The MAC that peers know stays ours: that of the device, else that of our lease, else a new one.
+/// The MAC that peers know stays ours: that of the device, or of the one that flanneld left, else that of our lease, else a
+/// new one.
 async fn vtep_mac(
     leases: &Listing,
     network: &NetworkConfig,
     prefix: &EtcdPrefix,
     owner: Owner<'_>,
 ) -> anyhow::Result<Mac> {
-    let vni = vni(network);
-    let existing = blocking(
-        move |vni| -> anyhow::Result<_> { Ok(overlay::existing_mac(&mut Netlink::open()?, vni)?) },
-        vni,
-    )
-    .await?;
+    let (vni, port) = vni_and_port(network);
+    let existing = blocking(move |()| device::known_mac(&mut Netlink::open()?, vni, port), ()).await?;
     if let Some(mac) = existing {
         return Ok(mac);
     }
@@ -394,8 +392,8 @@ async fn acquire(
     }
 }
 
-fn vni(network: &NetworkConfig) -> u32 {
+fn vni_and_port(network: &NetworkConfig) -> (u32, u16) {
     match &network.backend {
-        Backend::Vxlan(options) => options.vni,
+        Backend::Vxlan(options) => (options.vni, options.port),
     }
 }

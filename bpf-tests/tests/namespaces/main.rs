@@ -26,6 +26,7 @@ mod repair;
 mod resize;
 mod security;
 mod stage;
+mod takeover;
 mod to_host;
 mod vxlan;
 

@@ -8,6 +8,7 @@
 mod batch;
 pub mod counters;
 pub mod events;
+pub mod flannel;
 mod grace;
 pub mod hits;
 pub mod hooks;

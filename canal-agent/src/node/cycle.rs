@@ -19,7 +19,6 @@ use crate::{
         host,
         masquerade::{self, MasqueradeError},
         object::Object,
-        overlay,
         policy::Problem,
     },
     endpoint::status_files::{self, StatusFileError},
@@ -103,7 +102,7 @@ impl Node {
         self.tell_keeper();
         // Policy does not wait for a broken underlay, nor the other way round.
         let wanted = self.overlay();
-        let device = overlay::ensure(&mut self.netlink, &wanted);
+        let device = self.ensure_device(&wanted);
         // Before they are put anywhere, the programs are as they are to be; also where the device is not to be had.
         let index = device.as_ref().map_or(self.settings.overlay_ifindex, |device| device.index);
         let (overlay, policy) = match self.prepare_programs(index) {
@@ -119,8 +118,13 @@ impl Node {
         let failures: Vec<String> =
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         self.failure = (!failures.is_empty()).then(|| failures.join("; "));
-        if let Err(error) = self.apply_masquerade() {
-            self.problems.push(error.to_string());
+        if self.failure.is_none() {
+            self.failure = self.replace_flannels_device(&wanted).err().map(|error| error.to_string());
+        }
+        match self.apply_masquerade() {
+            Ok(()) if self.failure.is_none() => self.clear_after_flannel(),
+            Ok(()) => {}
+            Err(error) => self.problems.push(error.to_string()),
         }
         // Other programs take the file for a sign that all is there; without it no pod comes up.
         if self.failure.is_none() {

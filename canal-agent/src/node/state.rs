@@ -21,6 +21,7 @@ use super::{
     peers::{Own, Peers},
     steering::Steering,
     store::StoreState,
+    takeover::Takeover,
     told::Told,
     uplink::{Uplink, UplinkError},
 };
@@ -174,6 +175,7 @@ pub struct Node {
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
     pub(super) masquerade: Masquerade,
+    pub(super) takeover: Takeover,
     pub(super) problems: Vec<String>,
     /// What went wrong for some endpoint when its policy was last followed.
     pub(super) of_endpoints: Vec<String>,
@@ -253,6 +255,7 @@ impl Node {
             all_is_due: true,
             masquerade_due: true,
             masquerade: Masquerade::default(),
+            takeover: Takeover::default(),
             problems: Vec::new(),
             of_endpoints: Vec::new(),
             told: Told::default(),
@@ -338,6 +341,7 @@ impl Node {
                 self.drain_events();
                 self.forget_the_lost();
                 self.masquerade_due |= self.config.ip_masq.is_some();
+                self.takeover.retry();
                 self.all_is_due = true;
                 true
             }
