@@ -22,6 +22,7 @@ mod naming_eras;
 mod outside;
 mod overlay;
 mod policy;
+mod portmap;
 mod repair;
 mod resize;
 mod security;
