@@ -90,11 +90,15 @@ fn hand_over(
         uplink.name,
         address.map(|address| format!(" and the address {}", address.net.addr())).unwrap_or_default()
     )];
+    let mut programmed = 0;
     for (subnet, node) in known {
-        peers::program(netlink, theirs.index, *subnet, *node)?;
+        match peers::program(netlink, theirs.index, *subnet, *node) {
+            Ok(()) => programmed += 1,
+            Err(error) => done.push(format!("NOT taken over: the peer with {subnet}: {error}")),
+        }
     }
-    if !known.is_empty() {
-        done.push(format!("programmed {} peers there, as flanneld does", known.len()));
+    if programmed != 0 {
+        done.push(format!("programmed {programmed} peers there, as flanneld does"));
     }
     Ok(done)
 }

@@ -74,16 +74,22 @@ pub fn make(netlink: &mut Netlink, wanted: &Wanted) -> Result<Link, netlink::Err
     let link = if let Some(link) = kept {
         link
     } else {
+        let other = netlink.link_by_name(&name)?;
+        if other.as_ref().is_some_and(|link| link.kind != "vxlan") {
+            return Err(invalid(&name, "another device has this name; remove or rename it"));
+        }
         netlink.delete_link(name.as_str())?;
         netlink.add_vxlan_tunnel(&NewTunnel { name: &name, vni, mac, mtu, port, local, lower })?;
-        let vanished =
-            || netlink::Error::Invalid { operation: "make", object: name.clone(), why: "it is gone" };
-        netlink.link_by_name(&name)?.ok_or_else(vanished)?
+        netlink.link_by_name(&name)?.ok_or_else(|| invalid(&name, "it is gone"))?
     };
     if let Some(address) = address {
         netlink.replace_address(link.index, Ipv4Net::from(address))?;
     }
     Ok(link)
+}
+
+fn invalid(name: &str, why: &'static str) -> netlink::Error {
+    netlink::Error::Invalid { operation: "make", object: name.to_owned(), why }
 }
 
 #[cfg(test)]
