@@ -25,6 +25,7 @@ pub mod node;
 mod one_line;
 pub mod preflight;
 pub mod release;
+pub mod rollback;
 pub mod store;
 
 pub use one_line::one_line;

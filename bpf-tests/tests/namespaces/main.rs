@@ -25,10 +25,12 @@ mod naming_eras;
 mod outside;
 mod overlay;
 mod policy;
+mod portmap;
 mod repair;
 mod resize;
 mod security;
 mod stage;
+mod takeover;
 mod to_host;
 mod vxlan;
 

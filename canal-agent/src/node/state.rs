@@ -22,6 +22,7 @@ use super::{
     peers::{Means, Own, Peers},
     steering::Steering,
     store::StoreState,
+    takeover::Takeover,
     told::Told,
     uplink::{self, Uplink, UplinkError},
 };
@@ -41,6 +42,7 @@ use crate::{
         hits::HitCounters,
         hooks::{HookError, Hooks},
         host::HostAddresses,
+        masquerade::Masquerade,
         nodes::Nodes,
         object::{Object, ObjectError},
         overlay::{Device, Overlay, OverlayError},
@@ -177,6 +179,8 @@ pub struct Node {
     pub(super) defragments: bool,
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
+    pub(super) masquerade: Masquerade,
+    pub(super) takeover: Takeover,
     pub(super) problems: Vec<String>,
     /// What went wrong for some endpoint when its policy was last followed.
     pub(super) of_endpoints: Vec<String>,
@@ -258,6 +262,8 @@ impl Node {
             all_is_due: true,
             defragments,
             masquerade_due: true,
+            masquerade: Masquerade::default(),
+            takeover: Takeover::default(),
             problems: Vec::new(),
             of_endpoints: Vec::new(),
             told: Told::default(),
@@ -342,7 +348,8 @@ impl Node {
             Message::Tick => {
                 self.drain_events();
                 self.forget_the_lost();
-                self.masquerade_due |= self.config.ip_masq;
+                self.masquerade_due |= self.config.ip_masq.is_some();
+                self.takeover.retry();
                 self.all_is_due = true;
                 true
             }
