@@ -78,6 +78,7 @@ impl Node {
         let begun = Instant::now();
         let changed = self.cluster.take_changes();
         self.compiler.update(&self.cluster, &changed);
+        self.health.beat();
         // The next one looks at everything, unless this one comes to its end.
         let everything = std::mem::replace(&mut self.all_is_due, true) || self.failure.is_some();
         if everything || !self.follow_policy() {
@@ -101,6 +102,7 @@ impl Node {
         self.problems.clear();
         let uplink = self.follow_uplink();
         self.tell_keeper();
+        self.health.beat();
         // Policy does not wait for a broken underlay, nor the other way round.
         let wanted = self.overlay();
         let device = overlay::ensure(&mut self.netlink, &wanted);
@@ -119,6 +121,7 @@ impl Node {
         let failures: Vec<String> =
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         self.failure = (!failures.is_empty()).then(|| failures.join("; "));
+        self.health.beat();
         if let Err(error) = self.apply_masquerade() {
             self.problems.push(error.to_string());
         }
@@ -228,6 +231,7 @@ impl Node {
 
     fn attach_pods(&mut self, interfaces: Vec<(String, u32)>, wanted: &mut BTreeSet<(Place, String)>) {
         for (interface, ifindex) in interfaces {
+            self.health.beat();
             match self.hooks.attach(&mut self.object, Place::Pod, &interface, ifindex) {
                 Ok(()) => drop(wanted.insert((Place::Pod, interface))),
                 Err(error) => self.locals.close_interface(&interface, &error.to_string()),
@@ -248,6 +252,7 @@ impl Node {
     /// Has the kernel judge as policy says.
     fn judge(&mut self) -> Result<(), NodeError> {
         let problems = self.policy.apply(self.compiler.census(), &self.locals.desired())?;
+        self.health.beat();
         self.of_endpoints.clear();
         for (addr, Problem { reason, keeps_last }) in problems {
             let effect = if keeps_last { "keeps its last policy" } else { "is closed" };

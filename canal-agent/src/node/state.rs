@@ -230,7 +230,7 @@ impl Node {
             nodes,
             host_addresses,
             spoofing,
-            policy: PolicyTables::new(tables, leftovers, limits(&config)),
+            policy: PolicyTables::new(tables.beating(health.pulse()), leftovers, limits(&config)),
             events,
             event_log: EventLog::default(),
             counters,
