@@ -9,6 +9,7 @@ mod batch;
 pub mod counters;
 pub mod events;
 mod grace;
+mod handle;
 pub mod hits;
 pub mod hooks;
 pub mod host;

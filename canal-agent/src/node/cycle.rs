@@ -100,6 +100,7 @@ impl Node {
 
     fn apply_all(&mut self) {
         self.problems.clear();
+        self.put_pins_back();
         let uplink = self.follow_uplink();
         self.tell_keeper();
         self.health.beat();
@@ -128,6 +129,23 @@ impl Node {
         // Other programs take the file for a sign that all is there; without it no pod comes up.
         if self.failure.is_none() {
             self.failure = self.write_subnet_file().err().map(|error| error.to_string());
+        }
+    }
+
+    /// Before anything else: programs that are loaded anew take the tables that are pinned, or empty ones.
+    fn put_pins_back(&mut self) {
+        let back = [self.object.put_back(&self.pins), self.hooks.put_back()];
+        for back in back {
+            match back {
+                Ok(back) if back.is_empty() => {}
+                Ok(back) => {
+                    warn!(
+                        pins = back.join(" "),
+                        "somebody removed pins; they are back, and nothing was lost"
+                    );
+                }
+                Err(error) => self.problems.push(error.to_string()),
+            }
         }
     }
 
