@@ -48,6 +48,7 @@ impl Node {
         self.health.say(&self.in_one_line(&problems));
         self.told.problems(problems);
         self.told.invalid(invalid);
+        self.keep_memory();
     }
 
     /// A lease, the first lists applied, and the subnet file written; the last two are not lost again.

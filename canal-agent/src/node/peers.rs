@@ -21,13 +21,33 @@ pub struct Peers {
     invalid: BTreeMap<String, String>,
     /// Of before the store lost its past, and not written again since.
     remembered: BTreeMap<String, Known>,
+    /// Whose lease has gone a moment ago, and how many looks they are given to take it again.
+    leaving: BTreeMap<String, (Known, u8)>,
 }
+
+/// Leases, and peers that are only remembered, by their keys.
+pub type Records = [BTreeMap<String, PeerStatus>; 2];
+
+/// A lease goes when its node leaves for good, but also when somebody deletes it, or when etcd could not be reached for longer
+/// than it lasts. Who is alive takes it again within moments of being back, and is not cut off for them.
+const LOOKS: u8 = 3;
 
 #[derive(Debug, Clone)]
 struct Known {
     subnet: Ipv4Net,
     peer: Peer,
     node: Option<String>,
+}
+
+impl Known {
+    fn status(&self) -> PeerStatus {
+        PeerStatus {
+            subnet: self.subnet,
+            public_ip: self.peer.ip,
+            vtep_mac: self.peer.vtep_mac,
+            node: self.node.clone(),
+        }
+    }
 }
 
 /// Ourselves among the leases.
@@ -48,20 +68,23 @@ impl Peers {
             by_key: BTreeMap::new(),
             invalid: BTreeMap::new(),
             remembered: BTreeMap::new(),
+            leaving: BTreeMap::new(),
         }
     }
 
     /// Another largest inner packet, in bytes.
     pub fn set_mtu(&mut self, mtu: u16) {
         self.mtu = mtu;
-        let all = self.by_key.values_mut().chain(self.remembered.values_mut());
+        let leaving = self.leaving.values_mut().map(|(known, _)| known);
+        let all = self.by_key.values_mut().chain(self.remembered.values_mut()).chain(leaving);
         all.for_each(|known| known.peer.mtu = mtu);
     }
 
     /// A complete list: what is not in it is gone.
     pub fn replace_all(&mut self, entries: impl Iterator<Item = (String, Vec<u8>)>) {
         let entries: BTreeMap<String, Vec<u8>> = entries.collect();
-        self.by_key.retain(|key, _| entries.contains_key(key));
+        let gone = self.by_key.extract_if(.., |key, _| !entries.contains_key(key));
+        self.leaving.extend(gone.map(|(key, known)| (key, (known, LOOKS))));
         self.invalid.retain(|key, _| entries.contains_key(key));
         for (key, value) in entries {
             self.put(&key, &value);
@@ -71,7 +94,7 @@ impl Peers {
     /// A complete list of a store that has lost its past. Who is not in it may only not know yet that its lease is to be written
     /// again: such peers are remembered until a lease comes to stand in their place, or [`forget`](Self::forget).
     pub fn begin_again(&mut self, entries: impl Iterator<Item = (String, Vec<u8>)>) {
-        self.remembered.append(&mut self.by_key.clone());
+        self.remembered.append(&mut self.by_key);
         self.replace_all(entries);
     }
 
@@ -82,6 +105,14 @@ impl Peers {
 
     pub fn forget(&mut self) {
         self.remembered.clear();
+    }
+
+    /// Time has passed: who was given enough of it has left for good.
+    pub fn look(&mut self) {
+        self.leaving.retain(|_, (_, looks)| {
+            *looks = looks.saturating_sub(1);
+            *looks > 0
+        });
     }
 
     pub fn put(&mut self, key: &str, value: &[u8]) {
@@ -95,6 +126,9 @@ impl Peers {
                 if !self.remembered.is_empty() {
                     self.remembered.retain(|_, old| !in_its_place(old));
                 }
+                if !self.leaving.is_empty() {
+                    self.leaving.retain(|_, (old, _)| !in_its_place(old));
+                }
                 self.by_key.insert(key.to_owned(), known);
                 self.invalid.remove(key);
             }
@@ -107,12 +141,35 @@ impl Peers {
 
     pub fn delete(&mut self, key: &str) {
         self.remembered.remove(key);
-        self.by_key.remove(key);
+        if let Some(known) = self.by_key.remove(key) {
+            self.leaving.insert(key.to_owned(), (known, LOOKS));
+        }
         self.invalid.remove(key);
     }
 
     pub fn invalid(&self) -> &BTreeMap<String, String> {
         &self.invalid
+    }
+
+    /// Every lease, and every peer that is only remembered, by their keys.
+    pub fn records(&self) -> Records {
+        let records = |known: &BTreeMap<String, Known>| {
+            known.iter().map(|(key, known)| (key.clone(), known.status())).collect()
+        };
+        [records(&self.by_key), records(&self.remembered)]
+    }
+
+    /// What an earlier process knew, to begin with.
+    pub fn recall(&mut self, [leases, remembered]: Records) {
+        let known = |records: BTreeMap<String, PeerStatus>| {
+            let inside = records.into_iter().filter(|(_, record)| self.network.contains(&record.subnet));
+            let known = inside.map(|(key, PeerStatus { subnet, public_ip, vtep_mac, node })| {
+                let peer = Peer { ip: public_ip, vtep_mac, mtu: self.mtu, on_link: false };
+                (key, Known { subnet, peer, node })
+            });
+            known.collect()
+        };
+        (self.by_key, self.remembered) = (known(leases), known(remembered));
     }
 
     /// Who is to be reached through the overlay; `on_link` tells of an address whether the uplink leads straight to it.
@@ -122,14 +179,7 @@ impl Peers {
     }
 
     pub fn status(&self, own: Own<'_>) -> Vec<PeerStatus> {
-        self.others(own)
-            .map(|known| PeerStatus {
-                subnet: known.subnet,
-                public_ip: known.peer.ip,
-                vtep_mac: known.peer.vtep_mac,
-                node: known.node.clone(),
-            })
-            .collect()
+        self.others(own).map(Known::status).collect()
     }
 
     /// Leases that claim something of ours; they are not used.
@@ -158,6 +208,7 @@ impl Peers {
         self.by_key
             .iter()
             .chain(&self.remembered)
+            .chain(self.leaving.iter().map(|(key, (known, _))| (key, known)))
             .filter(move |(key, known)| key.as_str() != own.key && !claims(known, own))
             .map(|(_, known)| known)
     }
@@ -235,14 +286,44 @@ mod tests {
         peers.put(OTHER, GOOD.as_bytes());
         assert_eq!(peers.invalid().len(), 2);
         peers.delete(OTHER);
+        let_go(&mut peers);
         assert!(peers.desired(own(), |_| false).is_empty());
     }
 
+    fn let_go(peers: &mut Peers) {
+        (0..LOOKS).for_each(|_| peers.look());
+    }
+
     #[test]
-    fn a_complete_list_without_a_peer_removes_it() {
-        let mut peers = peers(&[(OTHER, GOOD)]);
-        peers.replace_all([(OWN.to_owned(), GOOD.as_bytes().to_vec())].into_iter());
-        assert!(peers.desired(own(), |_| false).is_empty());
+    fn a_peer_whose_lease_goes_has_some_time_to_take_it_again() {
+        let ours = GOOD.replace("192.168.50.2", "192.168.50.1").into_bytes();
+        let only_ours = || [(OWN.to_owned(), ours.clone())].into_iter();
+        for is_listed in [false, true] {
+            let goes = |peers: &mut Peers| {
+                if is_listed { peers.replace_all(only_ours()) } else { peers.delete(OTHER) }
+            };
+            let mut peers = peers(&[(OTHER, GOOD)]);
+            let subnets = |peers: &Peers| peers.status(own()).iter().map(|p| p.subnet.to_string()).collect();
+            goes(&mut peers);
+            peers.look();
+            assert_eq!(peers.desired(own(), |_| false).len(), 1);
+            peers.put(OTHER, GOOD.as_bytes());
+            let_go(&mut peers);
+            assert_eq!(peers.desired(own(), |_| false).len(), 1, "it has taken it again");
+            // Somebody else has its place, or it has another.
+            for (key, ip) in [("10.100.56.0-25", "192.168.50.7"), ("10.100.7.0-24", "192.168.50.2")] {
+                let mut peers = Peers::new(prefix(), "10.100.0.0/16".parse().unwrap(), 1450);
+                peers.put(OTHER, GOOD.as_bytes());
+                goes(&mut peers);
+                let other = format!("/coreos.com/network/subnets/{key}");
+                peers.put(&other, GOOD.replace("192.168.50.2", ip).as_bytes());
+                let now: Vec<String> = subnets(&peers);
+                assert_eq!(now, [key.replace('-', "/")]);
+            }
+            goes(&mut peers);
+            let_go(&mut peers);
+            assert!(peers.desired(own(), |_| false).is_empty());
+        }
     }
 
     #[test]
@@ -285,6 +366,7 @@ mod tests {
         assert_eq!(peers.remembered(own()).len(), 3);
         // The next list, after a compaction, says nothing about those who have not written since.
         peers.replace_all([before[0].clone()].into_iter());
+        let_go(&mut peers);
         assert_eq!(subnets(&peers), "10.100.52.0/24 10.100.54.0/24 10.100.55.0/24 10.100.56.0/24");
         peers.put(&before[2].0, &before[2].1);
         peers.put(&key("10.100.55.0-25"), lease("192.168.50.9").as_bytes());
@@ -292,8 +374,13 @@ mod tests {
             (subnets(&peers).as_str(), peers.remembered(own()).len()),
             ("10.100.52.0/24 10.100.54.0/24 10.100.55.0/25 10.100.56.0/24", 1)
         );
+        // The next process is told.
+        let mut next = self::peers(&[]);
+        next.recall(peers.records());
+        assert_eq!((subnets(&next), next.remembered(own())), (subnets(&peers), peers.remembered(own())));
         peers.delete(&before[2].0);
         peers.forget();
+        let_go(&mut peers);
         assert_eq!(subnets(&peers), "10.100.52.0/24 10.100.55.0/25");
     }
 

@@ -16,6 +16,7 @@ use super::{
     events::EventLog,
     groundwork::Groundwork,
     health::Health,
+    memory::Memory,
     message::{Message, Published, Question},
     metrics::Cycles,
     peers::{Own, Peers},
@@ -92,6 +93,7 @@ pub struct Start {
     pub ports: Ports,
     pub health: Health,
     pub initial: Initial,
+    pub memory: Memory,
     /// Told once the first complete state is in the kernel.
     pub ready: oneshot::Sender<()>,
 }
@@ -166,6 +168,7 @@ pub struct Node {
     /// The host's interfaces when they were last listed.
     pub(super) links: Links,
     pub(super) store: StoreState,
+    pub(super) memory: Memory,
     /// What is no policy decides about flows, and has changed.
     pub(super) judge_anew: bool,
     /// Not only policy is to be looked at.
@@ -195,8 +198,8 @@ impl Node {
     /// Adopts what an earlier process left. Attaches and writes nothing yet.
     pub fn start(groundwork: Groundwork, start: Start) -> Result<Self, NodeError> {
         let Groundwork { pins, netlink, steering, settings, mut object, tables, leftovers } = groundwork;
-        let Start { config, network, uplink, vtep_mac, lease, terms, wanted, ports, health, initial, ready } =
-            start;
+        let Start { config, network, uplink, vtep_mac, lease, terms, wanted, ports, .. } = start;
+        let Start { health, initial, memory, ready, .. } = start;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let host_addresses = HostAddresses::adopt(&mut object.ebpf)?;
         let spoofing = Spoofing::adopt(&mut object.ebpf)?;
@@ -247,6 +250,7 @@ impl Node {
             locals: Locals::default(),
             links: Links::default(),
             store: StoreState::default(),
+            memory,
             judge_anew: false,
             all_is_due: true,
             masquerade_due: true,
@@ -334,6 +338,7 @@ impl Node {
             Message::Tick => {
                 self.drain_events();
                 self.forget_the_lost();
+                self.peers.look();
                 self.masquerade_due |= self.config.ip_masq;
                 self.all_is_due = true;
                 true
@@ -425,6 +430,7 @@ impl Node {
         self.wanted.send_replace(Wanted {
             records: self.registry.records().clone(),
             node: self.config.node_name.clone(),
+            without_profile: publish::made_otherwise(&self.cluster),
         });
     }
 
