@@ -11,6 +11,7 @@
 mod calico_store;
 mod cleanup;
 mod etcd_away;
+mod faults;
 mod felix;
 mod flannel;
 mod flip;
