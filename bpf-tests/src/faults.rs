@@ -249,7 +249,7 @@ fn strangers(world: &World) -> Result<Vec<(String, String)>> {
         ("10.100.300.0-24", lease("192.168.50.7")),
         ("0.0.0.0-0", lease("192.168.50.7")),
         ("10.100.250.0-24", "\u{1}".to_owned()),
-        ("10.100.251.0-24", r#"{"PublicIP":"192.168.50.9","BackendType":"host-gw"}"#.to_owned()),
+        ("10.100.251.0-24", r#"{"PublicIP":"192.168.50.9","BackendType":"wireguard"}"#.to_owned()),
         ("10.100.0.0-16", lease("192.168.50.7")),
         (inside.as_str(), lease("192.168.50.8")),
     ];

@@ -36,6 +36,7 @@ pub(super) fn measure(rate: u32) -> Result<Vec<Figure>> {
         let lost = Figure::of(format!("{}: lost", fault.what), "packets", count(numbered.lost));
         figures.push(if fault.is_harmless() { lost.at_most(0.0) } else { lost });
         figures.push(Figure::of("  of so many", "packets", count(numbered.sent)));
+        figures.push(Figure::of("  of so many in a second", "packets", numbered.per_second()));
         if !fault.is_harmless() {
             let gap = whole_again.unwrap_or(numbered.longest_gap).as_secs_f64() * 1e3;
             figures.push(

@@ -23,6 +23,8 @@ use super::{PATIENCE, Path, RECEIVE_BUFFER, go_first, port};
 #[derive(Debug, Clone, Copy)]
 pub struct Numbered {
     pub sent: u64,
+    /// That the sender worked.
+    pub elapsed: Duration,
     pub lost: u64,
     /// Came more than once.
     pub twice: u64,
@@ -32,12 +34,20 @@ pub struct Numbered {
     pub overload: u64,
 }
 
+impl Numbered {
+    /// Datagrams that were sent in a second.
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    pub fn per_second(&self) -> f64 {
+        self.sent as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
 /// A stream that runs. One at a time in each direction between two hosts.
 #[derive(Debug)]
 pub struct Stream {
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
-    sender: JoinHandle<Result<u64>>,
+    sender: JoinHandle<Result<(u64, Duration)>>,
     receiver: JoinHandle<Result<Seen>>,
     overload: u64,
 }
@@ -115,9 +125,11 @@ impl Stream {
     pub fn stop(self) -> Result<Numbered> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = |_| anyhow!("a generator panicked");
-        let (sent, seen) = (self.sender.join().map_err(ended)??, self.receiver.join().map_err(ended)??);
+        let (sent, elapsed) = self.sender.join().map_err(ended)??;
+        let seen = self.receiver.join().map_err(ended)??;
         Ok(Numbered {
             sent,
+            elapsed,
             lost: sent.saturating_sub(seen.count),
             twice: seen.twice,
             longest_gap: seen.longest_gap,
@@ -145,9 +157,15 @@ fn establish(sender: &UdpSocket, receiver: &UdpSocket, target: SocketAddrV4) -> 
 }
 
 /// By an address and not by a connection: what the network says about one datagram must not keep back the next.
-fn send(socket: &UdpSocket, target: SocketAddrV4, per_second: u32, stop: &AtomicBool) -> Result<u64> {
+fn send(
+    socket: &UdpSocket,
+    target: SocketAddrV4,
+    per_second: u32,
+    stop: &AtomicBool,
+) -> Result<(u64, Duration)> {
     go_first()?;
-    let (mut sent, mut due, mut last) = (0_u64, 0.0, Instant::now());
+    let begun = Instant::now();
+    let (mut sent, mut due, mut last) = (0_u64, 0.0, begun);
     while !stop.load(Ordering::Relaxed) {
         thread::sleep(BEAT);
         due += last.elapsed().as_secs_f64() * f64::from(per_second);
@@ -173,7 +191,7 @@ fn send(socket: &UdpSocket, target: SocketAddrV4, per_second: u32, stop: &Atomic
             }
         }
     }
-    Ok(sent)
+    Ok((sent, begun.elapsed()))
 }
 
 fn receive(socket: &UdpSocket, done: &AtomicBool, received: &AtomicU64) -> Result<Seen> {

@@ -6,7 +6,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    hash::{DefaultHasher, Hasher as _},
+    io,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -24,18 +26,20 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Memory {
     path: PathBuf,
-    /// What the file says.
-    written: Content,
+    /// What an earlier process has left, until it is asked for.
+    found: Option<Content>,
     past: Option<Past>,
+    /// Of what the file says; `None` before this process has written it.
+    said: Option<u64>,
+    /// When etcd was found to have lost its past, as the file says.
+    forgot: Option<u64>,
     /// The file may not say it all any more.
     is_due: bool,
     kept: Option<Instant>,
-    /// What an earlier process knew has been asked for.
-    is_recalled: bool,
     problem: Option<String>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Content {
     /// The list and the changes behind it that the leases are from.
     past: Option<Past>,
@@ -51,7 +55,7 @@ impl Memory {
     pub fn read(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
         let read = fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Content>(&text)?));
-        let written = read.unwrap_or_else(|error| {
+        let found = read.unwrap_or_else(|error| {
             if error.kind() != io::ErrorKind::NotFound {
                 warn!(file = %path.display(), %error, "cannot read what was known of other nodes; going by etcd alone");
             }
@@ -59,11 +63,12 @@ impl Memory {
         });
         Self {
             path,
-            past: written.past,
-            written,
+            past: found.past,
+            said: None,
+            forgot: found.forgot,
+            found: Some(found),
             is_due: false,
             kept: None,
-            is_recalled: false,
             problem: None,
         }
     }
@@ -101,10 +106,7 @@ impl Memory {
 
     /// What an earlier process knew, once: both kinds of peers, and how long ago etcd had lost its past.
     fn recall(&mut self) -> Option<(Records, Option<Duration>)> {
-        if std::mem::replace(&mut self.is_recalled, true) {
-            return None;
-        }
-        let Content { forgot, leases, remembered, .. } = self.written.clone();
+        let Content { forgot, leases, remembered, .. } = self.found.take()?;
         let ago = forgot.map(|forgot| {
             let then = UNIX_EPOCH + Duration::from_secs(forgot);
             SystemTime::now().duration_since(then).unwrap_or_default()
@@ -116,37 +118,51 @@ impl Memory {
     /// it shows whether a history goes on.
     fn keep(&mut self, [leases, remembered]: Records, forgot: Option<Duration>) {
         self.is_due = false;
-        let forgot = forgot.and_then(|ago| {
-            let then = SystemTime::now().checked_sub(ago)?.duration_since(UNIX_EPOCH).ok()?;
-            Some(
-                self.written
-                    .forgot
-                    .filter(|known| known.abs_diff(then.as_secs()) < 60)
-                    .unwrap_or(then.as_secs()),
-            )
+        self.forgot = forgot.and_then(|ago| {
+            let then = SystemTime::now().checked_sub(ago)?.duration_since(UNIX_EPOCH).ok()?.as_secs();
+            // The same moment, but for rounding.
+            self.forgot.filter(|known| known.abs_diff(then) < 60).or(Some(then))
         });
-        let past = match (self.past, self.written.past) {
-            (Some(now), Some(before)) if now.mark == before.mark && now.cluster_id == before.cluster_id => {
-                Some(before)
+        let list = self.past.map(|past| Past { revision: 0, ..past });
+        let mut content = Content { past: list, forgot: self.forgot, leases, remembered };
+        let outcome = content.digest().and_then(|digest| {
+            if self.said != Some(digest) {
+                content.past = self.past;
+                file::replace(&self.path, &serde_json::to_vec(&content)?)?;
+                self.said = Some(digest);
             }
-            (now, _) => now,
-        };
-        let content = Content { past, forgot, leases, remembered };
-        if content == self.written && self.problem.is_none() {
-            return;
-        }
-        let content = Content { past: self.past, ..content };
-        let written = serde_json::to_vec(&content)
-            .map_err(io::Error::from)
-            .and_then(|text| file::replace(&self.path, &text));
-        self.problem = written.err().map(|error| {
+            Ok(())
+        });
+        self.problem = outcome.err().map(|error| {
             self.is_due = true;
             format!(
                 "cannot write {}: {error}; should etcd lose its data, an agent that starts then would not know the other nodes",
                 self.path.display()
             )
         });
-        self.written = content;
+    }
+}
+
+impl Content {
+    fn digest(&self) -> io::Result<u64> {
+        let mut digest = Digest::default();
+        serde_json::to_writer(&mut digest, self)?;
+        Ok(digest.0.finish())
+    }
+}
+
+/// Of a text that is too long to be kept.
+#[derive(Default)]
+struct Digest(DefaultHasher);
+
+impl io::Write for Digest {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.0.write(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
