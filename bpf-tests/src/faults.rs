@@ -108,7 +108,7 @@ pub const ALL: [Fault; 15] = [
         let named = |node: &Node| {
             node.agent()
                 .status()
-                .is_ok_and(|status| status["invalid"].to_string().contains("10.100.251.0-24"))
+                .is_ok_and(|status| status["invalid"].to_string().contains("10.100.250.0-24"))
         };
         soon("they are named", || scene.world.nodes().iter().all(named))?;
         strangers.iter().try_for_each(|(key, _)| etcd.del(key))?;

@@ -43,9 +43,9 @@ use crate::{
         waiting::{self, Progress},
     },
     store::{
-        Attributes, Backend, EtcdPrefix, Lease, LeaseManager, Listing, Mirror, NetworkConfig, Owner, Past,
-        Prefix, RESOURCES, Store, StoreEvent, Terms, initial, machine, own_entry, retry::Backoff,
-        subnet_file::read_previous_subnet,
+        Attributes, Backend, BackendKind, EtcdPrefix, Lease, LeaseManager, Listing, Mirror, NetworkConfig,
+        Owner, Past, Prefix, RESOURCES, Store, StoreEvent, Terms, VxlanData, initial, machine, own_entry,
+        retry::Backoff, subnet_file::read_previous_subnet,
     },
 };
 
@@ -142,6 +142,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let initial = initialise(&mut tasks, &store, &config);
     let network = network_config(&store, &progress).await;
     let uplink = blocking(|config: Config| choose_uplink(&config), config.clone()).await?;
+    uplink.suits(&network.backend)?;
     let (machine, memory) = (machine::read_or_make(&config.state_dir)?, Memory::read(&config.state_dir));
     let leases = list_leases(&store, &progress).await;
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
@@ -150,8 +151,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
     let want = Attributes {
         public_ip: uplink.public_ip,
-        vtep_mac,
-        vni: vni(&network),
+        backend: backend_kind(&network.backend, vtep_mac),
         node: config.node_name.clone(),
         machine,
     };
@@ -364,10 +364,10 @@ async fn vtep_mac(
     prefix: &EtcdPrefix,
     owner: Owner<'_>,
 ) -> anyhow::Result<Mac> {
-    let vni = vni(network);
+    let Some(options) = network.backend.vxlan() else { return Ok(Mac::default()) };
     let existing = blocking(
-        move |vni| -> anyhow::Result<_> { Ok(overlay::existing_mac(&mut Netlink::open()?, vni)?) },
-        vni,
+        |vni| -> anyhow::Result<_> { Ok(overlay::existing_mac(&mut Netlink::open()?, vni)?) },
+        options.vni,
     )
     .await?;
     if let Some(mac) = existing {
@@ -398,8 +398,11 @@ async fn acquire(
     }
 }
 
-fn vni(network: &NetworkConfig) -> u32 {
-    match &network.backend {
-        Backend::Vxlan(options) => options.vni,
+/// What the lease says of it.
+fn backend_kind(backend: &Backend, vtep_mac: Mac) -> BackendKind {
+    match backend {
+        Backend::Vxlan(options) => BackendKind::Vxlan(VxlanData { vni: options.vni, vtep_mac }),
+        Backend::HostGw => BackendKind::HostGw,
+        Backend::Alloc => BackendKind::Alloc,
     }
 }

@@ -8,6 +8,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod backends;
 mod calico_store;
 mod cleanup;
 mod etcd_away;
@@ -15,6 +16,7 @@ mod faults;
 mod felix;
 mod flannel;
 mod flip;
+mod fragments;
 mod fresh;
 mod inspection;
 mod isolation;

@@ -16,8 +16,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::{Node, peers::Records};
-use crate::{api::wire::PeerStatus, file, store::Past};
+use super::{
+    Node,
+    peers::{Known, Records},
+};
+use crate::{file, store::Past};
 
 const FILE: &str = "peers.json";
 /// Between two times that it is written.
@@ -45,9 +48,9 @@ struct Content {
     past: Option<Past>,
     /// When etcd was found to have lost its past, in seconds since 1970.
     forgot: Option<u64>,
-    leases: BTreeMap<String, PeerStatus>,
+    leases: BTreeMap<String, Known>,
     /// Of before that, and not written again since.
-    remembered: BTreeMap<String, PeerStatus>,
+    remembered: BTreeMap<String, Known>,
 }
 
 impl Memory {
@@ -190,6 +193,8 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::store::history::Mark;
 
@@ -197,12 +202,10 @@ mod tests {
         Past { cluster_id: 7, revision: 10, mark: Some(Mark { revision: 10, index }) }
     }
 
-    fn peers(subnets: &[&str]) -> BTreeMap<String, PeerStatus> {
-        let peer = |subnet: &str| PeerStatus {
-            subnet: subnet.parse().unwrap(),
-            public_ip: [192, 0, 2, 1].into(),
-            vtep_mac: canal_common::Mac::new([2; 6]),
-            node: None,
+    fn peers(subnets: &[&str]) -> BTreeMap<String, Known> {
+        let peer = |subnet: &str| {
+            let value = json!({ "subnet": subnet, "ip": "192.0.2.1", "vtep_mac": "02:00:00:00:00:01" });
+            serde_json::from_value(value).unwrap()
         };
         subnets.iter().map(|subnet| (format!("/k/{subnet}"), peer(subnet))).collect()
     }
