@@ -22,6 +22,7 @@ mod bpf;
 pub mod capture;
 pub mod cmd;
 pub mod etcd;
+pub mod faults;
 pub mod flannel;
 pub mod load;
 pub mod netns;

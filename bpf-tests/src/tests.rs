@@ -127,6 +127,15 @@ fn a_bare_pair_carries_every_measurement() {
     let (p50, p99) = (trips.quantile_us(500), trips.quantile_us(990));
     assert!(trips.count() > 100 && p50 <= p99, "{p50} {p99}");
     assert!(load::connections(path, short).unwrap().per_second() > 100.0);
+    let stream = load::Stream::start(path, 5_000).unwrap();
+    assert!(until(SOON, || stream.received() > 1000));
+    let address = |verb: &str| right.netns().ip(&format!("addr {verb} {}/24 dev eth0", right.ip())).unwrap();
+    address("del");
+    let seen = stream.received();
+    address("add");
+    assert!(until(SOON, || stream.received() > seen + 1000));
+    let numbered = stream.stop().unwrap();
+    assert!(numbered.lost > 0 && numbered.lost < numbered.sent && numbered.twice == 0, "{numbered:?}");
     assert!(load::bulk(path, 1, Congestion::Default, short).unwrap().gigabits_per_second() > 0.1);
 }
 

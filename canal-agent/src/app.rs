@@ -37,7 +37,7 @@ use crate::{
     lock::AgentLock,
     netlink::{Monitor, Netlink},
     node::{
-        Groundwork, Initial, Message, Node, Ports, Published, Start,
+        Groundwork, Initial, Memory, Message, Node, Ports, Published, Start,
         health::Health,
         takeover,
         uplink::{self, Host, Uplink},
@@ -45,7 +45,7 @@ use crate::{
     },
     store::{
         Attributes, Backend, BackendKind, EtcdPrefix, Lease, LeaseManager, Listing, Mirror, NetworkConfig,
-        Owner, Prefix, RESOURCES, Store, StoreEvent, Terms, VxlanData, initial, machine, own_entry,
+        Owner, Past, Prefix, RESOURCES, Store, StoreEvent, Terms, VxlanData, initial, machine, own_entry,
         retry::Backoff, subnet_file::read_previous_subnet,
     },
 };
@@ -144,7 +144,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let network = network_config(&store, &progress).await;
     let wanted = (config.clone(), network.backend.clone());
     let uplink = blocking(|(config, backend)| choose_uplink(&config, &backend), wanted).await?;
-    let machine = machine::read_or_make(&config.state_dir)?;
+    let (machine, memory) = (machine::read_or_make(&config.state_dir)?, Memory::read(&config.state_dir));
     let leases = list_leases(&store, &progress).await;
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
     let vtep_mac = vtep_mac(&leases, &network, &config.etcd.prefix, owner).await?;
@@ -164,7 +164,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let stop_tasks = CancellationToken::new();
     let taken = async {
         let (lease, leases) = acquire(&mut keeper, want.clone(), leases, &progress).await;
-        Ok((lease, mirrors(&mut tasks, &store, leases, &stop_tasks)))
+        Ok((lease, mirrors(&mut tasks, &store, leases, memory.past(), &stop_tasks)))
     };
     let (groundwork, (lease, mirrored)) = tokio::try_join!(groundwork, taken)?;
 
@@ -183,6 +183,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         ports,
         health,
         initial,
+        memory,
         ready,
     };
     let node = blocking(move |start| Node::start(groundwork, start), start).await?;
@@ -250,19 +251,22 @@ fn serve_health(tasks: &mut JoinSet<()>, config: &Config, health: &Health, ports
     tasks.spawn(port::follow("health", ports.health.subscribe(), router));
 }
 
-/// Begins to follow the store, with what was listed of the network if that is fresh. What comes waits until somebody
-/// receives it.
+/// Begins to follow the store, with what was listed of the network if that is fresh, and with how far an earlier process
+/// has followed that. What comes waits until somebody receives it.
 fn mirrors(
     tasks: &mut JoinSet<()>,
     store: &Store,
     listed: Option<Listing>,
+    past: Option<Past>,
     stop: &CancellationToken,
 ) -> [mpsc::Receiver<StoreEvent>; 2] {
     let network = store.options().prefix.all();
-    let ranges = [(Prefix::Network, network, listed), (Prefix::Resources, RESOURCES.to_owned(), None)];
-    ranges.map(|(prefix, under, listed)| {
+    let ranges =
+        [(Prefix::Network, network, listed, past), (Prefix::Resources, RESOURCES.to_owned(), None, None)];
+    ranges.map(|(prefix, under, listed, past)| {
         let (events, received) = mpsc::channel(64);
         let mirror = Mirror::new(store.clone(), prefix, under, events).beginning_with(listed);
+        let mirror = mirror.remembering(past);
         tasks.spawn(mirror.run(stop.clone()));
         received
     })

@@ -11,6 +11,7 @@ use crate::{
     lock::AgentLock,
     model::EndpointKey,
     netlink::Netlink,
+    node::Memory,
     store::{
         Store, StoreError,
         initial::read_nodename,
@@ -60,6 +61,9 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
     let endpoints = Registry::folder(&config.state_dir);
     if remove_dir(&endpoints)? {
         done.push(format!("removed {}", endpoints.display()));
+    }
+    if Memory::forget(&config.state_dir) {
+        done.push("forgot the other nodes".to_owned());
     }
     if machine::forget(&config.state_dir) {
         done.push("forgot this machine's number".to_owned());

@@ -24,6 +24,7 @@ pub mod netlink;
 pub mod node;
 mod one_line;
 pub mod preflight;
+pub mod pulse;
 pub mod release;
 pub mod rollback;
 pub mod store;

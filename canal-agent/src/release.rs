@@ -25,7 +25,8 @@ pub fn run(config: &Config, force: bool) -> anyhow::Result<Vec<String>> {
     // Without it the lease is known by name and machine.
     let host = Host::read(&mut Netlink::open()?, &config.uplink)?;
     let public_ip = uplink::choose(&host, &config.uplink).ok().map(|uplink| uplink.public_ip);
-    let machine = machine::read_or_make(&config.state_dir)?;
+    // Without a number it is known by name and address.
+    let machine = machine::read(&config.state_dir)?.unwrap_or_default();
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let release = async {

@@ -6,7 +6,7 @@ mod store;
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bpf_tests::{Node, Pod, World};
 use canal_agent::model::resource::Kind;
 use serde_json::json;
@@ -19,6 +19,9 @@ const CONFIG: &str = r#"{"Network":"10.64.0.0/10","SubnetLen":24,"Backend":{"Typ
 const LEASES: [u32; 2] = [5_000, 10_000];
 /// For the first number of leases.
 const TARGET_S: f64 = 0.3;
+
+/// For any number of leases.
+const SINCE_LIST_S: f64 = 1.0;
 
 const POLICIES: u32 = 2_000;
 const ENDPOINTS: u32 = 20_000;
@@ -58,16 +61,34 @@ fn with_leases(rounds: u32, figures: &mut Vec<Figure>) -> Result<()> {
             starts.push(start::until_peers(node, leases)?);
             if round + 1 == rounds {
                 sizes(node, &format!("{leases} leases"), &mut memory)?;
+                memory.extend(changed_peer(node, &mut store, leases)?);
             }
             node.agent().terminate()?;
             node.agent().clean_up()?;
         }
         let name = format!("{leases} leases: from start until every peer is in the kernel");
         let target = (leases == LEASES[0]).then_some(TARGET_S);
+        let since_list: Vec<f64> = starts.iter().filter_map(|start| start.since_list).collect();
         figures.extend(summary(&name, starts, target));
+        ensure!(!since_list.is_empty(), "the log does not say when the leases were listed");
+        let name = format!("{leases} leases: from the list of leases until every peer is in the kernel");
+        figures.push(Figure::median(name, "s", since_list).at_most(SINCE_LIST_S));
         figures.extend(memory);
     }
     Ok(())
+}
+
+/// Of so many, one gets another address and MAC, and gets its own back.
+fn changed_peer(node: &Node, store: &mut Store, leases: u32) -> Result<Vec<Figure>> {
+    let (touched, seconds) = start::change_one(node, store, leases / 2)?;
+    store.put(start::lease(leases / 2))?;
+    let name = format!("{leases} leases: from one peer's change in etcd to its entry in the kernel");
+    let mut figures = vec![Figure::of(name, "ms", seconds * 1e3)];
+    figures.extend(touched.into_iter().map(|(table, elements)| {
+        let elements = u32::try_from(elements).unwrap_or(u32::MAX);
+        Figure::of(format!("  of {table}, this touches"), "elements", f64::from(elements))
+    }));
+    Ok(figures)
 }
 
 fn with_policies(rounds: u32, figures: &mut Vec<Figure>) -> Result<()> {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{
-    Path, WARM_UP, port,
+    Path, RECEIVE_BUFFER, WARM_UP, port,
     seat::{Seat, join, spawn},
 };
 
@@ -55,7 +55,6 @@ pub enum Receiver {
 const BATCH: usize = 64;
 /// Between two looks of a receiver that polls; the receive buffer holds what comes meanwhile.
 const LOOK: Duration = Duration::from_micros(200);
-const RECEIVE_BUFFER: usize = 16 << 20;
 /// How long the receiver waits for what may still be on its way.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -65,7 +64,6 @@ pub fn datagrams(path: Path<'_>, size: usize, receiver: Receiver, duration: Dura
     let receiver = path.to.netns().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port::DATAGRAMS)))?;
     let receiver = receiver.context("cannot take the port for datagrams")?;
     receiver.set_read_timeout(Some(PAUSE))?;
-    // What overflows here says something about the receiver's turn on its processor, and nothing about the path.
     setsockopt(&receiver, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("the receive buffer")?;
     let sender = path.from.netns().run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
     let sender = sender.context("cannot open a UDP socket")?;

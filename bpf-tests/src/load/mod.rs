@@ -13,6 +13,7 @@ mod round_trips;
 mod seat;
 mod sink;
 mod steady;
+mod stream;
 
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub use inject::{Entrance, injected};
 pub use round_trips::{RoundTrips, round_trips};
 pub use seat::go_first;
 pub use steady::{Steady, SteadyFlows};
+pub use stream::{Numbered, Stream};
 
 use crate::probe::Host;
 
@@ -41,6 +43,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Before a measurement: congestion windows open, caches fill, flows become established.
 const WARM_UP: Duration = Duration::from_millis(100);
 
+/// What overflows in a receiver's buffer says something about its turn on its processor, and nothing about the path.
+const RECEIVE_BUFFER: usize = 16 << 20;
+
 /// What the rows of one run use; nothing else listens in these namespaces.
 mod port {
     pub(super) const BULK: u16 = 20_001;
@@ -48,7 +53,8 @@ mod port {
     pub(super) const ROUND_TRIPS: u16 = 20_003;
     pub(super) const CONNECTIONS: u16 = 20_004;
     pub(super) const STEADY: u16 = 20_005;
+    pub(super) const STREAM: u16 = 20_006;
 }
 
 /// Every port that the generators send to, first and last: for policies that let just this traffic pass.
-pub const PORTS: (u16, u16) = (port::BULK, port::STEADY);
+pub const PORTS: (u16, u16) = (port::BULK, port::STREAM);

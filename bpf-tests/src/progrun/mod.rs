@@ -117,7 +117,7 @@ impl Lab {
             let mut loader = EbpfLoader::new();
             loader.override_global(names::SETTINGS, settings, true);
             let ebpf = loader.load_file(path).with_context(|| format!("cannot load {}", path.display()))?;
-            let mut object = Object { ebpf };
+            let mut object = Object::from(ebpf);
             names::PROGRAMS.iter().chain(&[names::JUDGE]).try_for_each(|name| object.program(name).load())?;
             Ok(object)
         })

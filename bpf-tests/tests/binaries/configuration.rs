@@ -134,5 +134,8 @@ fn a_node_that_leaves_gives_its_subnet_back_once_its_agent_and_pods_are_gone() {
     let (code, said) = release(&[]);
     assert!(code == Some(0) && said.contains("released /coreos.com/network/subnets/10.100."), "{said}");
     assert_eq!(leases(), 0);
+    let number = node.folder().join("state/machine");
+    std::fs::remove_file(&number).unwrap();
     assert_eq!(release(&[]), (Some(0), "this node has no lease\n".to_owned()));
+    assert!(!number.exists(), "a node that leaves needs no number");
 }

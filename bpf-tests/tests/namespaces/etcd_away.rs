@@ -85,20 +85,76 @@ fn an_etcd_that_lost_its_data_gets_leases_and_endpoints_again_and_pods_talk() {
     world.etcd().put("/coreos.com/network/subnets/10.100.0.0-24", lease).unwrap();
     let knows = || world.node(1).agent().status().unwrap()["peers"].to_string().contains("10.100.0.0/24");
     assert!(soon(knows));
-    world.etcd().kill();
-    fs::remove_dir_all(world.folder().join("etcd")).unwrap();
-    world.etcd().restart().unwrap();
-    world.etcd().put("/coreos.com/network/config", world::CONFIG).unwrap();
+    let kept = || {
+        policy::ingress(7, "app == 'b'", json!([{"action": "Deny", "protocol": "TCP"}, {"action": "Allow"}]))
+    };
+    let _server = b.serve_tcp(80).unwrap();
+    world.etcd().put_global_policy("kept", kept()).unwrap();
+    assert!(soon(|| !a.reaches(b.ip(), 80)));
+    wipe(&world);
     assert!(until(RECONNECTED, || subnets() == before), "the same subnets again: {:?}", subnets());
     assert!(until(RECONNECTED, || world.etcd().workload_endpoints().unwrap().len() == 2));
     assert!(until(RECONNECTED, || a.pings(b.ip()) && b.pings(a.ip())));
     assert!(soon(|| world.etcd().get(&format!("{}profiles/canal", policy::RESOURCES)).unwrap().is_some()));
-    world.etcd().put_global_policy("t", policy::ingress(1, "app == 'b'", json!([]))).unwrap();
+    assert!(!a.reaches(b.ip(), 80), "what is lost is not taken back");
+    let deny = json!([{"action": "Deny"}]);
+    world.etcd().put_global_policy("t", policy::ingress(1, "app == 'b'", deny)).unwrap();
     assert!(soon(|| !a.pings(b.ip())), "and the watch follows the new store");
+    world.etcd().delete_global_policy("t").unwrap();
+    assert!(soon(|| a.pings(b.ip())) && !a.reaches(b.ip(), 80));
     let problems = || world.node(1).agent().status().unwrap()["problems"].to_string();
     assert!(knows() && problems().contains("lost its past, and 1 peers"), "{}", problems());
     world.etcd().put("/coreos.com/network/subnets/10.100.0.0-24", lease).unwrap();
+    assert!(problems().contains("1 objects with it") && problems().contains("(GlobalNetworkPolicy kept)"));
+    world.etcd().put_global_policy("kept", kept()).unwrap();
     assert!(soon(|| problems() == "[]") && knows(), "{}", problems());
+    world.etcd().delete_global_policy("kept").unwrap();
+    assert!(soon(|| a.reaches(b.ip(), 80)));
+}
+
+/// As after the loss of its disk; what every cluster begins with is written again.
+fn wipe(world: &World) {
+    world.etcd().kill();
+    fs::remove_dir_all(world.folder().join("etcd")).unwrap();
+    world.etcd().restart().unwrap();
+    world.etcd().put("/coreos.com/network/config", world::CONFIG).unwrap();
+}
+
+#[test]
+fn an_agent_that_starts_knows_whether_a_peer_has_left_or_etcd_has_lost_it() {
+    let (world, a, b) = two_nodes();
+    let agent = world.node(1).agent();
+    let key = "/coreos.com/network/subnets/10.100.0.0-24";
+    let lease = r#"{"PublicIP":"192.168.50.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:09"}}"#;
+    let knows = || agent.status().unwrap()["peers"].to_string().contains("10.100.0.0/24");
+    let learn = || {
+        world.etcd().put(key, lease).unwrap();
+        assert!(soon(knows));
+        let file = world.node(1).folder().join("state/peers.json");
+        let kept = || fs::read_to_string(&file).is_ok_and(|text| text.contains("10.100.0.0/24"));
+        // Not at once, but with the next look at everything.
+        assert!(until(SOON * 3, kept));
+    };
+    learn();
+    agent.kill_9();
+    world.etcd().del(key).unwrap();
+    agent.start().unwrap();
+    assert!(soon(|| !knows()), "it has left");
+
+    learn();
+    agent.kill_9();
+    wipe(&world);
+    let problems = || agent.status().unwrap()["problems"].to_string();
+    for _ in 0..2 {
+        agent.start().unwrap();
+        assert!(soon(|| problems().contains("lost its past, and 1 peers")), "{}", problems());
+        assert!(knows() && until(RECONNECTED, || a.pings(b.ip()) && b.pings(a.ip())));
+        // The next one has only the memory of this one.
+        let file = world.node(1).folder().join("state/peers.json");
+        let kept = || fs::read_to_string(&file).is_ok_and(|text| text.contains(r#""forgot":1"#));
+        assert!(until(SOON * 3, kept));
+        agent.kill_9();
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod backends;
 mod calico_store;
 mod cleanup;
 mod etcd_away;
+mod faults;
 mod felix;
 mod flannel;
 mod flip;

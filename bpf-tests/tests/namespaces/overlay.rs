@@ -7,6 +7,7 @@ use bpf_tests::{
     load::{self, Congestion, Path},
     policy,
     probe::{Connect, Pinger},
+    until,
 };
 use serde_json::json;
 
@@ -152,7 +153,8 @@ fn a_peer_that_leaves_for_good_is_forgotten_and_one_that_comes_is_learnt() {
     world.etcd().del(&format!("/coreos.com/network/subnets/{own}")).unwrap();
     let agent = world.node(1).agent();
     let peers = || agent.status().unwrap()["peers"].as_array().map_or(9, Vec::len);
-    assert!(soon(|| peers() == 0), "{:?}", agent.status().unwrap()["peers"]);
+    assert!(a.pings(b.ip()), "it has some time to take its lease again");
+    assert!(until(SOON * 6, || peers() == 0), "{:?}", agent.status().unwrap()["peers"]);
     assert!(!a.pings(b.ip()), "no lease, no way");
     world.node(2).agent().start().unwrap();
     assert!(soon(|| peers() == 1 && a.pings(b.ip())), "the same subnet again, so the pod works again");

@@ -1,5 +1,15 @@
 //! How verdicts are found: what is missing on the way denies, and the rest is as the tables say.
 
+use std::time::Instant;
+
+use canal_agent::{
+    dataplane::{
+        object::{Object, Sizes},
+        tables::{KernelTables, Tables as _},
+    },
+    pulse::Pulse,
+};
+
 use super::*;
 
 fn judged(lab: &mut Lab) -> Ran {
@@ -117,4 +127,26 @@ fn eight_pages_are_read_and_not_a_ninth() {
             if depth == 8 { delivered(&ran) } else { dropped(&ran, Reason::PolicyIngress) }
         }
     });
+}
+
+#[test]
+fn every_write_to_the_policy_tables_is_a_sign_of_life() {
+    type Write = fn(&mut KernelTables);
+    let mut object = Object::load(&Settings::default(), None, &Sizes::new()).unwrap();
+    let (mut tables, _) = KernelTables::adopt(&mut object.ebpf).unwrap();
+    let writes: [(&str, Write); 6] = [
+        ("a row", |tables| tables.write_row(1, &one_verdict(Verdict::ALLOW, ALLOW)).unwrap()),
+        ("a set", |tables| tables.write_sets(&[(1, vec![1])]).unwrap()),
+        ("a column", |tables| tables.write_columns(1, &[(0, 1)]).unwrap()),
+        ("a peer", |tables| tables.write_peer(A.ip, 1).unwrap()),
+        ("a policy", |tables| tables.write_policy(1, EndpointPolicy::default()).unwrap()),
+        ("an endpoint", |tables| tables.write_endpoint(A.ip, Endpoint::default()).unwrap()),
+    ];
+    for (what, write) in writes {
+        let pulse = Pulse::new();
+        tables = tables.beating(pulse.clone());
+        assert!(pulse.silence_at(Instant::now()).is_none());
+        write(&mut tables);
+        assert!(pulse.silence_at(Instant::now()).is_some(), "{what}");
+    }
 }

@@ -1,16 +1,29 @@
 //! A TCP port of the host, where the configuration asks for one. Nobody who comes there can do anything but read, nor keep
-//! the agent from its work: how many read at once and for how long is bounded.
+//! the agent from its work: how many read at once and for how long is bounded. Nor can who comes and asks nothing keep others
+//! from reading.
 
-use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::Router;
-use hyper::server::conn::http1;
+use hyper::{
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-    task::JoinSet,
-    time::timeout,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until, timeout},
 };
 use tracing::{debug, info, warn};
 
@@ -23,8 +36,11 @@ pub struct Address {
 
 /// Between two attempts to listen.
 const RETRY: Duration = Duration::from_secs(10);
-/// Connections at the same time; others wait until one of them has ended.
+/// Connections at the same time. One more takes the place of the oldest that has not asked for anything; where all have, it
+/// waits until one of them is answered.
 const CONNECTIONS: usize = 16;
+/// So long nobody loses its place.
+const FIRST_WORD: Duration = Duration::from_millis(10);
 /// So long a connection may take, for its one request and the answer.
 const LONGEST: Duration = Duration::from_secs(5);
 
@@ -84,19 +100,64 @@ async fn listen(address: &Address) -> io::Result<TcpListener> {
 
 /// Answers everybody who reaches the listener; one request per connection.
 async fn serve(listener: TcpListener, router: &Router) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
     // Ends with this function, and so do the connections.
-    let mut connections = JoinSet::new();
+    let mut readers = Readers::default();
     loop {
-        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
         let (stream, _) = match listener.accept().await {
             // Who came has gone already.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             accepted => accepted?,
         };
-        while connections.try_join_next().is_some() {}
-        let service = TowerToHyperService::new(router.clone());
-        connections.spawn(async move {
+        readers.make_room().await;
+        readers.add(stream, router);
+    }
+}
+
+/// The open connections, the oldest first.
+#[derive(Default)]
+struct Readers {
+    tasks: JoinSet<()>,
+    open: Vec<Reader>,
+}
+
+struct Reader {
+    since: Instant,
+    has_asked: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+impl Readers {
+    /// Returns when there is a place.
+    async fn make_room(&mut self) {
+        loop {
+            while self.tasks.try_join_next().is_some() {}
+            self.open.retain(|reader| !reader.task.is_finished());
+            if self.open.len() < CONNECTIONS {
+                return;
+            }
+            let Some(oldest) = self.open.iter().position(|reader| !reader.has_asked.load(Ordering::Relaxed))
+            else {
+                self.tasks.join_next().await;
+                continue;
+            };
+            let has_time = self.open[oldest].since + FIRST_WORD;
+            if has_time > Instant::now() {
+                sleep_until(has_time).await;
+                continue;
+            }
+            debug!("a reader that asks for nothing makes room");
+            self.open.remove(oldest).task.abort();
+        }
+    }
+
+    fn add(&mut self, stream: TcpStream, router: &Router) {
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let (asks, answers) = (has_asked.clone(), TowerToHyperService::new(router.clone()));
+        let service = service_fn(move |request| {
+            asks.store(true, Ordering::Relaxed);
+            answers.call(request)
+        });
+        let task = self.tasks.spawn(async move {
             let mut http = http1::Builder::new();
             let connection = http.keep_alive(false).serve_connection(TokioIo::new(stream), service);
             match timeout(LONGEST, connection).await {
@@ -104,20 +165,15 @@ async fn serve(listener: TcpListener, router: &Router) -> io::Result<()> {
                 Ok(Err(error)) => debug!(%error, "a reader is gone"),
                 Err(_) => debug!("a reader took longer than {} s", LONGEST.as_secs()),
             }
-            drop(place);
         });
+        self.open.push(Reader { since: Instant::now(), has_asked, task });
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::time::Instant;
-
     use axum::routing::get;
-    use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpStream,
-    };
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -143,20 +199,43 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn readers_that_say_nothing_are_sent_away_and_make_room() {
+    async fn who_asks_is_answered_at_once_however_many_say_nothing() {
         let port = serving(here()).await;
         let mut silent = Vec::new();
-        for _ in 0..CONNECTIONS {
+        for _ in 0..4 * CONNECTIONS {
             silent.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
         }
-        let mut late = Box::pin(fetch(port, "/"));
-        let early = timeout(Duration::from_millis(300), &mut late).await;
-        assert!(early.is_err(), "there are {CONNECTIONS} places");
-        let answer = timeout(LONGEST * 4, late).await.expect("a place becomes free").unwrap();
+        let begun = Instant::now();
+        let answer = fetch(port, "/").await.unwrap();
         assert!(answer.contains("here"));
+        assert!(begun.elapsed() < LONGEST, "before anybody's time is over: {:?}", begun.elapsed());
         let mut nothing = String::new();
         silent[0].read_to_string(&mut nothing).await.unwrap();
         assert_eq!(nothing, "");
+    }
+
+    #[tokio::test]
+    async fn who_has_asked_keeps_its_place_until_it_is_answered() {
+        let (release, held) = watch::channel(false);
+        let slow = Router::new().route(
+            "/",
+            get(async move || {
+                let _ = held.clone().wait_for(|released| *released).await;
+                "here"
+            }),
+        );
+        let port = serving(slow).await;
+        let asking: Vec<_> = (0..CONNECTIONS).map(|_| tokio::spawn(fetch(port, "/"))).collect();
+        let mut late = Box::pin(fetch(port, "/"));
+        assert!(
+            timeout(Duration::from_millis(300), &mut late).await.is_err(),
+            "there are {CONNECTIONS} places"
+        );
+        release.send_replace(true);
+        for answer in asking {
+            assert!(answer.await.unwrap().unwrap().contains("here"));
+        }
+        assert!(late.await.unwrap().contains("here"));
     }
 
     async fn free_port() -> u16 {

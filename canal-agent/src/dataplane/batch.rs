@@ -105,7 +105,7 @@ pub(super) fn descriptor(map: &impl AsFd) -> u32 {
     map.as_fd().as_raw_fd().cast_unsigned()
 }
 
-fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
+pub(super) fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
     // SAFETY: `attr` is a prefix of `union bpf_attr` of the size given, and what it points at outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     match i32::try_from(result) {

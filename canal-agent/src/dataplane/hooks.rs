@@ -18,6 +18,7 @@ use canal_common::names;
 use tracing::{debug, info};
 
 use super::{
+    handle::Handle,
     object::{Object, ObjectError},
     pins::{PinError, Pins},
 };
@@ -72,18 +73,41 @@ impl Place {
 #[derive(Debug)]
 pub struct Hooks {
     pins: Pins,
-    /// File names of the pins that hold this process's programs, and the interface they are on, or 0.
-    current: BTreeMap<String, u32>,
+    /// By the file names of their pins: attachments with this process's programs.
+    current: BTreeMap<String, Attachment>,
+    /// The program `judge` that is pinned is this process's.
+    is_judge_pinned: bool,
+}
+
+#[derive(Debug)]
+struct Attachment {
+    ifindex: u32,
+    /// The programs were loaded anew since.
+    is_stale: bool,
+    /// Whoever removes the pin takes no program off its interface.
+    hold: Handle,
 }
 
 impl Hooks {
     pub fn new(pins: Pins) -> Self {
-        Self { pins, current: BTreeMap::new() }
+        Self { pins, current: BTreeMap::new(), is_judge_pinned: false }
     }
 
     /// The programs were loaded anew: every attachment is to be updated.
     pub fn renew(&mut self) {
-        self.current.clear();
+        self.current.values_mut().for_each(|attachment| attachment.is_stale = true);
+        self.is_judge_pinned = false;
+    }
+
+    /// Pins again what somebody has unpinned. Tells which.
+    pub fn put_back(&self) -> Result<Vec<String>, PinError> {
+        let mut back = Vec::new();
+        for (file, attachment) in &self.current {
+            if self.pins.put_back(&attachment.hold, &self.pins.links_dir().join(file))? {
+                back.push(file.clone());
+            }
+        }
+        Ok(back)
     }
 
     /// Puts the programs of this process on `interface`, in place of those of an earlier one.
@@ -98,14 +122,16 @@ impl Hooks {
             let path = self.pins.link(interface, program);
             let file = file_name(&path);
             // An interface that was deleted and made again has the old name and a new index.
-            if self.current.get(&file) == Some(&ifindex) && path.exists() {
+            let is_current =
+                |known: &Attachment| known.ifindex == ifindex && !known.is_stale && path.exists();
+            if self.current.get(&file).is_some_and(is_current) {
                 continue;
             }
             if path.exists() {
                 match update(object, program, *point, &path) {
                     Ok(()) => {
                         info!(program, interface, "took over the attachment");
-                        self.current.insert(file, ifindex);
+                        self.keep(file, ifindex, &path)?;
                         continue;
                     }
                     // The interface was replaced by another of the same name, or the pin is not a tcx link.
@@ -117,8 +143,14 @@ impl Hooks {
             }
             attach(object, program, *point, interface, ifindex, &path)?;
             info!(program, interface, "attached");
-            self.current.insert(file, ifindex);
+            self.keep(file, ifindex, &path)?;
         }
+        Ok(())
+    }
+
+    fn keep(&mut self, file: String, ifindex: u32, path: &std::path::Path) -> Result<(), PinError> {
+        let hold = Pins::hold(path)?;
+        self.current.insert(file, Attachment { ifindex, is_stale: false, hold });
         Ok(())
     }
 
@@ -126,7 +158,8 @@ impl Hooks {
     pub fn are_on(&self, place: Place, interface: &str, ifindex: u32) -> bool {
         place.programs().iter().all(|(program, _)| {
             let path = self.pins.link(interface, program);
-            path.exists() && self.current.get(&file_name(&path)).is_none_or(|known| *known == ifindex)
+            let known = self.current.get(&file_name(&path));
+            path.exists() && known.is_none_or(|known| known.is_stale || known.ifindex == ifindex)
         })
     }
 
@@ -140,14 +173,14 @@ impl Hooks {
     pub fn pin_judge(&mut self, object: &mut Object) -> Result<(), HookError> {
         let path = self.pins.judge();
         let file = file_name(&path);
-        if self.current.contains_key(&file) && path.exists() {
+        if self.is_judge_pinned && path.exists() {
             return Ok(());
         }
         let fresh = path.with_file_name(format!("{file}-new"));
         Pins::unpin(&fresh)?;
         object.program(names::JUDGE).pin(&fresh).map_err(HookError::PinJudge)?;
         Pins::replace(&fresh, &path)?;
-        self.current.insert(file, 0);
+        self.is_judge_pinned = true;
         Ok(())
     }
 
@@ -173,9 +206,10 @@ impl Hooks {
             if !keep.contains(&file) {
                 info!(link = file, "detached: its interface is gone, or no pod's any more");
                 Pins::unpin(&path)?;
-                self.current.remove(&file);
             }
         }
+        // With the last hold on it an attachment ends.
+        self.current.retain(|file, _| keep.contains(file));
         Ok(())
     }
 }

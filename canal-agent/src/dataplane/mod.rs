@@ -11,6 +11,7 @@ pub mod defrag;
 pub mod events;
 pub mod flannel;
 mod grace;
+mod handle;
 pub mod hits;
 pub mod hooks;
 pub mod host;

@@ -1,7 +1,7 @@
 //! The kernel object that is embedded in this binary: checking what an earlier agent left, loading, adopting.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io, panic, thread,
 };
 
@@ -15,7 +15,10 @@ use aya_obj::Object as Parsed;
 use canal_common::{names, policy::MAX_RULES, settings::Settings};
 use tracing::{debug, warn};
 
-use super::pins::{PinError, Pins};
+use super::{
+    handle::Handle,
+    pins::{PinError, Pins},
+};
 
 static BYTES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/canal.o"));
 
@@ -63,6 +66,15 @@ pub type Sizes = HashMap<&'static str, u32>;
 #[derive(Debug)]
 pub struct Object {
     pub ebpf: Ebpf,
+    /// Those that are pinned.
+    tables: BTreeMap<&'static str, Handle>,
+}
+
+/// Of which nothing is pinned.
+impl From<Ebpf> for Object {
+    fn from(ebpf: Ebpf) -> Self {
+        Self { ebpf, tables: BTreeMap::new() }
+    }
 }
 
 impl Object {
@@ -84,7 +96,24 @@ impl Object {
         }
         let mut ebpf = loader.load(BYTES).map_err(|e| ObjectError::Load(Box::new(e)))?;
         load_programs(&mut ebpf)?;
-        Ok(Self { ebpf })
+        let held = |pins: &Pins| {
+            let held = names::MAPS.iter().map(|name| Ok((*name, Pins::hold(&pins.table(name))?)));
+            held.collect::<Result<_, PinError>>()
+        };
+        let tables = pins.map_or(Ok(BTreeMap::new()), held)?;
+        Ok(Self { ebpf, tables })
+    }
+
+    /// Pins again what somebody has unpinned: an agent that starts later would begin with empty tables. Tells which.
+    pub fn put_back(&self, pins: &Pins) -> Result<Vec<String>, PinError> {
+        let mut back = Vec::new();
+        for (name, table) in &self.tables {
+            let path = pins.table(name);
+            if pins.put_back(table, &path)? {
+                back.push((*name).to_owned());
+            }
+        }
+        Ok(back)
     }
 
     /// Has the next [`Object::load`] start the tables that a verdict is made of anew. The programs that run keep theirs.

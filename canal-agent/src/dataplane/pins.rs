@@ -20,6 +20,8 @@ use canal_common::{
 };
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::handle::Handle;
+
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     #[error("{} is not a bpf filesystem; mount one there with `mount -t bpf bpf {}`, or name another with --bpffs", .0.display(), .0.display())]
@@ -130,6 +132,21 @@ impl Pins {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A hold on what is pinned there.
+    pub(super) fn hold(path: &Path) -> Result<Handle, PinError> {
+        Handle::open(path).map_err(|source| PinError::Io { operation: "open", path: path.to_owned(), source })
+    }
+
+    /// Pins what is held where it was, unless it is there; tells whether it was not.
+    pub(super) fn put_back(&self, held: &Handle, path: &Path) -> Result<bool, PinError> {
+        if path.exists() {
+            return Ok(false);
+        }
+        self.prepare()?;
+        let io = |source| PinError::Io { operation: "pin again", path: path.to_owned(), source };
+        held.pin(path).map(|()| true).map_err(io)
     }
 
     /// Takes the place of what is pinned at `to`, without a moment of neither.

@@ -22,6 +22,8 @@ use canal_common::{
 };
 use ipnet::Ipv4Net;
 
+use crate::pulse::Pulse;
+
 /// `BPF_F_INNER_MAP`: sets differ in size (Linux 5.10).
 pub(super) const INNER_MAP: u32 = 1 << 12;
 
@@ -86,9 +88,16 @@ pub struct KernelTables {
     endpoints: BpfHashMap<MapData, Ip4, Endpoint>,
     hits: Array<MapData, Hits>,
     grace: Grace,
+    pulse: Pulse,
 }
 
 impl KernelTables {
+    /// Each write is a sign of life: there may be many in one update.
+    #[must_use]
+    pub fn beating(self, pulse: Pulse) -> Self {
+        Self { pulse, ..self }
+    }
+
     pub fn adopt(ebpf: &mut Ebpf) -> Result<(Self, Leftovers), MapError> {
         let sets =
             ebpf.map(names::SETS).ok_or_else(|| MapError::InvalidName { name: names::SETS.to_owned() })?;
@@ -98,6 +107,7 @@ impl KernelTables {
         let mut tables = Self {
             sets_fd,
             grace,
+            pulse: Pulse::new(),
             rows: take(ebpf, names::ROWS)?,
             sets: take(ebpf, names::SETS)?,
             columns: BTreeMap::new(),
@@ -172,6 +182,7 @@ impl Tables for KernelTables {
     type Error = MapError;
 
     fn write_row(&mut self, row: u32, page: &Row) -> Result<(), MapError> {
+        self.pulse.beat();
         self.rows.set(row, page, 0)
     }
 
@@ -180,6 +191,7 @@ impl Tables for KernelTables {
         let mut arrays: Vec<Array<MapData, RowRef>> = Vec::with_capacity(sets.len());
         let mut descriptors: Vec<u32> = Vec::with_capacity(sets.len());
         for (_, columns) in sets {
+            self.pulse.beat();
             let size = u32::try_from(columns.len()).unwrap_or(u32::MAX).max(1);
             let array = batch::create_array(size, INNER_MAP)?;
             let classes: Vec<u32> = (0..size).collect();
@@ -194,6 +206,7 @@ impl Tables for KernelTables {
     }
 
     fn write_columns(&mut self, set: u32, columns: &[(u32, u32)]) -> Result<(), (usize, MapError)> {
+        self.pulse.beat();
         let array = self.columns.get(&set).ok_or((0, MapError::KeyNotFound))?;
         let (classes, rows): (Vec<u32>, Vec<u32>) = columns.iter().copied().unzip();
         batch::update_array(array.map().fd(), &classes, &rows)
@@ -208,22 +221,27 @@ impl Tables for KernelTables {
     }
 
     fn write_peer(&mut self, addr: Ipv4Addr, class: u32) -> Result<(), MapError> {
+        self.pulse.beat();
         self.peers.insert(Ip4::from(addr), Class { class }, 0)
     }
 
     fn delete_peer(&mut self, addr: Ipv4Addr) -> Result<(), MapError> {
+        self.pulse.beat();
         absent_is_fine(self.peers.remove(&addr.into()))
     }
 
     fn write_net(&mut self, net: Ipv4Net, class: u32) -> Result<(), MapError> {
+        self.pulse.beat();
         self.nets.insert(&prefix(net), Class { class }, 0)
     }
 
     fn delete_net(&mut self, net: Ipv4Net) -> Result<(), MapError> {
+        self.pulse.beat();
         absent_is_fine(self.nets.remove(&prefix(net)))
     }
 
     fn write_policy(&mut self, endpoint: u32, policy: EndpointPolicy) -> Result<(), MapError> {
+        self.pulse.beat();
         self.policy.insert(endpoint, policy, 0)
     }
 
@@ -248,6 +266,7 @@ impl Tables for KernelTables {
     }
 
     fn write_endpoint(&mut self, addr: Ipv4Addr, endpoint: Endpoint) -> Result<(), MapError> {
+        self.pulse.beat();
         self.endpoints.insert(Ip4::from(addr), endpoint, 0)
     }
 

@@ -10,7 +10,13 @@ use tracing::{info, warn};
 
 use crate::{
     endpoint::Record,
-    model::{EndpointKey, endpoint::Birth, profile},
+    model::{
+        Cluster, EndpointKey,
+        endpoint::Birth,
+        profile::{self, Profile},
+        reading::Reading,
+        resource::Kind,
+    },
     store::{
         RESOURCES, Store, StoreError,
         publish::{Identity, create_if_absent, delete_if, is_of_container, upsert},
@@ -23,6 +29,18 @@ use crate::{
 pub struct Wanted {
     pub records: BTreeMap<EndpointKey, Record>,
     pub node: String,
+    /// Networks of which no profile is to be made (see [`made_otherwise`]).
+    pub without_profile: BTreeSet<String>,
+}
+
+/// Profiles that etcd has lost, and that somebody had made otherwise than we would: ours in their place would open what they close.
+pub fn made_otherwise(cluster: &Cluster) -> BTreeSet<String> {
+    let lost = cluster.remembered().iter().filter(|lost| lost.kind == Kind::Profile);
+    let otherwise = lost.filter(|lost| {
+        let made = Profile::read(profile::network_profile_json(&lost.name, &birth(None)).as_bytes());
+        !matches!((made, cluster.profile(&lost.name)), (Reading::Good(made), Some(known)) if made == **known)
+    });
+    otherwise.map(|lost| lost.name.clone()).collect()
 }
 
 /// Runs until the sender of `wanted` is gone. Endpoints that have left are told on `gone`.
@@ -70,7 +88,7 @@ async fn publish(
 ) -> Result<(), StoreError> {
     let present = || wanted.records.iter().filter(|(_, record)| !record.leaving);
     let networks: BTreeSet<&str> = present().map(|(_, record)| record.endpoint.network.as_str()).collect();
-    for network in networks {
+    for network in networks.into_iter().filter(|network| !wanted.without_profile.contains(*network)) {
         let key = profile_key(network);
         let value = profile::network_profile_json(network, &birth(None));
         if create_if_absent(store, &key, value.into_bytes()).await? {
@@ -98,4 +116,21 @@ pub fn profile_key(network: &str) -> String {
 fn birth(existing: Option<&[u8]>) -> Birth {
     let Identity { uid, creation_timestamp } = Identity::of(existing);
     Birth { uid, creation_timestamp }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_profile_is_made_again_unless_somebody_had_made_it_otherwise() {
+        let mut cluster = Cluster::default();
+        let usual = profile::network_profile_json("usual", &birth(None));
+        cluster.apply(&profile_key("usual"), Some(usual.as_bytes()));
+        cluster.apply(&profile_key("strict"), Some(br#"{"spec":{"egress":[{"action":"Allow"}]}}"#));
+        cluster.apply(&profile_key("bad"), Some(b"{"));
+        assert!(made_otherwise(&cluster).is_empty(), "nothing is lost");
+        cluster.begin_again(std::iter::empty());
+        assert_eq!(made_otherwise(&cluster), ["strict".to_owned()].into());
+    }
 }

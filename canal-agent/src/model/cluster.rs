@@ -53,6 +53,8 @@ pub struct Cluster {
     holders: BTreeSet<(Ipv4Addr, EndpointKey)>,
     /// Keys that the store holds, of the kinds that count.
     keys: BTreeSet<Resource>,
+    /// In force, and not in the store since it lost its past.
+    remembered: BTreeSet<Resource>,
     invalid: BTreeMap<String, String>,
     /// Objects whose version in force changed since [`Cluster::take_changes`], perhaps more than once.
     changed: Vec<Resource>,
@@ -92,6 +94,7 @@ impl Default for Cluster {
             endpoints: BTreeMap::new(),
             holders: BTreeSet::new(),
             keys: BTreeSet::new(),
+            remembered: BTreeSet::new(),
             invalid: BTreeMap::new(),
             changed: Vec::new(),
             allow_all: Arc::new(Profile::allow_all()),
@@ -111,6 +114,7 @@ impl Cluster {
         } else {
             self.keys.remove(&resource);
         }
+        self.remembered.remove(&resource);
         let (reason, changed) = match resource.kind {
             Kind::NetworkPolicy | Kind::GlobalNetworkPolicy => {
                 install(&mut self.policies, &resource, value.map(|value| Policy::read(&resource, value)))
@@ -151,12 +155,57 @@ impl Cluster {
         }
     }
 
+    /// The complete content of a store that has lost its past, as after a loss of data, or with a backup in its place. Nobody has
+    /// decided that what is missing there is not to be any more, and with it pods would be opened or cut: what was in
+    /// force stays so, until the store holds something under its key again, or (an endpoint) for its address.
+    pub fn begin_again(&mut self, entries: impl Iterator<Item = (String, Vec<u8>)>) {
+        let entries: Vec<_> = entries.collect();
+        let mut lost = self.keys.clone();
+        for resource in entries.iter().filter_map(|(key, _)| Resource::parse(key)) {
+            lost.remove(&resource);
+        }
+        for resource in lost {
+            let key = resource.key();
+            if self.hangs_on_the_store(&resource) {
+                self.keys.remove(&resource);
+                self.invalid.remove(&key);
+                self.remembered.insert(resource);
+            } else {
+                self.apply(&key, None);
+            }
+        }
+        for (key, value) in entries {
+            self.apply(&key, Some(&value));
+        }
+    }
+
+    /// What is in force though the store has lost it.
+    pub fn remembered(&self) -> &BTreeSet<Resource> {
+        &self.remembered
+    }
+
+    /// Without its key there would be nothing in force in its place.
+    fn hangs_on_the_store(&self, resource: &Resource) -> bool {
+        match resource.kind {
+            Kind::NetworkPolicy | Kind::GlobalNetworkPolicy => self.policies.contains_key(resource),
+            Kind::Profile => self.profiles.contains_key(resource),
+            Kind::Tier => self.tiers.contains_key(resource),
+            Kind::NetworkSet | Kind::GlobalNetworkSet => self.sets.contains_key(resource),
+            Kind::HostEndpoint => self.hosts.contains_key(resource),
+            Kind::WorkloadEndpoint => {
+                let key = EndpointKey::new(&resource.namespace, &resource.name);
+                self.endpoints.get(&key).is_some_and(|slot| slot.stored.is_some() && slot.local.is_none())
+            }
+        }
+    }
+
     /// What this node itself knows about an endpoint of its own stands before what the store says.
     pub fn set_local_endpoint(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) -> Change {
         let endpoint = endpoint.map(|endpoint| Arc::new(endpoint.normalised(&key)));
         let resource = key.resource();
         let change = self.update_slot(key, |slot| slot.local = endpoint);
         if change != Change::None {
+            self.take_the_place_of_remembered(&resource);
             self.changed.push(resource);
         }
         change
@@ -241,7 +290,8 @@ impl Cluster {
 
     /// Whether the store holds this endpoint (and not only the node that it lives on knows it).
     pub fn is_stored(&self, key: &EndpointKey) -> bool {
-        self.endpoints.get(key).is_some_and(|slot| slot.stored.is_some())
+        let stored = self.endpoints.get(key).is_some_and(|slot| slot.stored.is_some());
+        stored && !self.remembered.contains(&key.resource())
     }
 
     pub fn endpoint(&self, key: &EndpointKey) -> Option<&WorkloadEndpoint> {
@@ -275,7 +325,23 @@ impl Cluster {
         let previous = self.endpoints.get(&key).and_then(|slot| slot.stored.clone());
         let (stored, reason) = next(previous, reading);
         let change = self.update_slot(key, |slot| slot.stored = stored);
+        self.take_the_place_of_remembered(resource);
         (reason, change != Change::None)
+    }
+
+    /// Who is known to have an address now has it instead of who is only remembered.
+    fn take_the_place_of_remembered(&mut self, endpoint: &Resource) {
+        if self.remembered.is_empty() {
+            return;
+        }
+        let key = EndpointKey::new(&endpoint.namespace, &endpoint.name);
+        let Some(endpoint) = self.endpoint(&key) else { return };
+        let holders = endpoint.addresses.iter().flat_map(|address| self.endpoints_at(*address));
+        let others = holders.filter(|(other, _)| **other != key).map(|(other, _)| other.resource());
+        let gone: Vec<Resource> = others.filter(|other| self.remembered.contains(other)).collect();
+        for resource in gone {
+            self.apply(&resource.key(), None);
+        }
     }
 
     fn update_slot(&mut self, key: EndpointKey, update: impl FnOnce(&mut Slot)) -> Change {

@@ -4,7 +4,7 @@
 //! Owns: the last good version of each. Promises: a bad value changes nothing and is named. Does not: know what any
 //! parameter means.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
@@ -22,6 +22,8 @@ pub struct Controls {
     ready: bool,
     node_labels: Labels,
     invalid: BTreeMap<String, String>,
+    /// Keys that the store does not hold since it lost its past, and that stand as they were.
+    remembered: BTreeSet<String>,
 }
 
 /// The keys that are looked at.
@@ -39,12 +41,14 @@ impl Controls {
             ready: true,
             node_labels: Labels::new(),
             invalid: BTreeMap::new(),
+            remembered: BTreeSet::new(),
         }
     }
 
     /// A key got a value, or (`None`) is gone. Keys of other things are ignored; tells whether anything changed.
     pub fn apply(&mut self, key: &str, value: Option<&[u8]>) -> bool {
         let Some(kind) = self.kind(key) else { return false };
+        self.remembered.remove(key);
         let outcome = match kind {
             Key::ClusterInformation => {
                 read_ready(value).map(|ready| std::mem::replace(&mut self.ready, ready) != ready)
@@ -77,18 +81,34 @@ impl Controls {
     /// The complete content of the store: keys that are not in it are gone.
     pub fn replace_all<'a>(&mut self, entries: impl Iterator<Item = (&'a str, &'a [u8])>) -> bool {
         let entries: Vec<_> = entries.filter(|(key, _)| self.kind(key).is_some()).collect();
-        let mut known: Vec<String> = self.felix.keys().map(|name| felix_key(name)).collect();
-        known.extend(self.invalid.keys().cloned());
-        known
-            .extend([format!("{PREFIX}clusterinformations/default"), format!("{PREFIX}nodes/{}", self.node)]);
         let mut changed = false;
-        for gone in known.iter().filter(|known| !entries.iter().any(|(key, _)| key == *known)) {
-            changed |= self.apply(gone, None);
+        for gone in self.missing(&entries) {
+            changed |= self.apply(&gone, None);
         }
         for (key, value) in entries {
             changed |= self.apply(key, Some(value));
         }
         changed
+    }
+
+    /// The complete content of a store that has lost its past: what is missing there stays as it was.
+    pub fn begin_again<'a>(&mut self, entries: impl Iterator<Item = (&'a str, &'a [u8])>) -> bool {
+        let entries: Vec<_> = entries.filter(|(key, _)| self.kind(key).is_some()).collect();
+        let missing = self.missing(&entries);
+        self.remembered.extend(missing);
+        self.replace_all(entries.into_iter())
+    }
+
+    /// Keys of which something is known, and that are neither there nor remembered.
+    fn missing(&self, entries: &[(&str, &[u8])]) -> Vec<String> {
+        let mut known: Vec<String> = self.felix.keys().map(|name| felix_key(name)).collect();
+        known.extend(self.invalid.keys().cloned());
+        known
+            .extend([format!("{PREFIX}clusterinformations/default"), format!("{PREFIX}nodes/{}", self.node)]);
+        known.retain(|known| {
+            !self.remembered.contains(known) && !entries.iter().any(|(key, _)| *key == known.as_str())
+        });
+        known
     }
 
     /// False only while ClusterInformation says so: somebody migrates or repairs the datastore.

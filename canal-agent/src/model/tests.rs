@@ -393,6 +393,61 @@ mod cluster {
     }
 
     #[test]
+    fn what_a_store_lost_stays_in_force_until_something_stands_in_its_place() {
+        let mut cluster = Cluster::default();
+        let pod = |name: &str| EndpointKey::new("shop", &format!("n-cni-{name}-eth0"));
+        let at = |address: u8| format!(r#"{{"spec":{{"ipNetworks":["10.0.0.{address}/32"]}}}}"#).into_bytes();
+        let empty = br#"{"spec":{}}"#;
+        let (tier, profile) = (key(Kind::Tier, "", "t"), key(Kind::Profile, "", "p"));
+        for lost in [&policy_key(), &tier, &profile, &key(Kind::GlobalNetworkSet, "", "s")] {
+            cluster.apply(lost, Some(empty));
+        }
+        cluster.apply(&key(Kind::Profile, "", "bad"), Some(b"bad"));
+        for (name, address) in [("a", 1), ("b", 2), ("own", 3)] {
+            cluster.apply(&pod(name).store_key(), Some(&at(address)));
+        }
+        cluster.set_local_endpoint(pod("own"), Some(WorkloadEndpoint::default()));
+        cluster.take_changes();
+
+        cluster.begin_again([(tier.clone(), empty.to_vec())].into_iter());
+        let remembered = |cluster: &Cluster| -> Vec<String> {
+            cluster.remembered().iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(
+            remembered(&cluster),
+            [
+                "GlobalNetworkPolicy p",
+                "Profile p",
+                "WorkloadEndpoint shop/n-cni-a-eth0",
+                "WorkloadEndpoint shop/n-cni-b-eth0",
+                "GlobalNetworkSet s"
+            ]
+        );
+        assert!(cluster.take_changes().is_empty(), "nobody notices");
+        assert!(cluster.invalid().is_empty(), "what was of no use is gone");
+        assert!(!cluster.is_stored(&pod("a")) && !cluster.is_stored(&pod("own")));
+
+        // A list of the same store later takes away what that store had, and nothing else.
+        cluster.replace_all(std::iter::empty());
+        assert!(cluster.tier("t").is_none() && cluster.profile("p").is_some());
+        // Written again, written and deleted, and an address that somebody else has now.
+        cluster.apply(&policy_key(), Some(empty));
+        cluster.apply(&profile, Some(empty));
+        cluster.apply(&profile, None);
+        assert!(cluster.profile("p").is_none());
+        cluster.apply(&pod("c").store_key(), Some(&at(1)));
+        assert!(cluster.endpoint(&pod("a")).is_none() && cluster.is_stored(&pod("c")));
+        let local = WorkloadEndpoint { addresses: vec![[10, 0, 0, 2].into()], ..WorkloadEndpoint::default() };
+        cluster.set_local_endpoint(pod("d"), Some(local));
+        assert_eq!(remembered(&cluster), ["GlobalNetworkSet s"]);
+        assert_eq!(cluster.endpoints().count(), 3, "c, d and the own one");
+        let changed = cluster.take_changes();
+        for name in ["a", "b"] {
+            assert!(changed.contains(&pod(name).resource()), "{changed:?}");
+        }
+    }
+
+    #[test]
     fn the_holders_of_an_address_follow_the_endpoints_in_force() {
         let mut cluster = Cluster::default();
         let key = |name: &str| EndpointKey::new("shop", &format!("n-cni-{name}-eth0"));

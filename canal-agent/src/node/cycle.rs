@@ -54,6 +54,7 @@ impl Node {
         self.health.say(&self.in_one_line(&problems));
         self.told.problems(problems);
         self.told.invalid(invalid);
+        self.keep_memory();
     }
 
     /// A lease, the first lists applied, and the subnet file written; the last two are not lost again.
@@ -84,6 +85,7 @@ impl Node {
         let begun = Instant::now();
         let changed = self.cluster.take_changes();
         self.compiler.update(&self.cluster, &changed);
+        self.health.beat();
         // The next one looks at everything, unless this one comes to its end.
         let everything = std::mem::replace(&mut self.all_is_due, true) || self.failure.is_some();
         if everything || !self.follow_policy() {
@@ -105,8 +107,10 @@ impl Node {
 
     fn apply_all(&mut self) {
         self.problems.clear();
+        self.put_pins_back();
         let uplink = self.follow_uplink();
         self.tell_keeper();
+        self.health.beat();
         // Policy does not wait for a broken underlay, nor the other way round.
         let wanted = self.overlay();
         let device = match &wanted {
@@ -133,6 +137,7 @@ impl Node {
         let failures: Vec<String> =
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         self.failure = (!failures.is_empty()).then(|| failures.join("; "));
+        self.health.beat();
         if self.failure.is_none()
             && let Some(wanted) = &wanted
         {
@@ -146,6 +151,26 @@ impl Node {
         // Other programs take the file for a sign that all is there; without it no pod comes up.
         if self.failure.is_none() {
             self.failure = self.write_subnet_file().err().map(|error| error.to_string());
+        }
+    }
+
+    /// Before anything else: programs that are loaded anew take the tables that are pinned, or empty ones.
+    fn put_pins_back(&mut self) {
+        let back = [self.object.put_back(&self.pins), self.hooks.put_back()];
+        for back in back {
+            match back {
+                Ok(back) if back.is_empty() => {}
+                Ok(back) => {
+                    warn!(
+                        pins = back.join(" "),
+                        "somebody removed pins; they are back, and nothing was lost"
+                    );
+                }
+                Err(error) => self.problems.push(error.to_string()),
+            }
+        }
+        if let Some(Err(error)) = self.defrag.as_ref().map(|defrag| defrag.put_back(&self.pins)) {
+            self.problems.push(error.to_string());
         }
     }
 
@@ -283,6 +308,7 @@ impl Node {
 
     fn attach_pods(&mut self, interfaces: Vec<(String, u32)>, wanted: &mut BTreeSet<(Place, String)>) {
         for (interface, ifindex) in interfaces {
+            self.health.beat();
             match self.hooks.attach(&mut self.object, Place::Pod, &interface, ifindex) {
                 Ok(()) => drop(wanted.insert((Place::Pod, interface))),
                 Err(error) => self.locals.close_interface(&interface, &error.to_string()),
@@ -303,6 +329,7 @@ impl Node {
     /// Has the kernel judge as policy says.
     fn judge(&mut self) -> Result<(), NodeError> {
         let problems = self.policy.apply(self.compiler.census(), &self.locals.desired())?;
+        self.health.beat();
         self.of_endpoints.clear();
         for (addr, Problem { reason, keeps_last }) in problems {
             let effect = if keeps_last { "keeps its last policy" } else { "is closed" };
@@ -330,7 +357,7 @@ impl Node {
                 &self.network,
                 &self.uplink,
                 self.vtep_mac,
-                self.defragments,
+                self.defrag.is_some(),
             )
         };
         if settings != self.settings {

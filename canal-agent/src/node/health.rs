@@ -8,16 +8,20 @@ use std::{
 
 use sd_notify::NotifyState;
 
-/// The node's thread wakes every 10 s without a reason; an apply cycle of a large cluster takes a few seconds.
+use crate::pulse::Pulse;
+
+/// The node's thread wakes every 10 s without a reason, and in a long apply cycle every step of it is a sign of life.
 const STUCK: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
-pub struct Health(Arc<Mutex<State>>);
+pub struct Health {
+    /// Of the node's thread.
+    pulse: Pulse,
+    state: Arc<Mutex<State>>,
+}
 
 #[derive(Debug)]
 struct State {
-    /// When the node's thread last came round; `None` before there is one.
-    last_beat: Option<Instant>,
     ready: Result<(), String>,
     /// What the service manager was told last.
     said: String,
@@ -26,12 +30,18 @@ struct State {
 impl Health {
     pub fn new() -> Self {
         let ready = Err("the agent has just started".to_owned());
-        Self(Arc::new(Mutex::new(State { last_beat: None, ready, said: String::new() })))
+        let state = Arc::new(Mutex::new(State { ready, said: String::new() }));
+        Self { pulse: Pulse::new(), state }
     }
 
     /// The node's thread makes progress.
     pub fn beat(&self) {
-        self.state().last_beat = Some(Instant::now());
+        self.pulse.beat();
+    }
+
+    /// For those who do a part of its work.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Why the agent counts as stuck, if so.
@@ -40,7 +50,7 @@ impl Health {
     }
 
     fn stuck_at(&self, now: Instant) -> Option<String> {
-        let silence = now.saturating_duration_since(self.state().last_beat?);
+        let silence = self.pulse.silence_at(now)?;
         (silence > STUCK)
             .then(|| format!("the thread that writes the tables hangs since {} s", silence.as_secs()))
     }
@@ -79,7 +89,7 @@ impl Health {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,7 +115,7 @@ mod tests {
             "{:?}",
             health.stuck_at(later(32))
         );
-        health.beat();
+        health.pulse().beat();
         assert_eq!(health.stuck(), None);
     }
 }

@@ -12,6 +12,7 @@ mod events;
 mod explain;
 mod groundwork;
 pub mod health;
+mod memory;
 mod message;
 mod metrics;
 mod names;
@@ -27,5 +28,6 @@ pub mod uplink;
 pub mod waiting;
 
 pub use groundwork::Groundwork;
+pub use memory::Memory;
 pub use message::{Message, Published, Question};
 pub use state::{Initial, Node, NodeError, Ports, Start};

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use canal_common::Mac;
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     api::wire::{PeerStatus, Way},
@@ -22,6 +23,8 @@ pub struct Peers {
     invalid: BTreeMap<String, String>,
     /// Of before the store lost its past, and not written again since.
     remembered: BTreeMap<String, Known>,
+    /// Whose lease has gone a moment ago, and how many looks they are given to take it again.
+    leaving: BTreeMap<String, (Known, u8)>,
 }
 
 /// How this node reaches others.
@@ -38,8 +41,16 @@ impl Means {
     }
 }
 
-#[derive(Debug, Clone)]
-struct Known {
+/// Leases, and peers that are only remembered, by their keys.
+pub type Records = [BTreeMap<String, Known>; 2];
+
+/// A lease goes when its node leaves for good, but also when somebody deletes it, or when etcd could not be reached for longer
+/// than it lasts. Who is alive takes it again within moments of being back, and is not cut off for them.
+const LOOKS: u8 = 3;
+
+/// A peer, as its lease says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
     subnet: Ipv4Net,
     ip: Ipv4Addr,
     /// `None` where the node has no VXLAN device.
@@ -88,6 +99,7 @@ impl Peers {
             by_key: BTreeMap::new(),
             invalid: BTreeMap::new(),
             remembered: BTreeMap::new(),
+            leaving: BTreeMap::new(),
         }
     }
 
@@ -99,7 +111,9 @@ impl Peers {
     /// A complete list: what is not in it is gone.
     pub fn replace_all(&mut self, entries: impl Iterator<Item = (String, Vec<u8>)>) {
         let entries: BTreeMap<String, Vec<u8>> = entries.collect();
-        self.by_key.retain(|key, _| entries.contains_key(key));
+        let gone = self.by_key.extract_if(.., |key, _| !entries.contains_key(key));
+        let gone = gone.filter(|(_, known)| known.misfit.is_none());
+        self.leaving.extend(gone.map(|(key, known)| (key, (known, LOOKS))));
         self.invalid.retain(|key, _| entries.contains_key(key));
         for (key, value) in entries {
             self.put(&key, &value);
@@ -109,7 +123,7 @@ impl Peers {
     /// A complete list of a store that has lost its past. Who is not in it may only not know yet that its lease is to be written
     /// again: such peers are remembered until a lease comes to stand in their place, or [`forget`](Self::forget).
     pub fn begin_again(&mut self, entries: impl Iterator<Item = (String, Vec<u8>)>) {
-        self.remembered.append(&mut self.by_key.clone());
+        self.remembered.append(&mut self.by_key);
         self.replace_all(entries);
     }
 
@@ -120,6 +134,14 @@ impl Peers {
 
     pub fn forget(&mut self) {
         self.remembered.clear();
+    }
+
+    /// Time has passed: who was given enough of it has left for good.
+    pub fn look(&mut self) {
+        self.leaving.retain(|_, (_, looks)| {
+            *looks = looks.saturating_sub(1);
+            *looks > 0
+        });
     }
 
     pub fn put(&mut self, key: &str, value: &[u8]) {
@@ -133,6 +155,9 @@ impl Peers {
                 if !self.remembered.is_empty() {
                     self.remembered.retain(|_, old| !in_its_place(old));
                 }
+                if !self.leaving.is_empty() {
+                    self.leaving.retain(|_, (old, _)| !in_its_place(old));
+                }
                 self.by_key.insert(key.to_owned(), known);
                 self.invalid.remove(key);
             }
@@ -145,12 +170,28 @@ impl Peers {
 
     pub fn delete(&mut self, key: &str) {
         self.remembered.remove(key);
-        self.by_key.remove(key);
+        if let Some(known) = self.by_key.remove(key).filter(|known| known.misfit.is_none()) {
+            self.leaving.insert(key.to_owned(), (known, LOOKS));
+        }
         self.invalid.remove(key);
     }
 
     pub fn invalid(&self) -> &BTreeMap<String, String> {
         &self.invalid
+    }
+
+    /// Every lease, and every peer that is only remembered, by their keys.
+    pub fn records(&self) -> Records {
+        [self.by_key.clone(), self.remembered.clone()]
+    }
+
+    /// What an earlier process knew, to begin with.
+    pub fn recall(&mut self, records: Records) {
+        let [leases, remembered] = records.map(|mut records| {
+            records.retain(|_, known| self.network.contains(&known.subnet));
+            records
+        });
+        (self.by_key, self.remembered) = (leases, remembered);
     }
 
     /// Who is to be reached through the overlay; `on_link` tells of an address whether the uplink leads straight to it.
@@ -224,6 +265,7 @@ impl Peers {
         self.by_key
             .iter()
             .chain(&self.remembered)
+            .chain(self.leaving.iter().map(|(key, (known, _))| (key, known)))
             .filter(move |(key, known)| key.as_str() != own.key && !claims(known, own))
             .map(|(_, known)| known)
     }
@@ -323,14 +365,44 @@ mod tests {
         peers.put(OTHER, GOOD.as_bytes());
         assert_eq!(peers.invalid().len(), 2);
         peers.delete(OTHER);
+        let_go(&mut peers);
         assert!(peers.desired(own(), |_| false).is_empty());
     }
 
+    fn let_go(peers: &mut Peers) {
+        (0..LOOKS).for_each(|_| peers.look());
+    }
+
     #[test]
-    fn a_complete_list_without_a_peer_removes_it() {
-        let mut peers = peers(&[(OTHER, GOOD)]);
-        peers.replace_all([(OWN.to_owned(), GOOD.as_bytes().to_vec())].into_iter());
-        assert!(peers.desired(own(), |_| false).is_empty());
+    fn a_peer_whose_lease_goes_has_some_time_to_take_it_again() {
+        let ours = GOOD.replace("192.168.50.2", "192.168.50.1").into_bytes();
+        let only_ours = || [(OWN.to_owned(), ours.clone())].into_iter();
+        for is_listed in [false, true] {
+            let goes = |peers: &mut Peers| {
+                if is_listed { peers.replace_all(only_ours()) } else { peers.delete(OTHER) }
+            };
+            let mut peers = peers(&[(OTHER, GOOD)]);
+            let subnets =
+                |peers: &Peers| peers.desired(own(), |_| false).keys().map(ToString::to_string).collect();
+            goes(&mut peers);
+            peers.look();
+            assert_eq!(peers.desired(own(), |_| false).len(), 1);
+            peers.put(OTHER, GOOD.as_bytes());
+            let_go(&mut peers);
+            assert_eq!(peers.desired(own(), |_| false).len(), 1, "it has taken it again");
+            // Somebody else has its place, or it has another.
+            for (key, ip) in [("10.100.56.0-25", "192.168.50.7"), ("10.100.7.0-24", "192.168.50.2")] {
+                let mut peers = self::peers(&[(OTHER, GOOD)]);
+                goes(&mut peers);
+                let other = format!("/coreos.com/network/subnets/{key}");
+                peers.put(&other, GOOD.replace("192.168.50.2", ip).as_bytes());
+                let now: Vec<String> = subnets(&peers);
+                assert_eq!(now, [key.replace('-', "/")]);
+            }
+            goes(&mut peers);
+            let_go(&mut peers);
+            assert!(peers.desired(own(), |_| false).is_empty());
+        }
     }
 
     #[test]
@@ -373,6 +445,7 @@ mod tests {
         assert_eq!(peers.remembered(own()).len(), 3);
         // The next list, after a compaction, says nothing about those who have not written since.
         peers.replace_all([before[0].clone()].into_iter());
+        let_go(&mut peers);
         assert_eq!(subnets(&peers), "10.100.52.0/24 10.100.54.0/24 10.100.55.0/24 10.100.56.0/24");
         peers.put(&before[2].0, &before[2].1);
         peers.put(&key("10.100.55.0-25"), lease("192.168.50.9").as_bytes());
@@ -380,8 +453,13 @@ mod tests {
             (subnets(&peers).as_str(), peers.remembered(own()).len()),
             ("10.100.52.0/24 10.100.54.0/24 10.100.55.0/25 10.100.56.0/24", 1)
         );
+        // The next process is told.
+        let mut next = self::peers(&[]);
+        next.recall(peers.records());
+        assert_eq!((subnets(&next), next.remembered(own())), (subnets(&peers), peers.remembered(own())));
         peers.delete(&before[2].0);
         peers.forget();
+        let_go(&mut peers);
         assert_eq!(subnets(&peers), "10.100.52.0/24 10.100.55.0/25");
     }
 

@@ -17,6 +17,7 @@ use super::{
     events::EventLog,
     groundwork::Groundwork,
     health::Health,
+    memory::Memory,
     message::{Message, Published, Question},
     metrics::Cycles,
     peers::{Means, Own, Peers},
@@ -38,6 +39,7 @@ use crate::{
     },
     dataplane::{
         counters::Counters,
+        defrag::Defrag,
         events::Events,
         hits::HitCounters,
         hooks::{HookError, Hooks},
@@ -95,6 +97,7 @@ pub struct Start {
     pub ports: Ports,
     pub health: Health,
     pub initial: Initial,
+    pub memory: Memory,
     /// Told once the first complete state is in the kernel.
     pub ready: oneshot::Sender<()>,
 }
@@ -171,12 +174,13 @@ pub struct Node {
     /// Its routes.
     pub(super) routes: Vec<Route>,
     pub(super) store: StoreState,
+    pub(super) memory: Memory,
     /// What is no policy decides about flows, and has changed.
     pub(super) judge_anew: bool,
     /// Not only policy is to be looked at.
     pub(super) all_is_due: bool,
-    /// The host's stack puts fragments together, see [`defrag`](crate::dataplane::defrag).
-    pub(super) defragments: bool,
+    /// The host's stack puts fragments together, see [`Defrag`].
+    pub(super) defrag: Option<Defrag>,
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
     pub(super) masquerade: Masquerade,
@@ -203,10 +207,10 @@ pub struct Node {
 impl Node {
     /// Adopts what an earlier process left. Attaches and writes nothing yet.
     pub fn start(groundwork: Groundwork, start: Start) -> Result<Self, NodeError> {
-        let Groundwork { pins, netlink, steering, settings, mut object, tables, leftovers, defragments } =
+        let Groundwork { pins, netlink, steering, settings, mut object, tables, leftovers, defrag } =
             groundwork;
-        let Start { config, network, uplink, vtep_mac, lease, terms, wanted, ports, health, initial, ready } =
-            start;
+        let Start { config, network, uplink, vtep_mac, lease, terms, wanted, ports, .. } = start;
+        let Start { health, initial, memory, ready, .. } = start;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
         let host_addresses = HostAddresses::adopt(&mut object.ebpf)?;
         let spoofing = Spoofing::adopt(&mut object.ebpf)?;
@@ -240,7 +244,7 @@ impl Node {
             nodes,
             host_addresses,
             spoofing,
-            policy: PolicyTables::new(tables, leftovers, limits(&config)),
+            policy: PolicyTables::new(tables.beating(health.pulse()), leftovers, limits(&config)),
             events,
             event_log: EventLog::default(),
             counters,
@@ -258,9 +262,10 @@ impl Node {
             links: Links::default(),
             routes: Vec::new(),
             store: StoreState::default(),
+            memory,
             judge_anew: false,
             all_is_due: true,
-            defragments,
+            defrag,
             masquerade_due: true,
             masquerade: Masquerade::default(),
             takeover: Takeover::default(),
@@ -348,6 +353,7 @@ impl Node {
             Message::Tick => {
                 self.drain_events();
                 self.forget_the_lost();
+                self.peers.look();
                 self.masquerade_due |= self.config.ip_masq.is_some();
                 self.takeover.retry();
                 self.all_is_due = true;
@@ -440,6 +446,7 @@ impl Node {
         self.wanted.send_replace(Wanted {
             records: self.registry.records().clone(),
             node: self.config.node_name.clone(),
+            without_profile: publish::made_otherwise(&self.cluster),
         });
     }
 

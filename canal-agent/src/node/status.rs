@@ -63,6 +63,8 @@ impl Node {
         problems.extend(self.lease_problem.clone());
         problems.extend(self.drift.clone());
         problems.extend(self.remembered());
+        problems.extend(self.lost());
+        problems.extend(self.memory.problem());
         problems.extend(self.not_ready());
         problems.extend(self.initial.problems.borrow().iter().cloned());
         let unpublished = self.unpublished();

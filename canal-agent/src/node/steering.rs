@@ -57,20 +57,30 @@ impl Steering {
         self.held.as_ref().map(HeldBack::len)
     }
 
-    /// A complete list goes to the cluster, or is held back; tells whether it went there.
-    pub(super) fn take_snapshot(&mut self, entries: Vec<Entry>, cluster: &mut Cluster) -> bool {
+    /// A complete list goes to the cluster, or is held back; tells whether it went there. `forgetful`: the store has lost its
+    /// past, and what is missing in it stays in force.
+    pub(super) fn take_snapshot(
+        &mut self,
+        entries: Vec<Entry>,
+        forgetful: bool,
+        cluster: &mut Cluster,
+    ) -> bool {
         let pairs = entries.iter().map(|entry| (entry.key.as_str(), entry.value.as_slice()));
-        if self.controls.replace_all(pairs) {
+        let changed =
+            if forgetful { self.controls.begin_again(pairs) } else { self.controls.replace_all(pairs) };
+        if changed {
             self.merge();
         }
-        let entries = entries.into_iter().map(|entry| (entry.key, entry.value));
+        let entries = entries.into_iter().map(|entry| (entry.key, entry.value)).collect();
+        let before = self.held.take().and_then(|held| held.complete);
+        let forgetful = forgetful || before.is_some_and(|before| before.forgetful);
+        let complete = Complete { entries, forgetful };
         if self.controls.ready() {
-            self.held = None;
-            cluster.replace_all(entries);
+            complete.release(cluster);
             true
         } else {
             warn!("the datastore is not ready: what it says is held back, what is enforced stays");
-            self.held = Some(HeldBack { complete: Some(entries.collect()), changes: BTreeMap::new() });
+            self.held = Some(HeldBack { complete: Some(complete), changes: BTreeMap::new() });
             false
         }
     }
@@ -116,19 +126,33 @@ impl Steering {
 #[derive(Debug, Default)]
 struct HeldBack {
     /// A complete list, which came after whatever else was said before.
-    complete: Option<BTreeMap<String, Vec<u8>>>,
+    complete: Option<Complete>,
     changes: BTreeMap<String, Option<Vec<u8>>>,
+}
+
+#[derive(Debug)]
+struct Complete {
+    entries: BTreeMap<String, Vec<u8>>,
+    /// Of a store that had lost its past.
+    forgetful: bool,
+}
+
+impl Complete {
+    fn release(self, cluster: &mut Cluster) {
+        let entries = self.entries.into_iter();
+        if self.forgetful { cluster.begin_again(entries) } else { cluster.replace_all(entries) }
+    }
 }
 
 impl HeldBack {
     fn len(&self) -> usize {
-        self.complete.as_ref().map_or(0, BTreeMap::len) + self.changes.len()
+        self.complete.as_ref().map_or(0, |complete| complete.entries.len()) + self.changes.len()
     }
 
     fn change(&mut self, key: &str, value: Option<&[u8]>) {
         match (&mut self.complete, value) {
-            (Some(complete), Some(value)) => drop(complete.insert(key.to_owned(), value.to_owned())),
-            (Some(complete), None) => drop(complete.remove(key)),
+            (Some(complete), Some(value)) => drop(complete.entries.insert(key.to_owned(), value.to_owned())),
+            (Some(complete), None) => drop(complete.entries.remove(key)),
             (None, value) => drop(self.changes.insert(key.to_owned(), value.map(<[u8]>::to_owned))),
         }
     }
@@ -137,7 +161,7 @@ impl HeldBack {
     fn release(self, cluster: &mut Cluster) -> bool {
         let is_complete = self.complete.is_some();
         if let Some(complete) = self.complete {
-            cluster.replace_all(complete.into_iter());
+            complete.release(cluster);
         }
         for (key, value) in &self.changes {
             cluster.apply(key, value.as_deref());
@@ -179,7 +203,7 @@ mod tests {
     fn what_is_said_while_not_ready_counts_all_at_once_when_ready_again() {
         let (mut steering, mut cluster) = start();
         let first = vec![entry(INFORMATION, READY), entry("tiers/a", r#"{"spec":{}}"#)];
-        assert!(steering.take_snapshot(first, &mut cluster));
+        assert!(steering.take_snapshot(first, false, &mut cluster));
         assert_eq!((tiers(&cluster).as_str(), steering.waiting()), ("a", None));
         for change in [
             put(INFORMATION, NOT_READY),
@@ -202,16 +226,39 @@ mod tests {
     fn a_list_that_comes_while_not_ready_replaces_everything_later() {
         let (mut steering, mut cluster) = start();
         let tier = r#"{"spec":{}}"#;
-        steering.take_snapshot(vec![entry("tiers/a", tier)], &mut cluster);
+        steering.take_snapshot(vec![entry("tiers/a", tier)], false, &mut cluster);
         steering.take_change(&put(INFORMATION, NOT_READY), &mut cluster);
         steering.take_change(&put("tiers/c", tier), &mut cluster);
         let list = vec![entry(INFORMATION, NOT_READY), entry("tiers/b", tier)];
-        assert!(!steering.take_snapshot(list, &mut cluster));
+        assert!(!steering.take_snapshot(list, false, &mut cluster));
         steering.take_change(&put("tiers/c", tier), &mut cluster);
         steering.take_change(&delete("tiers/b"), &mut cluster);
         assert_eq!(tiers(&cluster), "a");
         assert!(steering.take_change(&delete(INFORMATION), &mut cluster));
         assert_eq!(tiers(&cluster), "c");
+    }
+
+    #[test]
+    fn a_store_that_lost_its_past_takes_nothing_away_also_when_it_is_not_ready_meanwhile() {
+        let tier = r#"{"spec":{}}"#;
+        for (information, later) in [(READY, false), (NOT_READY, true)] {
+            let (mut steering, mut cluster) = start();
+            let felix = entry("felixconfigurations/default", r#"{"spec":{"logPrefix":"known"}}"#);
+            steering.take_snapshot(vec![entry("tiers/a", tier), felix], false, &mut cluster);
+            let list = vec![entry(INFORMATION, information), entry("tiers/b", tier)];
+            assert_eq!(steering.take_snapshot(list, true, &mut cluster), !later);
+            if later {
+                // Listed once more, after a compaction, before it is ready.
+                let list = vec![entry(INFORMATION, information), entry("tiers/c", tier)];
+                steering.take_snapshot(list, false, &mut cluster);
+                steering.take_change(&put(INFORMATION, READY), &mut cluster);
+            }
+            assert_eq!(tiers(&cluster), if later { "ac" } else { "ab" });
+            assert_eq!(cluster.remembered().len(), 1);
+            assert_eq!(steering.parameters().log_prefix, "known");
+            steering.take_change(&delete("felixconfigurations/default"), &mut cluster);
+            assert_ne!(steering.parameters().log_prefix, "known");
+        }
     }
 
     #[test]

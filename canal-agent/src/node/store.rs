@@ -45,8 +45,8 @@ impl Node {
                 self.store.disconnected.insert(prefix, error);
                 false
             }
-            StoreEvent::Snapshot { prefix, entries, revision, forgetful } => {
-                self.store.revision = revision;
+            StoreEvent::Snapshot { prefix, entries, past, forgetful } => {
+                self.store.revision = past.revision;
                 self.all_is_due = true;
                 match prefix {
                     Prefix::Network => {
@@ -56,6 +56,8 @@ impl Node {
                             Some((_, value)) => self.follow_config(value),
                             None => self.config_is_gone(),
                         }
+                        self.recall(forgetful);
+                        self.memory.note(past);
                         if forgetful {
                             warn!(
                                 "etcd has lost its past; peers stay as they were until they write their leases again"
@@ -71,7 +73,10 @@ impl Node {
                         if initial::vital().any(|vital| entries.iter().all(|entry| entry.key != vital)) {
                             self.initial.request.send();
                         }
-                        let taken = self.steering.take_snapshot(entries, &mut self.cluster);
+                        if forgetful {
+                            warn!("etcd has lost its past; what it does not hold any more stays in force");
+                        }
+                        let taken = self.steering.take_snapshot(entries, forgetful, &mut self.cluster);
                         self.follow_parameters();
                         // What etcd lost, it gets again.
                         self.publish();
@@ -85,6 +90,9 @@ impl Node {
             }
             StoreEvent::Changes { prefix, changes, revision } => {
                 self.store.revision = revision;
+                if prefix == Prefix::Network {
+                    self.memory.note_changes(revision);
+                }
                 for change in changes {
                     match prefix {
                         Prefix::Network => self.network_change(change),
@@ -102,6 +110,7 @@ impl Node {
         if self.store.forgot.is_some_and(|forgot| forgot.elapsed() > LONGEST) {
             self.store.forgot = None;
             self.peers.forget();
+            self.memory.note_change();
         }
     }
 
@@ -116,6 +125,21 @@ impl Node {
                 subnets.len(),
                 some.join(", "),
                 if subnets.len() > some.len() { ", …" } else { "" }
+            )
+        })
+    }
+
+    /// Objects that are in force though etcd has lost them, if there are any.
+    pub(super) fn lost(&self) -> Option<String> {
+        let lost = self.cluster.remembered();
+        let some: Vec<String> = lost.iter().take(10).map(ToString::to_string).collect();
+        (!lost.is_empty()).then(|| {
+            format!(
+                "etcd has lost its past and {} objects with it, which stay in force as they were: write them again, from a backup \
+                 or with calicoctl, or restart canal-agent on every node to go on without them ({}{})",
+                lost.len(),
+                some.join(", "),
+                if lost.len() > some.len() { ", …" } else { "" }
             )
         })
     }

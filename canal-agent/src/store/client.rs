@@ -21,6 +21,7 @@ use tracing::info;
 use super::{
     dial::dial,
     error::{Cause, StoreError},
+    history::{Mark, Now, Past},
     options::EtcdOptions,
     retry::Backoff,
 };
@@ -65,6 +66,17 @@ pub struct Listing {
     pub entries: Vec<Entry>,
     pub revision: i64,
     pub cluster_id: u64,
+    /// Who answered.
+    member_id: u64,
+    /// How far the log of the cluster was before.
+    index: Option<u64>,
+}
+
+impl Listing {
+    pub fn past(&self) -> Past {
+        let mark = self.index.map(|index| Mark { revision: self.revision, index });
+        Past { cluster_id: self.cluster_id, revision: self.revision, mark }
+    }
 }
 
 /// A range of keys.
@@ -174,7 +186,8 @@ impl Store {
     }
 
     pub(super) async fn list_keys(&self, keys: &Keys) -> Result<Listing, StoreError> {
-        let mut listing = Listing::default();
+        let index = self.log_index().await.map(|(_, index)| index);
+        let mut listing = Listing { index, ..Listing::default() };
         let mut from = keys.name().as_bytes().to_vec();
         loop {
             let page =
@@ -185,7 +198,7 @@ impl Store {
             };
             let got = self.call(|| format!("list {}", keys.name()), rpc).await?;
             if listing.revision == 0 {
-                (listing.revision, listing.cluster_id) = header(&got);
+                (listing.revision, listing.cluster_id, listing.member_id) = header(&got);
             }
             listing.entries.extend(got.kvs().iter().map(Entry::from));
             match got.kvs().last() {
@@ -195,15 +208,37 @@ impl Store {
         }
     }
 
-    /// The key as it was at `revision`, with the id of the cluster that said so.
-    pub(super) async fn get_at(&self, key: &str, revision: i64) -> Result<(Option<Entry>, u64), StoreError> {
+    /// The key as it was at `revision`, and what the store says of itself.
+    pub(super) async fn get_at(&self, key: &str, revision: i64) -> Result<(Option<Entry>, Now), StoreError> {
         let at = GetOptions::new().with_revision(revision);
         let rpc = |member: Member| {
             let (key, at) = (key.to_owned(), at.clone());
             async move { member.kv().get(key, Some(at)).await }
         };
         let got = self.call(|| format!("read {key} at revision {revision}"), rpc).await?;
-        Ok((got.kvs().first().map(Entry::from), header(&got).1))
+        let (revision, cluster_id, member) = header(&got);
+        let index = self.log_index_of(member).await;
+        Ok((got.kvs().first().map(Entry::from), Now { cluster_id, revision, index }))
+    }
+
+    /// What the store says of itself after this list.
+    pub(super) async fn now(&self, listing: &Listing) -> Now {
+        let Listing { cluster_id, revision, .. } = *listing;
+        Now { cluster_id, revision, index: self.log_index_of(listing.member_id).await }
+    }
+
+    /// Of that member's log: another one's may be behind what that member has told already.
+    async fn log_index_of(&self, member_id: u64) -> Option<u64> {
+        self.log_index().await.filter(|(who, _)| *who == member_id).map(|(_, index)| index)
+    }
+
+    /// The member that answers, and the last entry of the log that it has applied. Servers that only look like etcd, and
+    /// those that keep it to themselves, have none.
+    async fn log_index(&self) -> Option<(u64, u64)> {
+        let rpc = |member: Member| async move { member.client.maintenance_client().status().await };
+        let status = self.call(|| "ask etcd for its state".into(), rpc).await.ok()?;
+        let (member, index) = (status.header()?.member_id(), status.raft_applied_index());
+        (index > 0).then_some((member, index))
     }
 
     /// Creates the key if it is absent. `None` means that it exists; else its revision.
@@ -362,8 +397,9 @@ pub(super) fn unchanged(key: &str, mod_revision: i64) -> Compare {
     Compare::mod_revision(key, etcd_client::CompareOp::Equal, mod_revision)
 }
 
-fn header(answer: &GetResponse) -> (i64, u64) {
-    answer.header().map_or((0, 0), |header| (header.revision(), header.cluster_id()))
+/// Revision, cluster and member.
+fn header(answer: &GetResponse) -> (i64, u64, u64) {
+    answer.header().map_or((0, 0, 0), |header| (header.revision(), header.cluster_id(), header.member_id()))
 }
 
 #[cfg(test)]

@@ -14,18 +14,29 @@ pub struct MachineError {
     error: io::Error,
 }
 
-/// The machine's number, as 32 hex digits; made if there is none, or none that could be one.
-pub fn read_or_make(state_dir: &Path) -> Result<String, MachineError> {
+/// The machine's number, as 32 hex digits; `None` if there is none, or none that could be one.
+pub fn read(state_dir: &Path) -> Result<Option<String>, MachineError> {
     let path = state_dir.join(FILE);
-    let failed = |verb, error| MachineError { verb, path: path.display().to_string(), error };
     match fs::read_to_string(&path) {
-        Ok(text) if is_number(text.trim()) => return Ok(text.trim().to_owned()),
-        Ok(_) => {}
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {}
-        Err(error) => return Err(failed("read", error)),
+        Ok(text) => Ok(Some(text.trim()).filter(|text| is_number(text)).map(str::to_owned)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+            Ok(None)
+        }
+        Err(error) => Err(MachineError { verb: "read", path: path.display().to_string(), error }),
     }
-    let number = format!("{:032x}", rand::random::<u128>());
-    file::replace(&path, format!("{number}\n").as_bytes()).map_err(|error| failed("write", error))?;
+}
+
+/// The same; made if there is none.
+pub fn read_or_make(state_dir: &Path) -> Result<String, MachineError> {
+    if let Some(number) = read(state_dir)? {
+        return Ok(number);
+    }
+    let (path, number) = (state_dir.join(FILE), format!("{:032x}", rand::random::<u128>()));
+    file::replace(&path, format!("{number}\n").as_bytes()).map_err(|error| MachineError {
+        verb: "write",
+        path: path.display().to_string(),
+        error,
+    })?;
     Ok(number)
 }
 
@@ -46,10 +57,14 @@ mod tests {
     fn a_machine_keeps_its_number_and_nonsense_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
+        assert_eq!(read(&state).unwrap(), None);
+        assert!(!state.exists(), "who only reads makes nothing");
         let number = read_or_make(&state).unwrap();
         assert!(is_number(&number), "{number}");
         assert_eq!(read_or_make(&state).unwrap(), number);
+        assert_eq!(read(&state).unwrap(), Some(number.clone()));
         fs::write(state.join(FILE), "").unwrap();
+        assert_eq!(read(&state).unwrap(), None);
         let other = read_or_make(&state).unwrap();
         assert_ne!(other, number);
         assert_eq!(read_or_make(&state).unwrap(), other);

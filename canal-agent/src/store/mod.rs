@@ -4,6 +4,7 @@
 pub mod client;
 mod dial;
 pub mod error;
+pub mod history;
 pub mod initial;
 pub mod json;
 pub mod keys;
@@ -19,6 +20,7 @@ pub mod watch;
 
 pub use client::{Entry, Listing, Store};
 pub use error::{Cause, StoreError};
+pub use history::Past;
 pub use keys::{EtcdPrefix, RESOURCES, SubnetKey};
 pub use lease::{Attributes, Lease, LeaseError, LeaseEvent, LeaseManager, Terms};
 pub use lease_value::{BackendKind, LeaseValue, Owner, VxlanData, own_entry};

@@ -20,6 +20,7 @@ use super::{
     Store, StoreError,
     client::{Entry, Keys, Listing, key_text},
     error::Cause,
+    history::Past,
     retry::Backoff,
 };
 
@@ -41,9 +42,10 @@ pub enum Prefix {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreEvent {
-    /// Everything there is at `revision`. Follows a start, a compaction, or a store with another history: `forgetful` says
-    /// that this one does not go on from what was told before, as after a loss of data or a backup that was put back.
-    Snapshot { prefix: Prefix, entries: Vec<Entry>, revision: i64, forgetful: bool },
+    /// Everything there is. Follows a start, a compaction, or a store with another history: `forgetful` says that this one does
+    /// not go on from what was told before (to this process, or to the one that remembered a [`Past`]), as after a loss of
+    /// data or a backup that was put back.
+    Snapshot { prefix: Prefix, entries: Vec<Entry>, past: Past, forgetful: bool },
     /// What changed since the last snapshot or changes, in order.
     Changes { prefix: Prefix, changes: Vec<Change>, revision: i64 },
     /// Events flow. Comes before the snapshot or changes that it makes possible.
@@ -87,11 +89,9 @@ impl From<StoreError> for End {
     }
 }
 
-/// Where we are in the store's history.
+/// Where we are in the store's history: all events up to there were delivered.
 struct Position {
-    /// All events up to here were delivered.
-    revision: i64,
-    cluster_id: u64,
+    past: Past,
     /// A key and the revision that wrote it: another history does not have this pair.
     anchor: Option<(String, i64)>,
 }
@@ -110,8 +110,8 @@ pub struct Mirror {
     keys: Keys,
     events: mpsc::Sender<StoreEvent>,
     position: Option<Position>,
-    /// Where we were before the list that is to come.
-    left: Option<Position>,
+    /// Where we, or an earlier process, were before the list that is to come.
+    left: Option<Past>,
     /// That list is of another history.
     forgotten: bool,
     /// A list that somebody made already, to begin with.
@@ -150,6 +150,12 @@ impl Mirror {
         Self { listed, ..self }
     }
 
+    /// Tells of the first list, too, whether it goes on from what is remembered.
+    #[must_use]
+    pub fn remembering(self, left: Option<Past>) -> Self {
+        Self { left, ..self }
+    }
+
     /// Runs until cancelled, or until nobody listens.
     pub async fn run(mut self, cancel: CancellationToken) {
         let _ = cancel.run_until_cancelled(self.follow()).await;
@@ -165,7 +171,7 @@ impl Mirror {
                 End::Stop => return,
                 End::Gone(reason) | End::Forgotten(reason) => {
                     info!(keys = self.keys.name(), reason, "listing the keys again");
-                    self.left = self.position.take().or(self.left.take());
+                    self.left = self.position.take().map(|position| position.past).or(self.left.take());
                     None
                 }
                 End::Broken(error) => Some(error),
@@ -193,7 +199,7 @@ impl Mirror {
     async fn try_session(&mut self) -> Result<std::convert::Infallible, End> {
         let (from, cluster_id) = if let Some(position) = &self.position {
             self.check_history(position).await?;
-            (position.revision + 1, position.cluster_id)
+            (position.past.revision + 1, position.past.cluster_id)
         } else {
             let listing = match self.listed.take() {
                 Some(listing) => listing,
@@ -236,9 +242,9 @@ impl Mirror {
             // Cheap, as there were no keys.
             return Err(End::Gone("nothing is known that could tell this history from another"));
         };
-        let (entry, cluster_id) = self.store.get_at(key, *revision).await?;
-        if cluster_id != position.cluster_id {
-            return Err(End::Forgotten("another etcd cluster answers"));
+        let (entry, now) = self.store.get_at(key, *revision).await?;
+        if let Some(reason) = position.past.breaks_off(now) {
+            return Err(End::Forgotten(reason));
         }
         if entry.is_none_or(|entry| entry.mod_revision != *revision) {
             return Err(End::Forgotten("the store has another history"));
@@ -278,16 +284,20 @@ impl Mirror {
 
     async fn snapshot(&mut self, listing: Listing) -> Result<(), Stop> {
         let newest = listing.entries.iter().max_by_key(|entry| entry.mod_revision);
-        self.position = Some(Position {
-            revision: listing.revision,
-            cluster_id: listing.cluster_id,
-            anchor: newest.map(|entry| (entry.key.clone(), entry.mod_revision)),
-        });
-        let (prefix, revision) = (self.prefix, listing.revision);
-        let goes_on = |left: &Position| left.cluster_id == listing.cluster_id && left.revision <= revision;
-        let forgetful = self.forgotten || self.left.as_ref().is_some_and(|left| !goes_on(left));
+        let anchor = newest.map(|entry| (entry.key.clone(), entry.mod_revision));
+        let broken_off = match &self.left {
+            Some(left) => left.breaks_off(self.store.now(&listing).await),
+            None => None,
+        };
+        if let Some(reason) = broken_off {
+            warn!(keys = self.keys.name(), reason, "etcd has lost its past");
+        }
+        let forgetful = self.forgotten || broken_off.is_some();
+        let past = listing.past();
+        self.position = Some(Position { past, anchor });
         (self.left, self.forgotten) = (None, false);
-        self.send(StoreEvent::Snapshot { prefix, entries: listing.entries, revision, forgetful }).await
+        let (prefix, entries) = (self.prefix, listing.entries);
+        self.send(StoreEvent::Snapshot { prefix, entries, past, forgetful }).await
     }
 
     async fn changes(&mut self, answer: &WatchResponse) -> Result<(), Stop> {
@@ -308,7 +318,7 @@ impl Mirror {
             .filter_map(etcd_client::Event::kv)
             .map(etcd_client::KeyValue::mod_revision);
         let (Some(revision), Some(position)) = (last.max(), self.position.as_mut()) else { return Ok(()) };
-        position.revision = revision;
+        position.past.revision = revision;
         let newest_put = changes.iter().rev().find_map(|change| match change {
             Change::Put(entry) => Some((entry.key.clone(), entry.mod_revision)),
             Change::Delete { .. } => None,

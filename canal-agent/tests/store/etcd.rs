@@ -96,6 +96,28 @@ impl Etcd {
         fs::remove_dir_all(self.data()).unwrap();
     }
 
+    /// A copy of all that it holds.
+    pub(crate) fn back_up(&self) {
+        let file = self.folder.path().join("backup");
+        let saved = ctl().args(["--endpoints", &self.endpoint(), "snapshot", "save"]).arg(file).output();
+        assert!(saved.as_ref().is_ok_and(|output| output.status.success()), "{saved:?}");
+    }
+
+    /// Stops, and puts the copy in the place of what it held, as an operator would: same name, same addresses.
+    pub(crate) fn put_back(&mut self) {
+        self.wipe();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let restored = ctl()
+            .args(["snapshot", "restore"])
+            .arg(self.folder.path().join("backup"))
+            .arg("--data-dir")
+            .arg(self.data())
+            .args(["--name", "default", "--initial-cluster", &format!("default={peer}")])
+            .args(["--initial-advertise-peer-urls", &peer])
+            .output();
+        assert!(restored.as_ref().is_ok_and(|output| output.status.success()), "{restored:?}");
+    }
+
     pub(crate) fn endpoint(&self) -> String {
         format!("{}://127.0.0.1:{}", self.scheme, self.port)
     }
@@ -133,6 +155,12 @@ impl Drop for Etcd {
             let _ = process.wait();
         }
     }
+}
+
+fn ctl() -> Command {
+    let mut command = Command::new("etcdctl");
+    command.env("ETCDCTL_API", "3");
+    command
 }
 
 pub(crate) fn options(endpoint: &str) -> EtcdOptions {

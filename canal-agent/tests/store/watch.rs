@@ -1,6 +1,6 @@
 use std::time::Instant;
 
-use canal_agent::store::{Change, Listing, Mirror, Prefix, RESOURCES, Store, StoreEvent};
+use canal_agent::store::{Change, Listing, Mirror, Past, Prefix, RESOURCES, Store, StoreEvent};
 use etcd_client::{Client, Txn, TxnOp};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -17,13 +17,14 @@ struct Following {
 
 impl Following {
     fn start(store: Store) -> Self {
-        Self::start_with(store, None)
+        Self::start_with(store, None, None)
     }
 
-    fn start_with(store: Store, listed: Option<Listing>) -> Self {
+    fn start_with(store: Store, listed: Option<Listing>, left: Option<Past>) -> Self {
         let (sender, events) = mpsc::channel(64);
         let cancel = CancellationToken::new();
-        let mirror = Mirror::new(store, Prefix::Resources, RESOURCES, sender).beginning_with(listed);
+        let mirror = Mirror::new(store, Prefix::Resources, RESOURCES, sender);
+        let mirror = mirror.beginning_with(listed).remembering(left);
         tokio::spawn(mirror.run(cancel.clone()));
         Self { events, _stop: cancel.drop_guard() }
     }
@@ -54,8 +55,8 @@ impl Following {
     /// Names of the next snapshot.
     async fn snapshot(&mut self) -> (Vec<String>, i64) {
         match self.next_content().await.0 {
-            StoreEvent::Snapshot { entries, revision, .. } => {
-                (entries.into_iter().map(|entry| name(&entry.key)).collect(), revision)
+            StoreEvent::Snapshot { entries, past, .. } => {
+                (entries.into_iter().map(|entry| name(&entry.key)).collect(), past.revision)
             }
             other => panic!("want a snapshot, got {other:?}"),
         }
@@ -135,7 +136,7 @@ async fn a_mirror_that_is_given_a_list_goes_on_behind_it() {
     put(&mut admin, "tiers/b").await;
     delete(&mut admin, "tiers/a").await;
     let revision = listed.revision;
-    let mut following = Following::start_with(store, Some(listed));
+    let mut following = Following::start_with(store, Some(listed), None);
     assert_eq!(following.snapshot().await, (vec!["tiers/a".to_owned()], revision));
     assert_eq!(following.changes(2).await, ["+tiers/b", "-tiers/a"]);
 }
@@ -311,5 +312,44 @@ async fn a_list_says_whether_it_goes_on_from_what_was_known() {
         }
         proxy.mend();
         assert_eq!(following.history().await, (writes, true), "wiped");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_was_put_back_is_another_history_however_far_its_revision_is() {
+    // As `etcdutl snapshot restore --bump-revision --mark-compacted` leaves it: the cluster's id is the old one, the revision is
+    // ahead of all that was followed, and what lies behind it is compacted away. No key has changed, one is missing.
+    let mut etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    for i in 0..20 {
+        put(&mut admin, &format!("tiers/a{i:02}")).await;
+    }
+    etcd.back_up();
+    put(&mut admin, "tiers/b").await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let store = || async { Store::connect(&options(&proxy.endpoint())).await.unwrap() };
+    let mut following = Following::start(store().await);
+    assert_eq!(following.history().await, (21, false));
+    let known = store().await.list(RESOURCES).await.unwrap().past();
+    proxy.cut();
+    etcd.put_back();
+    etcd.restart();
+    etcd.ready().await;
+    let mut admin = etcd.admin().await;
+    for _ in 0..60 {
+        admin.put("/elsewhere", "x", None).await.unwrap();
+    }
+    let revision = admin.get("x", None).await.unwrap().header().unwrap().revision();
+    assert!(revision > known.revision);
+    admin.compact(revision, None).await.unwrap();
+    proxy.mend();
+    assert_eq!(following.history().await, (20, true));
+    // A process that starts now goes by what an earlier one knew, also with a list that it brings along.
+    let list = store().await.list(RESOURCES).await.unwrap();
+    for (listed, left, forgetful) in
+        [(None, Some(known), true), (Some(list), Some(known), true), (None, None, false)]
+    {
+        let mut next = Following::start_with(store().await, listed, left);
+        assert_eq!(next.history().await, (20, forgetful));
     }
 }

@@ -20,6 +20,8 @@ pub(super) enum Study {
     Scale,
     /// Other pods' flows while one pod opens flow after flow.
     Flood,
+    /// Agents, etcd, pins and devices fail under a steady load.
+    Faults,
 }
 
 /// One line of a study.
@@ -34,7 +36,8 @@ pub(super) struct Finding {
 }
 
 impl Study {
-    pub(super) const ALL: [Self; 5] = [Self::Hooks, Self::Control, Self::Verdict, Self::Scale, Self::Flood];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Hooks, Self::Control, Self::Verdict, Self::Scale, Self::Flood, Self::Faults];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -43,6 +46,7 @@ impl Study {
             Self::Verdict => "verdict",
             Self::Scale => "scale",
             Self::Flood => "flood",
+            Self::Faults => "faults",
         }
     }
 
@@ -57,6 +61,7 @@ impl Study {
             Self::Verdict => "what a new flow costs at ten rules and at a hundred thousand",
             Self::Scale => "10,000 policies and 100,000 endpoints on a node with 250 pods",
             Self::Flood => "other pods' flows while one pod opens 200,000 flows a second",
+            Self::Faults => "what a fault costs a pod that sends 50,000 packets a second to another node",
         }
     }
 
@@ -70,6 +75,7 @@ impl Study {
             Self::Control => self.by_benchmark(workspace, if quick { 2 } else { 7 }, None),
             Self::Verdict => self.by_benchmark(workspace, if quick { 7 } else { 31 }, None),
             Self::Scale => self.by_benchmark(workspace, if quick { 100 } else { 1000 }, None),
+            Self::Faults => self.by_benchmark(workspace, if quick { 20_000 } else { 50_000 }, None),
             Self::Flood => {
                 let (rounds, seconds) = if quick { (2, 1) } else { (5, 4) };
                 flood::measure(rounds, Duration::from_secs(seconds))

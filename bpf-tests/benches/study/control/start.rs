@@ -1,13 +1,14 @@
 //! From the start of an agent's process until every peer is in the kernel.
 
 use std::{
+    collections::BTreeMap,
     net::Ipv4Addr,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, LpmTrie, Map, MapData, lpm_trie::Key};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key};
 use bpf_tests::{Host as _, Node, Pod};
 use canal_agent::dataplane::pins::Pins;
 use canal_common::{
@@ -17,12 +18,14 @@ use canal_common::{
 use ipnet::Ipv4Net;
 use serde_json::json;
 
-use super::store::Entry;
+use super::store::{Entry, Store};
 
 /// Much longer than any start may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// Between two looks at the table.
 const LOOK: Duration = Duration::from_micros(500);
+/// In seconds.
+const DAY: f64 = 86_400.0;
 
 /// The subnet of the peer with this number. The agent programs them in their order.
 fn subnet(number: u32) -> Ipv4Net {
@@ -44,6 +47,8 @@ pub(super) fn lease(number: u32) -> Entry {
 pub(super) struct Start {
     /// From before the process was there until what was waited for.
     pub(super) seconds: f64,
+    /// From the list of leases, as the agent's log tells, until what was waited for.
+    pub(super) since_list: Option<f64>,
     /// Where the time went until the agent was ready, as its log tells.
     pub(super) phases: Vec<(&'static str, f64)>,
 }
@@ -125,12 +130,97 @@ impl<'a> Launch<'a> {
     fn end(self) -> Result<Start> {
         let agent = self.node.agent();
         ensure!(agent.says(&["ready: "], PATIENCE), "the agent is not ready; the log:\n{}", agent.log());
-        Ok(Start { seconds: self.seconds, phases: phases(&agent.log(), self.epoch) })
+        let (log, done) = (agent.log(), (self.epoch + self.seconds) % DAY);
+        let listed =
+            log.lines().find(|line| line.contains("first complete list") && line.contains("Network"));
+        let since_list = listed.and_then(seconds_of_day).map(|listed| done - listed);
+        Ok(Start { seconds: self.seconds, since_list, phases: phases(&log, self.epoch) })
     }
 }
 
+/// What one peer's change touches in the kernel, in elements of each table, and how long after etcd has it, in seconds.
+pub(super) fn change_one(
+    node: &Node,
+    store: &mut Store,
+    number: u32,
+) -> Result<(Vec<(&'static str, usize)>, f64)> {
+    let tables = PeerTables::open(node)?;
+    let before = tables.read()?;
+    let (key, value) = lease(number);
+    let other =
+        String::from_utf8(value)?.replace("\"172.16.", "\"172.17.").replace("02:ca:00:01", "02:ca:00:02");
+    store.put((key, other.into_bytes()))?;
+    let begun = Instant::now();
+    while tables.index(number)? == before.routes[&subnet(number)] {
+        ensure!(begun.elapsed() < PATIENCE, "the change does not show");
+        thread::sleep(LOOK);
+    }
+    let took = begun.elapsed().as_secs_f64();
+    // The old entry goes behind the flip.
+    thread::sleep(Duration::from_millis(200));
+    let after = tables.read()?;
+    let touched = vec![
+        (names::NODES, differences(&before.nodes, &after.nodes)),
+        (names::ROUTES, differences(&before.routes, &after.routes)),
+        (names::NODE_IPS, differences(&before.addresses, &after.addresses)),
+    ];
+    Ok((touched, took))
+}
+
+/// What the kernel knows of peers.
+struct PeerTables {
+    nodes: Array<MapData, Peer>,
+    routes: LpmTrie<MapData, Ip4, NodeRef>,
+    addresses: HashMap<MapData, Ip4, NodeRef>,
+}
+
+struct Content {
+    nodes: BTreeMap<u32, (Ipv4Addr, u32)>,
+    routes: BTreeMap<Ipv4Net, u32>,
+    addresses: BTreeMap<Ipv4Addr, u32>,
+}
+
+impl PeerTables {
+    fn open(node: &Node) -> Result<Self> {
+        let pins = Pins::open(&node.bpffs())?;
+        let table = |name| MapData::from_pin(pins.table(name));
+        Ok(Self {
+            nodes: Array::try_from(Map::Array(table(names::NODES)?))?,
+            routes: LpmTrie::try_from(Map::LpmTrie(table(names::ROUTES)?))?,
+            addresses: HashMap::try_from(Map::HashMap(table(names::NODE_IPS)?))?,
+        })
+    }
+
+    fn index(&self, number: u32) -> Result<u32> {
+        Ok(self.routes.get(&Key::new(24, subnet(number).network().into()), 0)?.node)
+    }
+
+    fn read(&self) -> Result<Content> {
+        let nodes = (0..).zip(self.nodes.iter());
+        let nodes = nodes.map(|(index, node)| node.map(|node| (index, (node.ip.into(), node.flags))));
+        let routes = self.routes.iter().map(|entry| {
+            let (key, NodeRef { node }) = entry?;
+            let length = u8::try_from(key.prefix_len())?;
+            Ok((Ipv4Net::new(key.data().into(), length)?, node))
+        });
+        let addresses =
+            self.addresses.iter().map(|entry| entry.map(|(ip, NodeRef { node })| (ip.into(), node)));
+        Ok(Content {
+            nodes: nodes.collect::<Result<_, _>>()?,
+            routes: routes.collect::<Result<_>>()?,
+            addresses: addresses.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// How many keys have another value, or are in one of them only.
+fn differences<K: Ord, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> usize {
+    let gone = before.keys().filter(|key| !after.contains_key(key)).count();
+    gone + after.iter().filter(|(key, value)| before.get(key) != Some(value)).count()
+}
+
 fn phases(log: &str, epoch: f64) -> Vec<(&'static str, f64)> {
-    let mut before = epoch % 86_400.0;
+    let mut before = epoch % DAY;
     let ends = PHASES.iter().filter_map(|(phase, words)| {
         let line = log.lines().find(|line| line.contains(words))?;
         let end = seconds_of_day(line)?;
