@@ -220,7 +220,7 @@ fn make_device(node: &Node, vtep_mac: &str, subnet: Ipv4Addr, checksums: bool) -
 
 impl FlannelPod {
     /// On any node that routes; the node's own peers are its business.
-    pub(crate) fn create(node: &Node, name: &str, ip: Ipv4Addr, mtu: u16) -> Result<Self> {
+    pub fn create(node: &Node, name: &str, ip: Ipv4Addr, mtu: u16) -> Result<Self> {
         let last = ip.octets()[3];
         let host = node.netns();
         let world = host.name().strip_suffix(&format!("n{}", node.number())).context("a node's name")?;

@@ -15,6 +15,7 @@ mod etcd_away;
 mod faults;
 mod felix;
 mod flannel;
+mod flanneld;
 mod flip;
 mod fragments;
 mod fresh;
