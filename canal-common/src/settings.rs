@@ -9,15 +9,15 @@ pub struct Settings {
     pub node_ip: Ip4,
     /// Our VTEP MAC, as published in our lease.
     pub vtep_mac: Mac,
-    /// UDP destination port of VXLAN.
+    /// UDP destination port of VXLAN; 0 where there is none.
     pub vxlan_port: u16,
     pub vni: u32,
     /// Where envelopes leave.
     pub uplink_ifindex: u32,
     /// `canal.<VNI>`: the only way in for remote pods' packets that come through the stack.
     pub overlay_ifindex: u32,
-    /// What only nodes bring, and nobody else on the underlay, and its mask: the pod network, or our subnet of it where nodes do
-    /// not carry each other's packets (`alloc`).
+    /// What only nodes bring, and nobody else on the underlay, and its mask: the pod network, or nothing (0.0.0.0/32) where
+    /// nodes do not carry each other's packets (`alloc`).
     pub network: Ip4,
     pub netmask: Ip4,
     pub limits: FlowLimits,

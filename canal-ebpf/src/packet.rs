@@ -520,7 +520,7 @@ const fn has_ports(proto: u8) -> bool {
 #[inline(always)]
 pub fn readdress(ctx: &impl Frame, dst: Mac, src: Mac) -> Option<()> {
     write(ctx, 0, EthHeader { dst, src, ethertype: wire::ETHERTYPE_IPV4.to_be() })?;
-    decrement_ttl(ctx)
+    decrement_ttl(ctx, OUTER)
 }
 
 /// Another TOS byte in the IPv4 header behind the Ethernet header.
@@ -537,8 +537,8 @@ pub fn set_tos(ctx: &impl Frame, before: u8, after: u8) -> Option<()> {
 
 /// RFC 1812 §5.3.1: whoever forwards takes at least one off.
 #[inline(always)]
-pub fn decrement_ttl(ctx: &impl Frame) -> Option<()> {
-    let ip = at::<Ipv4Header>(ctx, OUTER)?;
+pub fn decrement_ttl(ctx: &impl Frame, offset: usize) -> Option<()> {
+    let ip = at::<Ipv4Header>(ctx, offset)?;
     // SAFETY: `at` checked the bounds.
     unsafe {
         (*ip).ttl -= 1;

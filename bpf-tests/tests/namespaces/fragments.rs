@@ -43,7 +43,6 @@ fn fragments_that_a_pod_sends_in_any_order_arrive_near_and_far() {
             assert!(seen.sees(&format!("udp dst port {}", 4000 + id), SOON), "{what}, {order:?}");
         }
     }
-    // A piece that the wire has turned round: the receiving node puts it together, policy and all.
     assert!(world.node(1).agent().count("from_pod", "frag-unknown").unwrap() == 0);
 }
 

@@ -133,4 +133,10 @@ fn envelopes_carry_a_right_checksum_where_the_operator_asks_for_one() {
     assert!(load::bulk(Path { from: &a, to: &b }, 1, Congestion::Default, BULK).unwrap().bytes > 1 << 20);
     policy_holds(&world, &a, &b);
     assert!(careful.agent().count("from_pod", "fallback").unwrap() > 0);
+    // Answers come straight into the pod: nothing of this belongs to the stack.
+    let count = |hook: &str, reason: &str| careful.agent().count(hook, reason).unwrap();
+    let (delivered, left) = (count("from_wire", "delivered"), count("from_pod", "to-stack"));
+    let _served = b.serve_tcp(8081).unwrap();
+    assert!(a.reaches(b.ip(), 8081));
+    assert!(count("from_wire", "delivered") > delivered && count("from_pod", "to-stack") == left);
 }

@@ -76,15 +76,22 @@ struct LinkCreate {
 pub struct Defrag(Handle);
 
 impl Defrag {
-    /// In this network namespace, and from now on: the link is pinned. What an earlier process pinned stays.
+    /// In this network namespace, and from now on: the link is pinned. What an earlier process pinned stays, if it still has its
+    /// place, where the kernel takes no second one.
     pub fn ensure(pins: &Pins) -> Result<Self, DefragError> {
         let path = pins.defrag();
-        if let Ok(present) = Handle::open(&path) {
-            return Ok(Self(present));
-        }
-        pins.prepare()?;
         let refused = |operation| move |source| DefragError::Refused { operation, source };
-        let link = Handle::from(attach()?);
+        let link = match attach() {
+            Ok(link) => Handle::from(link),
+            Err(DefragError::Refused { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+                return Handle::open(&path)
+                    .map(Self)
+                    .map_err(refused("find the pin of the one that is there"));
+            }
+            Err(error) => return Err(error),
+        };
+        pins.prepare()?;
+        Pins::unpin(&path)?;
         link.pin(&path).map_err(refused("pin it"))?;
         info!("fragments are put together before they are forwarded");
         Ok(Self(link))

@@ -125,6 +125,13 @@ pub fn prepare(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, Overlay
 fn make(netlink: &mut Netlink, device: &Device) -> Result<Link, OverlayError> {
     let Device { vni, port, mac, mtu } = *device;
     let name = name(vni);
+    // In external mode one device has the port for all VNIs: that of an earlier configuration would keep this one away.
+    for (_, earlier) in present(netlink)? {
+        if earlier.name != name && earlier.vxlan.as_ref().is_some_and(|vxlan| vxlan.port == port) {
+            info!(device = earlier.name, "removed: the network has another VNI now");
+            netlink.delete_link(earlier.index)?;
+        }
+    }
     netlink.add_vxlan_external(&NewVxlan { name: &name, mac, mtu: mtu.into(), port })?;
     info!(device = name, %mac, mtu, port, "made the overlay device");
     netlink.link_by_name(&name)?.ok_or(OverlayError::Vanished { name })

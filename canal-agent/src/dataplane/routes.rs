@@ -3,18 +3,21 @@
 //!
 //! A fresh process knows them by their protocol number, [`ROUTE_PROTOCOL`].
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 use tracing::info;
 
 use super::{nodes::Peer, overlay::ROUTE_PROTOCOL};
 use crate::{
-    netlink::{Netlink, Route},
+    netlink::{Netlink, Route, protocol},
     store::Backend,
 };
 
-/// Behind every other route: a bridge that owns the node's subnet, a static route, are there for a reason.
+/// Behind every other route to the same: a bridge that owns the node's subnet is there for a reason.
 const LAST_RESORT: u32 = 0xff00_0000;
 
 /// What this node's routes depend on.
@@ -27,13 +30,17 @@ pub struct Place<'a> {
     pub uplink: u32,
 }
 
-/// The routes that should be there.
-pub fn wanted(place: Place<'_>, peers: &BTreeMap<Ipv4Net, Peer>) -> Vec<Route> {
+/// The routes that should be there, given those that are.
+pub fn wanted(place: Place<'_>, peers: &BTreeMap<Ipv4Net, Peer>, present: &[Route]) -> Vec<Route> {
     let Place { backend, network, subnet, uplink } = place;
     let refuse = |dst| Route { metric: LAST_RESORT, ..Route::unreachable(dst) };
     let mut wanted = vec![refuse(subnet)];
     // With vxlan the whole network is routed to the overlay device, where there is the same refusal; with alloc others know.
-    if matches!(backend, Backend::HostGw) {
+    // Somebody's own way to the network, or to more than that, stays: it would lose to ours.
+    let has_way = |route: &Route| {
+        route.protocol != ROUTE_PROTOCOL && route.dst.prefix_len() != 0 && route.dst.contains(&network)
+    };
+    if matches!(backend, Backend::HostGw) && !present.iter().any(has_way) {
         wanted.push(refuse(network));
     }
     let via = |ip: Ipv4Addr, subnet| Route::via(subnet, ip, uplink);
@@ -42,21 +49,35 @@ pub fn wanted(place: Place<'_>, peers: &BTreeMap<Ipv4Net, Peer>) -> Vec<Route> {
 }
 
 /// Sets what is missing and removes what is ours and not wanted any more, in that order: what replaces is there before. One that cannot
-/// be set is told and keeps nobody back.
+/// be set is told and keeps nobody back; somebody else's in its place stays.
 pub fn ensure(netlink: &mut Netlink, present: &[Route], wanted: &[Route]) -> Vec<String> {
+    // The kernel knows a route by destination and metric.
+    let place = |route: &Route| (route.dst, route.metric);
+    let found: BTreeMap<_, &Route> = present.iter().map(|route| (place(route), route)).collect();
+    let kept: BTreeSet<_> = wanted.iter().map(place).collect();
     let mut problems = Vec::new();
-    for route in wanted.iter().filter(|route| !present.contains(route)) {
+    for route in wanted {
+        match found.get(&place(route)) {
+            Some(there) if *there == route => continue,
+            Some(there) if !may_replace(there, route) => {
+                problems.push(format!(
+                    "the {there} is somebody else's (protocol {}), where ours would be the {route}; remove it, or what this \
+                     node's stack sends there goes that way",
+                    there.protocol
+                ));
+                continue;
+            }
+            _ => {}
+        }
         match netlink.replace_route(route) {
             Ok(()) => info!(%route, "set"),
             Err(error) => problems.push(error.to_string()),
         }
     }
     let is_stale = |route: &&Route| {
-        // The kernel knows a route by destination and metric: such a one was replaced.
-        let replaced = wanted.iter().any(|new| (new.dst, new.metric) == (route.dst, route.metric));
         // Those that lead to pods and to the device's own link are kept elsewhere.
         let is_here = route.gateway.is_some() || route.unreachable;
-        route.protocol == ROUTE_PROTOCOL && is_here && !replaced
+        route.protocol == ROUTE_PROTOCOL && is_here && !kept.contains(&place(route))
     };
     for route in present.iter().filter(is_stale) {
         match netlink.delete_route(route) {
@@ -65,6 +86,12 @@ pub fn ensure(netlink: &mut Netlink, present: &[Route], wanted: &[Route]) -> Vec
         }
     }
     problems
+}
+
+/// Ours, or flanneld's own way to the same node.
+fn may_replace(there: &Route, ours: &Route) -> bool {
+    let is_flannels = there.protocol == protocol::BOOT && there.gateway == ours.gateway && !ours.unreachable;
+    there.protocol == ROUTE_PROTOCOL || is_flannels
 }
 
 #[cfg(test)]
@@ -84,13 +111,29 @@ mod tests {
         };
         let peers =
             BTreeMap::from([(net("10.1.2.0/24"), peer(2, true)), (net("10.1.3.0/24"), peer(3, false))]);
-        let shown = |backend: &Backend| {
+        let shown = |backend: &Backend, present: &[Route]| {
             let place = Place { backend, network: net("10.1.0.0/16"), subnet: net("10.1.1.0/24"), uplink: 7 };
-            wanted(place, &peers).iter().map(ToString::to_string).collect::<Vec<_>>()
+            wanted(place, &peers, present).iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         let own = "unreachable route to 10.1.1.0/24";
         let direct = "route to 10.1.2.0/24 via 192.0.2.2 on interface 7";
-        assert_eq!(shown(&Backend::Vxlan(VxlanOptions::default())), [own, direct]);
-        assert_eq!(shown(&Backend::HostGw), [own, "unreachable route to 10.1.0.0/16", direct]);
+        let gateway = |dst| Route::via(net(dst), Ipv4Addr::new(192, 0, 2, 254), 7);
+        let world = [gateway("0.0.0.0/0"), gateway("10.1.9.0/24")];
+        assert_eq!(shown(&Backend::Vxlan(VxlanOptions::default()), &world), [own, direct]);
+        let whole = "unreachable route to 10.1.0.0/16";
+        assert_eq!(shown(&Backend::HostGw, &world), [own, whole, direct]);
+        // A router knows more of the network than we do.
+        assert_eq!(shown(&Backend::HostGw, &[gateway("10.0.0.0/8")]), [own, direct]);
+    }
+
+    #[test]
+    fn a_route_that_somebody_else_made_is_not_replaced_but_flannels_is() {
+        let net = "10.1.2.0/24".parse().unwrap();
+        let [a, b] = [Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(192, 0, 2, 3)];
+        let ours = Route { protocol: ROUTE_PROTOCOL, ..Route::via(net, a, 7) };
+        assert!(may_replace(&Route { mtu: Some(1400), ..ours.clone() }, &ours));
+        assert!(may_replace(&Route::via(net, a, 7), &ours));
+        assert!(!may_replace(&Route::via(net, b, 7), &ours));
+        assert!(!may_replace(&Route { protocol: protocol::STATIC, ..Route::via(net, a, 7) }, &ours));
     }
 }

@@ -184,6 +184,16 @@ impl Cluster {
         &self.remembered
     }
 
+    /// Endpoints that nobody has written again by now are gone: what pods may do hangs on their addresses' labels. The rest is
+    /// what somebody decided, and stays.
+    pub fn forget_endpoints(&mut self) {
+        let is_endpoint = |resource: &&Resource| resource.kind == Kind::WorkloadEndpoint;
+        let gone: Vec<Resource> = self.remembered.iter().filter(is_endpoint).cloned().collect();
+        for resource in gone {
+            self.apply(&resource.key(), None);
+        }
+    }
+
     /// Without its key there would be nothing in force in its place.
     fn hangs_on_the_store(&self, resource: &Resource) -> bool {
         match resource.kind {

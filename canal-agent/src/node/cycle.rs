@@ -24,12 +24,12 @@ use crate::{
         masquerade::{self, MasqueradeError},
         nodes::Peer,
         object::Object,
-        overlay::{self, OverlayError},
+        overlay::{self, ROUTE_PROTOCOL},
         policy::Problem,
         routes,
     },
     endpoint::status_files::{self, StatusFileError},
-    netlink::Link,
+    netlink::{Link, Route},
     store::{SubnetEnv, subnet_file::SubnetFileError},
 };
 
@@ -115,8 +115,7 @@ impl Node {
         let wanted = self.overlay();
         let device = match &wanted {
             Some(wanted) => self.ensure_device(wanted).map(Some),
-            // Of another backend, before.
-            None => overlay::remove(&mut self.netlink).map(|_| None).map_err(OverlayError::from),
+            None => Ok(None),
         };
         // Before they are put anywhere, the programs are as they are to be; also where the device is not to be had.
         let index = match &device {
@@ -137,6 +136,10 @@ impl Node {
         let failures: Vec<String> =
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         self.failure = (!failures.is_empty()).then(|| failures.join("; "));
+        if self.failure.is_none() && wanted.is_none() {
+            // Of another backend, before: until now it carried the packets.
+            self.failure = overlay::remove(&mut self.netlink).err().map(|error| error.to_string());
+        }
         self.health.beat();
         if self.failure.is_none()
             && let Some(wanted) = &wanted
@@ -202,11 +205,16 @@ impl Node {
     }
 
     fn apply_peers(&mut self, device: Option<&Link>, uplink: Result<(), NodeError>) -> Result<(), NodeError> {
-        self.routes = self.netlink.routes()?;
+        let routes = self.netlink.routes()?;
+        // A link that is down has lost its routes, and no node its place on it.
+        if self.uplink_runs || self.ways.is_empty() {
+            let is_others = |route: &&Route| route.protocol != ROUTE_PROTOCOL || route.gateway.is_none();
+            self.ways = routes.iter().filter(is_others).cloned().collect();
+        }
         let peers = self.peers.desired(self.own(), |ip| self.is_on_link(ip));
         let problems = self.nodes.apply(&peers);
         self.problems.extend(problems);
-        self.apply_routes(&peers);
+        self.apply_routes(&peers, &routes);
         self.problems.extend(self.peers.unreachable(self.own(), |ip| self.is_on_link(ip)));
         self.problems.extend(self.peers.conflicts(self.own()));
         self.problems.extend(self.peers.namesakes(self.own(), &self.config.node_name));
@@ -232,15 +240,18 @@ impl Node {
         Ok(())
     }
 
-    fn apply_routes(&mut self, peers: &BTreeMap<Ipv4Net, Peer>) {
+    fn apply_routes(&mut self, peers: &BTreeMap<Ipv4Net, Peer>, present: &[Route]) {
+        if !self.uplink_runs {
+            return; // The kernel would refuse each of them.
+        }
         let place = routes::Place {
             backend: &self.network.backend,
             network: self.network.network,
             subnet: self.lease.subnet,
             uplink: self.uplink.index,
         };
-        let wanted = routes::wanted(place, peers);
-        let problems = routes::ensure(&mut self.netlink, &self.routes, &wanted);
+        let wanted = routes::wanted(place, peers, present);
+        let problems = routes::ensure(&mut self.netlink, present, &wanted);
         self.problems.extend(problems);
     }
 
@@ -255,7 +266,8 @@ impl Node {
             self.peers.set_means(self.means());
         }
         let uplink = &self.uplink;
-        if host.links.iter().any(|link| link.index == uplink.index && !link.running) {
+        self.uplink_runs = host.links.iter().any(|link| link.index == uplink.index && link.running);
+        if !self.uplink_runs {
             self.problems.push(format!("the uplink {} is down: no other node can be reached", uplink.name));
         }
         Ok(())

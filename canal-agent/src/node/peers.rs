@@ -71,7 +71,8 @@ impl Known {
         }
         let on_link = on_link(self.ip);
         let direct = on_link && means.backend.reaches_directly();
-        if self.vtep_mac.is_none() && !direct {
+        let has_tunnel = self.vtep_mac.is_some() && means.backend.vxlan().is_some();
+        if !has_tunnel && !direct {
             return Some(Err(
                 "it is not on this node's own link, where host-gw needs all nodes to be".to_owned()
             ));
@@ -262,10 +263,12 @@ impl Peers {
     }
 
     fn others<'a>(&'a self, own: Own<'_>) -> impl Iterator<Item = &'a Known> {
-        self.by_key
+        // Who collects them by subnet has those last that count most.
+        self.leaving
             .iter()
+            .map(|(key, (known, _))| (key, known))
             .chain(&self.remembered)
-            .chain(self.leaving.iter().map(|(key, (known, _))| (key, known)))
+            .chain(&self.by_key)
             .filter(move |(key, known)| key.as_str() != own.key && !claims(known, own))
             .map(|(_, known)| known)
     }

@@ -171,8 +171,9 @@ pub struct Node {
     pub(super) locals: Locals,
     /// The host's interfaces when they were last listed.
     pub(super) links: Links,
-    /// Its routes.
-    pub(super) routes: Vec<Route>,
+    /// Its routes, but for ours to other nodes, when the uplink was last up.
+    pub(super) ways: Vec<Route>,
+    pub(super) uplink_runs: bool,
     pub(super) store: StoreState,
     pub(super) memory: Memory,
     /// What is no policy decides about flows, and has changed.
@@ -260,7 +261,8 @@ impl Node {
             peers,
             locals: Locals::default(),
             links: Links::default(),
-            routes: Vec::new(),
+            ways: Vec::new(),
+            uplink_runs: true,
             store: StoreState::default(),
             memory,
             judge_anew: false,
@@ -474,9 +476,9 @@ impl Node {
         means(&self.network, &self.uplink)
     }
 
-    /// Whether the uplink leads straight to `ip`, as the routes were when they were last listed.
+    /// Whether the uplink leads straight to `ip`.
     pub(super) fn is_on_link(&self, ip: Ipv4Addr) -> bool {
-        uplink::leads_straight(&self.routes, self.uplink.index, ip)
+        uplink::leads_straight(&self.ways, self.uplink.index, ip)
     }
 
     /// Whether our program belongs on the uplink.
@@ -513,7 +515,7 @@ pub(super) fn settings(
     vtep_mac: Mac,
     defragments: bool,
 ) -> Settings {
-    let options = network.backend.vxlan().cloned().unwrap_or_default();
+    let options = network.backend.vxlan();
     // Where others carry what pods of different nodes say, the network's addresses come by any way.
     let (only_nodes, mask) = if network.backend.carries() {
         (network.network.network(), network.network.netmask())
@@ -533,8 +535,8 @@ pub(super) fn settings(
     Settings {
         node_ip: uplink.address.into(),
         vtep_mac,
-        vxlan_port: options.port,
-        vni: options.vni,
+        vxlan_port: options.map_or(0, |options| options.port),
+        vni: options.map_or(0, |options| options.vni),
         uplink_ifindex: uplink.index,
         overlay_ifindex: 0,
         network: only_nodes.into(),

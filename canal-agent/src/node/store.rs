@@ -110,6 +110,7 @@ impl Node {
         if self.store.forgot.is_some_and(|forgot| forgot.elapsed() > LONGEST) {
             self.store.forgot = None;
             self.peers.forget();
+            self.cluster.forget_endpoints();
             self.memory.note_change();
         }
     }

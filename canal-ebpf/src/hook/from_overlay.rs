@@ -33,6 +33,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
     let mut packet = packet::parse(ctx, OUTER)?;
     if !fragment::gather(&mut packet) {
         sender(outer_src, packet.src)?;
+        fragment::scatter(&packet);
         // For the host: its own reassembly. For a pod: forwarded and judged in `to_pod`, whole or not at all.
         return Ok(Go::next(Reason::ToStack));
     }

@@ -12,7 +12,8 @@ use crate::{
     maps::setting,
     packet::{self, EthHeader, OUTER, Packet, Part},
     step::{
-        admit, arp, deliver,
+        admit, arp,
+        deliver::{self, Hop},
         flow::{self, Known},
         fragment, leg, related,
     },
@@ -38,6 +39,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
     let mut packet = packet::parse(ctx, OUTER)?;
     if !fragment::gather(&mut packet) {
         owner(ctx, &packet, &eth)?;
+        fragment::scatter(&packet);
         // The stack puts it together with a first part that was judged, or what it forwards is judged at the next hook. On
         // other ways there is none.
         let to = leg::anyone(packet.dst);
@@ -121,16 +123,15 @@ fn forward(ctx: &TcContext, packet: &Packet, to: &Leg, via_stack: bool) -> Outco
             if !deliver::fits(ctx, packet, node) {
                 return Ok(Go::next(Reason::ToStack));
             }
-            packet::decrement_ttl(ctx).ok_or(Reason::Malformed)?;
             if leg::direct_node(to.target).is_some() {
+                packet::decrement_ttl(ctx, OUTER).ok_or(Reason::Malformed)?;
                 return Ok(deliver::plainly_to_node(node));
             }
             if setting!(flags) & Settings::OUTER_CHECKSUM != 0 {
-                return Ok(deliver::to_device());
+                packet::decrement_ttl(ctx, OUTER).ok_or(Reason::Malformed)?;
+                return Ok(deliver::to_device(ctx));
             }
-            // The stack would take the next one off the TTL: what the helper declines has been decremented once,
-            // and once more by the stack, which is legal (RFC 1812 §5.3.1: at least one).
-            deliver::to_node(ctx, packet, node).unwrap_or(Ok(Go::next(Reason::ToStack)))
+            deliver::to_node(ctx, packet, node, Hop::Here).unwrap_or(Ok(Go::next(Reason::ToStack)))
         }
         Leg::STACK if leg::is_in_network(packet.dst) && !leg::is_this_node(packet.dst) => {
             Ok(Go::next(Reason::NoPod))

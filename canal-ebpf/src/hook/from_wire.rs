@@ -64,6 +64,7 @@ struct Arrived {
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> Outcome {
     if setting!(flags) & Settings::XDP != 0
+        && !packet::is_tagged(ctx)
         && let Some(note) = xdp_wire::note(ctx)
     {
         return deliver::to_interface(ctx, note.target, note.mac);
@@ -79,11 +80,16 @@ pub fn run(ctx: &TcContext) -> Outcome {
     }
     let mut packet = packet::parse(ctx, INNER)?;
     if !fragment::gather(&mut packet) {
+        sender(outer_src, packet.src)?;
+        fragment::scatter(&packet);
         // Later fragments reach the same decision in `from_overlay`, once more with the stack's help.
         return Ok(Go::next(Reason::Fallback));
     }
     let to = if packet.is_icmp_error() {
         sender(outer_src, packet.src)?;
+        if leg::pod(packet.dst).is_none() {
+            return Ok(Go::next(Reason::Fallback));
+        }
         let related = related::related(ctx, INNER, &packet)?;
         speaks_for(outer_src, related.peer)?;
         if related.via_stack || related.to.kind != Leg::POD {
@@ -117,11 +123,16 @@ fn plain(ctx: &TcContext) -> Outcome {
     packet::make_linear(ctx, OUTER + IPV4_LEN + 20);
     let Ok(mut packet) = packet::parse(ctx, OUTER) else { return Ok(Go::UNTOUCHED) };
     if !fragment::gather(&mut packet) {
+        if leg::remote(packet.src).is_some_and(|from| leg::direct_node(from.target).is_some()) {
+            fragment::scatter(&packet);
+        }
         return Ok(Go::UNTOUCHED);
     }
     let to = if packet.is_icmp_error() {
-        // Routers on the way speak as well: `to_pod` judges those.
-        let Some(from) = leg::remote(packet.src) else { return Ok(Go::UNTOUCHED) };
+        // Routers on the way speak as well, and to others than pods: `to_pod` judges what is for those.
+        let (Some(from), Some(_)) = (leg::remote(packet.src), leg::pod(packet.dst)) else {
+            return Ok(Go::UNTOUCHED);
+        };
         let related = related::related(ctx, OUTER, &packet)?;
         let through = related.peer.kind == Leg::NODE && related.peer.target == from.target;
         if !through
@@ -215,7 +226,8 @@ pub fn speaks_for(outer_src: Ip4, peer: &Leg) -> Result<(), Stop> {
 /// A plain VXLAN packet to our address, port and VNI.
 #[inline(always)]
 fn ours(ctx: &TcContext) -> Option<Arrived> {
-    is_ipv4(ctx).then_some(())?;
+    // 0: this network has no envelopes.
+    (setting!(vxlan_port) != 0 && is_ipv4(ctx)).then_some(())?;
     let ip: Ipv4Header = packet::read(ctx, OUTER)?;
     if ip.proto != PROTO_UDP || ip.dst != setting!(node_ip).to_wire() {
         return None;

@@ -17,7 +17,8 @@ use crate::{
     maps::setting,
     packet::{self, EthHeader, FROM_HOST, OUTER, Packet},
     step::{
-        admit, deliver,
+        admit,
+        deliver::{self, Hop},
         flow::{self, Known},
         fragment, leg, related,
     },
@@ -42,7 +43,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
     if !leg::may_come_by(&from, packet.src, came_by) {
         return Err(Reason::SpoofedIp.into());
     }
-    if came_by != FROM_HOST && from.kind == Leg::POD {
+    if came_by != FROM_HOST && from.kind == Leg::POD && !deliver::was_judged(ctx) {
         if !fragment::settle(&mut packet) {
             return Err(Reason::FragUnknown.into());
         }
@@ -55,7 +56,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
     if setting!(flags) & Settings::OUTER_CHECKSUM != 0 {
         return by_device(ctx, &packet, node);
     }
-    match deliver::to_node(ctx, &packet, node) {
+    match deliver::to_node(ctx, &packet, node, Hop::Stack) {
         Ok(outcome) => outcome,
         Err(deliver::Declined) => by_device(ctx, &packet, node),
     }

@@ -16,12 +16,13 @@ use canal_common::{
     flow::Leg,
     node::Node,
     reason::Reason,
+    settings::Settings,
     wire::{self, ENVELOPE_LEN, ETH_LEN, Envelope, EnvelopeSpec},
 };
 
 use crate::{
     maps::setting,
-    packet::{self, OUTER, Packet},
+    packet::{self, INNER, OUTER, Packet},
     verdict::{Go, Outcome},
 };
 
@@ -66,9 +67,17 @@ pub fn fits(ctx: &TcContext, packet: &Packet, node: &Node) -> bool {
 /// The kernel declined the fast way; nothing was changed.
 pub struct Declined;
 
+/// Who takes this node's hop off the TTL.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Hop {
+    Here,
+    /// The stack, which has forwarded the packet.
+    Stack,
+}
+
 /// Wraps the packet and hands it to the uplink; the kernel finds the next hop's MAC.
 #[inline(always)]
-pub fn to_node(ctx: &TcContext, packet: &Packet, node: &Node) -> Result<Outcome, Declined> {
+pub fn to_node(ctx: &TcContext, packet: &Packet, node: &Node, hop: Hop) -> Result<Outcome, Declined> {
     let (ip, vtep_mac, on_link) = (node.ip, node.vtep_mac, node.flags & Node::ON_LINK != 0);
     // SAFETY: a helper on our context. Before the envelope goes on: the hash is the inner flow's.
     let hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
@@ -87,6 +96,10 @@ pub fn to_node(ctx: &TcContext, packet: &Packet, node: &Node) -> Result<Outcome,
         inner_len: packet.total_len,
         ecn: wire::outer_ecn(packet.tos),
     });
+    // Not before: what is declined goes to the stack as it came.
+    if hop == Hop::Here && packet::decrement_ttl(ctx, INNER).is_none() {
+        return Ok(Err(Reason::EncapFailed.into()));
+    }
     Ok(send(ctx, &envelope, on_link.then_some(ip)))
 }
 
@@ -96,13 +109,34 @@ pub fn plainly_to_node(node: &Node) -> Go {
     Go::redirected(to_neighbour(node.ip) as i32, Reason::Routed)
 }
 
+/// On a packet's way from one of our programs to another: it has been judged. Nobody else sees the mark.
+const JUDGED: u32 = 0x434e_4c32;
+
 /// To the kernel's device, at whose exit `to_overlay` has it make the envelope.
 #[inline(always)]
-pub fn to_device() -> Go {
+pub fn to_device(ctx: &TcContext) -> Go {
     let device = setting!(overlay_ifindex);
+    set_mark(ctx, JUDGED);
     // SAFETY: a helper; an interface that is gone drops the packet.
     let action = unsafe { bpf_redirect(device, 0) };
     Go::redirected(action as i32, Reason::Fallback)
+}
+
+/// Whether [`to_device`] sent it here; the mark is taken off.
+#[inline(always)]
+pub fn was_judged(ctx: &TcContext) -> bool {
+    // SAFETY: the context outlives the program.
+    let is_ours = setting!(flags) & Settings::OUTER_CHECKSUM != 0 && unsafe { (*ctx.skb.skb).mark == JUDGED };
+    if is_ours {
+        set_mark(ctx, 0);
+    }
+    is_ours
+}
+
+#[inline(always)]
+fn set_mark(ctx: &TcContext, mark: u32) {
+    // SAFETY: as above; programs of this type may write it.
+    unsafe { (*ctx.skb.skb).mark = mark };
 }
 
 /// The kernel finds out the MAC of `next_hop`, which is on the uplink's link.

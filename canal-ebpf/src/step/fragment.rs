@@ -21,8 +21,8 @@ pub fn settle(packet: &mut Packet) -> bool {
     packet.part != Part::LaterFragment || recall(packet) == Recalled::Ports
 }
 
-/// The same for packets that may still go to the stack. `false`: it must, so that the stack may know the first part; and the
-/// others of its datagram, which are [`Part::Scattered`] then, must follow it.
+/// The same for packets that may still go to the stack. `false`: it must, so that the stack may know the first part; once its
+/// sender is known, it is to be [`scatter`]ed. The others of its datagram are [`Part::Scattered`] then, and follow it.
 #[inline(always)]
 pub fn gather(packet: &mut Packet) -> bool {
     if packet.part == Part::Whole {
@@ -32,16 +32,21 @@ pub fn gather(packet: &mut Packet) -> bool {
         return settle(packet);
     }
     match (packet.part, recall(packet)) {
-        (Part::LaterFragment, Recalled::Nothing) => {
-            note(packet, FragPorts { is_scattered: 1, ..FragPorts::default() });
-            false
-        }
-        (Part::LaterFragment, Recalled::Scattered) => false,
+        (Part::LaterFragment, Recalled::Nothing | Recalled::Scattered) => false,
         (_, Recalled::Scattered) => {
             packet.part = Part::Scattered;
             true
         }
         _ => true,
+    }
+}
+
+/// Has the other parts of the datagram go to the stack, as this one does. Not before it is known that the sender may use its
+/// address: the table is everybody's.
+#[inline(always)]
+pub fn scatter(packet: &Packet) {
+    if setting!(flags) & Settings::DEFRAGMENTS != 0 {
+        note(packet, FragPorts { is_scattered: 1, ..FragPorts::default() });
     }
 }
 
