@@ -1,5 +1,5 @@
 //! A node programmed by hand exactly as flanneld programs one: device, address, lease, and for each peer a
-//! neighbour, an FDB row and a route.
+//! neighbour, an FDB row and a route; or the route alone, to peers that need no tunnel.
 
 use std::{
     collections::BTreeSet,
@@ -20,6 +20,24 @@ const SUBNETS: &str = "/coreos.com/network/subnets/";
 /// flannel's own.
 const LEASE_TTL: Duration = Duration::from_hours(24);
 
+/// What the network's configuration says, and the device's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlannelBackend {
+    Vxlan {
+        /// Whether the envelopes carry UDP checksums, as flanneld's do.
+        checksums: bool,
+        /// `DirectRouting`: all peers of a world are on one link.
+        direct: bool,
+    },
+    HostGw,
+}
+
+impl FlannelBackend {
+    fn is_direct(self) -> bool {
+        matches!(self, Self::HostGw | Self::Vxlan { direct: true, .. })
+    }
+}
+
 /// A peer that runs flannel instead of Canal, with pods that no policy guards.
 #[derive(Debug)]
 pub struct FlannelNode<'a> {
@@ -27,6 +45,7 @@ pub struct FlannelNode<'a> {
     etcd: &'a Etcd,
     subnet: Ipv4Addr,
     vtep_mac: String,
+    backend: FlannelBackend,
     next_pod: AtomicU8,
     known: Mutex<BTreeSet<String>>,
 }
@@ -50,26 +69,33 @@ impl Host for FlannelPod {
 }
 
 impl<'a> FlannelNode<'a> {
-    /// `checksums`: whether the envelopes carry UDP checksums, as flanneld's do.
-    pub(crate) fn program(node: &'a Node, etcd: &'a Etcd, checksums: bool) -> Result<Self> {
+    pub(crate) fn program(node: &'a Node, etcd: &'a Etcd, backend: FlannelBackend) -> Result<Self> {
         let number = node.number();
         let subnet = Ipv4Addr::new(10, 100, 200u8.wrapping_add(number).wrapping_sub(2), 0);
         let vtep_mac = format!("0e:00:00:00:00:{number:02x}");
-        make_device(node, &vtep_mac, subnet, checksums)?;
-        let flannel =
-            Self { node, etcd, subnet, vtep_mac, next_pod: AtomicU8::new(2), known: Mutex::default() };
+        if let FlannelBackend::Vxlan { checksums, .. } = backend {
+            make_device(node, &vtep_mac, subnet, checksums)?;
+        }
+        let (next_pod, known) = (AtomicU8::new(2), Mutex::default());
+        let flannel = Self { node, etcd, subnet, vtep_mac, backend, next_pod, known };
         flannel.put_lease()?;
         Ok(flannel)
     }
 
     /// Writes its lease, as flanneld does at its start.
     pub fn put_lease(&self) -> Result<()> {
-        let lease = json!({
-            "PublicIP": self.node.public_ip(),
-            "PublicIPv6": null,
-            "BackendType": "vxlan",
-            "BackendData": {"VNI": 1, "VtepMAC": self.vtep_mac},
-        });
+        let public_ip = self.node.public_ip();
+        let lease = match self.backend {
+            FlannelBackend::Vxlan { .. } => json!({
+                "PublicIP": public_ip,
+                "PublicIPv6": null,
+                "BackendType": "vxlan",
+                "BackendData": {"VNI": 1, "VtepMAC": self.vtep_mac},
+            }),
+            FlannelBackend::HostGw => {
+                json!({"PublicIP": public_ip, "PublicIPv6": null, "BackendType": "host-gw"})
+            }
+        };
         self.etcd.put_leased(&self.lease_key(), &lease.to_string(), LEASE_TTL)
     }
 
@@ -147,17 +173,20 @@ impl<'a> FlannelNode<'a> {
         for (key, value) in self.etcd.list(SUBNETS)? {
             // As flanneld, leave out what is not a lease.
             let Ok(lease) = serde_json::from_str::<Value>(&value) else { continue };
-            let (Some(subnet), Some(peer), Some(mac)) = (
-                key.strip_prefix(SUBNETS).and_then(|k| k.rsplit_once('-')),
-                lease["PublicIP"].as_str(),
-                lease["BackendData"]["VtepMAC"].as_str(),
-            ) else {
+            let (Some((network, bits)), Some(peer)) =
+                (key.strip_prefix(SUBNETS).and_then(|k| k.rsplit_once('-')), lease["PublicIP"].as_str())
+            else {
                 continue;
             };
-            let (network, bits) = subnet;
             if network == self.subnet.to_string() {
                 continue;
             }
+            if self.backend.is_direct() {
+                netns.ip(&format!("route replace {network}/{bits} via {peer} dev up0"))?;
+                known.insert(key);
+                continue;
+            }
+            let Some(mac) = lease["BackendData"]["VtepMAC"].as_str() else { continue };
             netns.ip(&format!("neigh replace {network} lladdr {mac} dev flannel.1 nud permanent"))?;
             Cmd::line("bridge -n")
                 .arg(netns.name())
@@ -173,7 +202,8 @@ impl<'a> FlannelNode<'a> {
     pub fn add_pod(&self, name: &str) -> Result<FlannelPod> {
         let last = self.next_pod.fetch_add(1, Ordering::Relaxed);
         let [a, b, c, _] = self.subnet.octets();
-        FlannelPod::create(self.node, name, Ipv4Addr::new(a, b, c, last))
+        let mtu = if self.backend == FlannelBackend::HostGw { 1500 } else { 1450 };
+        FlannelPod::create(self.node, name, Ipv4Addr::new(a, b, c, last), mtu)
     }
 }
 
@@ -190,17 +220,17 @@ fn make_device(node: &Node, vtep_mac: &str, subnet: Ipv4Addr, checksums: bool) -
 
 impl FlannelPod {
     /// On any node that routes; the node's own peers are its business.
-    pub(crate) fn create(node: &Node, name: &str, ip: Ipv4Addr) -> Result<Self> {
+    pub(crate) fn create(node: &Node, name: &str, ip: Ipv4Addr, mtu: u16) -> Result<Self> {
         let last = ip.octets()[3];
         let host = node.netns();
         let world = host.name().strip_suffix(&format!("n{}", node.number())).context("a node's name")?;
         let netns = Netns::create(&format!("{world}pod-{name}"))?;
         let veth = format!("calif{last}");
         host.ip(&format!("link add {veth} type veth peer name eth0 netns {}", netns.name()))?;
-        host.ip(&format!("link set {veth} address ee:ee:ee:ee:ee:ee mtu 1450 up"))?;
+        host.ip(&format!("link set {veth} address ee:ee:ee:ee:ee:ee mtu {mtu} up"))?;
         host.ip(&format!("route add {ip}/32 dev {veth}"))?;
         for line in [
-            "link set eth0 mtu 1450 up",
+            &format!("link set eth0 mtu {mtu} up"),
             &format!("addr add {ip}/32 dev eth0"),
             "route add 169.254.1.1 dev eth0 scope link",
             "route add default via 169.254.1.1",

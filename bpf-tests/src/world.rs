@@ -21,7 +21,14 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    artefacts, cmd::Cmd, etcd::Etcd, flannel::FlannelNode, netns::Netns, node::Node, pod::Pod, probe::Host,
+    artefacts,
+    cmd::Cmd,
+    etcd::Etcd,
+    flannel::{FlannelBackend, FlannelNode},
+    netns::Netns,
+    node::Node,
+    pod::Pod,
+    probe::Host,
     sweep, until,
 };
 
@@ -188,12 +195,17 @@ impl World {
 
     /// Makes this node what flanneld makes of one; see [`FlannelNode`].
     pub fn flannel_node(&self, number: u8) -> Result<FlannelNode<'_>> {
-        FlannelNode::program(self.node(number), &self.etcd, true)
+        self.flannel_node_with(number, FlannelBackend::Vxlan { checksums: true, direct: false })
+    }
+
+    /// The same with this backend.
+    pub fn flannel_node_with(&self, number: u8, backend: FlannelBackend) -> Result<FlannelNode<'_>> {
+        FlannelNode::program(self.node(number), &self.etcd, backend)
     }
 
     /// The same with envelopes that carry no UDP checksums, as the kernel's default is.
     pub fn flannel_node_without_checksums(&self, number: u8) -> Result<FlannelNode<'_>> {
-        FlannelNode::program(self.node(number), &self.etcd, false)
+        self.flannel_node_with(number, FlannelBackend::Vxlan { checksums: false, direct: false })
     }
 
     /// Every pod made with [`Node::add_pod`] and not deleted, node by node.

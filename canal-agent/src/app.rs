@@ -44,9 +44,9 @@ use crate::{
         waiting::{self, Progress},
     },
     store::{
-        Attributes, Backend, EtcdPrefix, Lease, LeaseManager, Listing, Mirror, NetworkConfig, Owner, Prefix,
-        RESOURCES, Store, StoreEvent, Terms, initial, machine, own_entry, retry::Backoff,
-        subnet_file::read_previous_subnet,
+        Attributes, Backend, BackendKind, EtcdPrefix, Lease, LeaseManager, Listing, Mirror, NetworkConfig,
+        Owner, Prefix, RESOURCES, Store, StoreEvent, Terms, VxlanData, VxlanOptions, initial, machine,
+        own_entry, retry::Backoff, subnet_file::read_previous_subnet,
     },
 };
 
@@ -142,20 +142,20 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         Store::connect_patiently(&config.etcd, |error| progress.waits("etcd", &error.to_string())).await;
     let initial = initialise(&mut tasks, &store, &config);
     let network = network_config(&store, &progress).await;
-    let (vni, port) = vni_and_port(&network);
-    let look = move |config: Config| {
-        takeover::check(&mut Netlink::open()?, vni, port)?;
-        choose_uplink(&config)
-    };
-    let uplink = blocking(look, config.clone()).await?;
+    let look = |(config, network): (Config, NetworkConfig)| choose_uplink(&config, &network);
+    let uplink = blocking(look, (config.clone(), network.clone())).await?;
     let machine = machine::read_or_make(&config.state_dir)?;
     let leases = list_leases(&store, &progress).await;
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
     let vtep_mac = vtep_mac(&leases, &network, &config.etcd.prefix, owner).await?;
     let mut keeper =
         LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
-    let want =
-        Attributes { public_ip: uplink.public_ip, vtep_mac, vni, node: config.node_name.clone(), machine };
+    let want = Attributes {
+        public_ip: uplink.public_ip,
+        backend: backend_kind(&network.backend, vtep_mac),
+        node: config.node_name.clone(),
+        machine,
+    };
     // Nothing takes longer than the kernel's look at the programs; the lease is taken and the store is read meanwhile.
     let groundwork = {
         let (config, network, uplink) = (config.clone(), network.clone(), uplink.clone());
@@ -347,10 +347,13 @@ async fn list_leases(store: &Store, progress: &Progress) -> Listing {
     }
 }
 
-fn choose_uplink(config: &Config) -> anyhow::Result<Uplink> {
+/// Where this node's place is, if nobody else has it.
+fn choose_uplink(config: &Config, network: &NetworkConfig) -> anyhow::Result<Uplink> {
     let mut netlink = Netlink::open()?;
+    takeover::check(&mut netlink, network)?;
     let uplink = uplink::choose(&Host::read(&mut netlink, &config.uplink)?, &config.uplink)?;
     info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, mtu = uplink.mtu, reason = uplink.reason, "chose the uplink");
+    uplink.suits(&network.backend)?;
     Ok(uplink)
 }
 
@@ -362,7 +365,7 @@ async fn vtep_mac(
     prefix: &EtcdPrefix,
     owner: Owner<'_>,
 ) -> anyhow::Result<Mac> {
-    let (vni, port) = vni_and_port(network);
+    let Some(&VxlanOptions { vni, port, .. }) = network.backend.vxlan() else { return Ok(Mac::default()) };
     let existing = blocking(move |()| device::known_mac(&mut Netlink::open()?, vni, port), ()).await?;
     if let Some(mac) = existing {
         return Ok(mac);
@@ -392,8 +395,11 @@ async fn acquire(
     }
 }
 
-fn vni_and_port(network: &NetworkConfig) -> (u32, u16) {
-    match &network.backend {
-        Backend::Vxlan(options) => (options.vni, options.port),
+/// What the lease says of it.
+fn backend_kind(backend: &Backend, vtep_mac: Mac) -> BackendKind {
+    match backend {
+        Backend::Vxlan(options) => BackendKind::Vxlan(VxlanData { vni: options.vni, vtep_mac }),
+        Backend::HostGw => BackendKind::HostGw,
+        Backend::Alloc => BackendKind::Alloc,
     }
 }

@@ -103,7 +103,9 @@ pub struct FragPorts {
     pub query: u8,
     /// For ICMP: 1 if this is the answer; else 0.
     pub is_answer: u8,
-    pub _pad: [u8; 2],
+    /// 1: a later part came first and was left to the stack, where all the others must go. Nothing else is known then.
+    pub is_scattered: u8,
+    pub _pad: u8,
     /// Ticks of 2^30 ns, as [`Flow::last_seen`].
     pub seen: u32,
 }

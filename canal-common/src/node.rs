@@ -17,7 +17,7 @@ pub struct NodeRef {
 pub struct Node {
     /// Outer destination.
     pub ip: Ip4,
-    /// Inner destination MAC that the receiving VXLAN device insists on.
+    /// Inner destination MAC that the receiving VXLAN device insists on; zeros where there is none (host-gw).
     pub vtep_mac: Mac,
     /// Largest inner packet, in bytes.
     pub mtu: u16,
@@ -28,6 +28,8 @@ impl Node {
     pub const ALIVE: u32 = 1;
     /// The uplink's own link leads there without a gateway: no route needs to be looked up per packet.
     pub const ON_LINK: u32 = 2;
+    /// Its pods' packets go there, and come from there, as they are: no envelope (host-gw, `DirectRouting`).
+    pub const DIRECT: u32 = 4;
 }
 
 /// Size of `NODES`; index 0 is never a node.

@@ -21,6 +21,8 @@ list! {
     ToStack = 2 "to-stack" "left to the host's network stack",
     ArpAnswered = 3 "arp-answered" "answered the pod's ARP request",
     Fallback = 4 "fallback" "handed to the kernel's VXLAN device",
+    NoPod = 5 "no-pod" "to an address of the pod network that no pod of Canal's has: left to the host's network stack, which says so",
+    Routed = 6 "routed" "sent to another node as it is",
 
     PolicyIngress = 16 "policy-ingress" "denied by policy at the receiving pod",
     PolicyEgress = 17 "policy-egress" "denied by policy at the sending pod",
@@ -39,6 +41,7 @@ list! {
     IcmpUnrelated = 30 "icmp-unrelated" "an ICMP error that belongs to no known connection",
     WrongVtep = 31 "wrong-vtep" "VXLAN addressed to another device's MAC",
     ToHost = 32 "to-host" "pods may not begin anything with this node itself",
+    EcnUnaware = 33 "ecn-unaware" "the envelope was marked for congestion, and the sender inside knows no such marks",
 }
 
 impl Reason {

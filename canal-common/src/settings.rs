@@ -16,14 +16,14 @@ pub struct Settings {
     pub uplink_ifindex: u32,
     /// `canal.<VNI>`: the only way in for remote pods' packets that come through the stack.
     pub overlay_ifindex: u32,
-    /// The whole pod network, and its mask.
+    /// What only nodes bring, and nobody else on the underlay, and its mask: the pod network, or our subnet of it where nodes do
+    /// not carry each other's packets (`alloc`).
     pub network: Ip4,
     pub netmask: Ip4,
     pub limits: FlowLimits,
     /// What one CPU tells about one decision in a tick of 2^30 ns, see [`crate::event::Event`].
     pub events_per_tick: u32,
-    /// [`Settings::KEEP_ESTABLISHED`], [`Settings::ALLOW_POD_VXLAN`], [`Settings::ALLOW_POD_IPIP`],
-    /// [`Settings::DROP_TO_HOST`].
+    /// The constants of [`Settings`].
     pub flags: u32,
     /// Felix's `VXLANPort`: what pods send there is VXLAN as well.
     pub calico_vxlan_port: u16,
@@ -42,6 +42,13 @@ impl Settings {
     /// (`DefaultEndpointToHostAction: Drop`). Judged by the address that the pod uses: unlike in Calico, a port of the node
     /// that the host translates to another pod is among them.
     pub const DROP_TO_HOST: u32 = 1 << 3;
+    /// Some nodes may be [`crate::node::Node::DIRECT`]: plain packets on the uplink are looked at as well.
+    pub const DIRECT_NODES: u32 = 1 << 4;
+    /// Envelopes carry a UDP checksum, which the kernel's device computes.
+    pub const OUTER_CHECKSUM: u32 = 1 << 5;
+    /// The host's stack puts fragments together before it looks at them: it may have those whose first part is still to
+    /// come, on any way.
+    pub const DEFRAGMENTS: u32 = 1 << 6;
 
     /// The default of `calico_vxlan_port`.
     pub const CALICO_VXLAN_PORT: u16 = 4789;

@@ -83,17 +83,39 @@ pub struct EnvelopeSpec {
     pub id: u16,
     /// Length of the inner IP packet, in bytes.
     pub inner_len: u16,
-    /// Outer ECN bits (the inner ones, CE as ECT(0), as the kernel does it).
+    /// Outer ECN bits, see [`outer_ecn`].
     pub ecn: u8,
 }
 
-/// Outer ECN for an inner TOS byte: copied, but CE becomes ECT(0) (RFC 3168 §9.1.1 full functionality).
+/// Congestion experienced, as a router marked it (RFC 3168 §5).
+pub const ECN_CE: u8 = 3;
+const ECN_ECT_1: u8 = 1;
+const ECN_ECT_0: u8 = 2;
+
+/// Outer ECN bits for an inner TOS byte: the same (RFC 6040 §4.1, normal mode).
 #[inline(always)]
 pub const fn outer_ecn(inner_tos: u8) -> u8 {
-    match inner_tos & 3 {
-        3 => 2,
-        ecn => ecn,
+    inner_tos & 3
+}
+
+/// The inner TOS byte once the envelope with `outer_tos` is off; `None`: to be dropped, for the sender has not said that it
+/// would understand the mark (RFC 6040 §4.2).
+#[inline(always)]
+pub const fn merged_tos(inner_tos: u8, outer_tos: u8) -> Option<u8> {
+    match (inner_tos & 3, outer_tos & 3) {
+        (0, ECN_CE) => None,
+        (0, _) => Some(inner_tos),
+        (_, ECN_CE) => Some(inner_tos | ECN_CE),
+        (ECN_ECT_0, ECN_ECT_1) => Some(inner_tos ^ 3),
+        _ => Some(inner_tos),
     }
+}
+
+/// Checksum of an IPv4 header after its TOS byte became another (RFC 1624).
+#[inline(always)]
+pub const fn checksum_after_tos(checksum_be: u16, before: u8, after: u8) -> u16 {
+    let sum = !u16::from_be(checksum_be) as u32 & 0xffff;
+    fold(sum + (!(before as u32) & 0xffff) + after as u32).to_be()
 }
 
 impl Envelope {
@@ -157,7 +179,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_outer_header_checksum_is_right(src: [u8; 4], dst: [u8; 4], id: u16, inner_len in 20u16..65000, ecn in 0u8..3) {
+        fn the_outer_header_checksum_is_right(src: [u8; 4], dst: [u8; 4], id: u16, inner_len in 20u16..65000, ecn in 0u8..4) {
             let envelope = Envelope::new(&EnvelopeSpec {
                 outer_src: Ip4::new(src), outer_dst: Ip4::new(dst),
                 inner_src_mac: Mac::new([2; 6]), inner_dst_mac: Mac::new([4; 6]),
@@ -181,8 +203,41 @@ mod tests {
         }
 
         #[test]
+        fn a_checksum_stays_right_when_the_traffic_class_changes(mut header: [u8; 20], after: u8) {
+            header[10..12].fill(0);
+            let sum = sum_of(&header);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            let stored = u16::from_ne_bytes([header[10], header[11]]);
+            let before = std::mem::replace(&mut header[1], after);
+            header[10..12].copy_from_slice(&checksum_after_tos(stored, before, after).to_ne_bytes());
+            prop_assert!(matches!(sum_of(&header), 0 | 0xffff));
+        }
+
+        #[test]
         fn source_ports_stay_in_the_ephemeral_range(hash: u32) {
             prop_assert!((SRC_PORT_MIN..=SRC_PORT_MAX).contains(&src_port(hash)));
+        }
+    }
+
+    #[test]
+    fn congestion_marks_are_merged_as_rfc_6040_says() {
+        // Rows: inner Not-ECT, ECT(1), ECT(0), CE; columns the same of the outer header.
+        let merged = [
+            [Some(0), Some(0), Some(0), None],
+            [Some(1), Some(1), Some(1), Some(3)],
+            [Some(2), Some(1), Some(2), Some(3)],
+            [Some(3), Some(3), Some(3), Some(3)],
+        ];
+        for (inner, row) in (0u8..).zip(merged) {
+            for (outer, want) in (0u8..).zip(row) {
+                let class = 0xb8;
+                assert_eq!(
+                    merged_tos(class | inner, outer | 0x40),
+                    want.map(|ecn: u8| class | ecn),
+                    "{inner} in {outer}"
+                );
+            }
+            assert_eq!(outer_ecn(0xfc | inner), inner);
         }
     }
 

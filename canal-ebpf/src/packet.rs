@@ -160,6 +160,8 @@ pub enum Part {
     FirstFragment,
     /// Has no transport header: the ports are unknown until `FRAGS` tells.
     LaterFragment,
+    /// A first one that must go where later ones went before it: to the stack.
+    Scattered,
 }
 
 impl Packet {
@@ -457,6 +459,18 @@ const fn has_ports(proto: u8) -> bool {
 pub fn readdress(ctx: &TcContext, dst: Mac, src: Mac) -> Option<()> {
     write(ctx, 0, EthHeader { dst, src, ethertype: wire::ETHERTYPE_IPV4.to_be() })?;
     decrement_ttl(ctx)
+}
+
+/// Another TOS byte in the IPv4 header behind the Ethernet header.
+#[inline(always)]
+pub fn set_tos(ctx: &TcContext, before: u8, after: u8) -> Option<()> {
+    let ip = at::<Ipv4Header>(ctx, OUTER)?;
+    // SAFETY: `at` checked the bounds.
+    unsafe {
+        (*ip).tos = after;
+        (*ip).checksum = wire::checksum_after_tos((*ip).checksum, before, after);
+    }
+    Some(())
 }
 
 /// RFC 1812 §5.3.1: whoever forwards takes at least one off.

@@ -15,7 +15,7 @@ pub(super) fn build(kind: Kind) -> Result<Topology> {
     let end = |node: &Node, peer: &Node| -> Result<FlannelPod> {
         node.netns().ip(&format!("route add {}/24 via {}", subnet(peer), peer.public_ip()))?;
         let [a, b, c, _] = subnet(node).octets();
-        FlannelPod::create(node, &format!("end{}", node.number()), Ipv4Addr::new(a, b, c, 2))
+        FlannelPod::create(node, &format!("end{}", node.number()), Ipv4Addr::new(a, b, c, 2), 1450)
     };
     let (one, two) = (world.node(1), world.node(2));
     let (from, to) = (end(one, two)?, end(two, one)?);

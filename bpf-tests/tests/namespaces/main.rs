@@ -8,12 +8,14 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod backends;
 mod calico_store;
 mod cleanup;
 mod etcd_away;
 mod felix;
 mod flannel;
 mod flip;
+mod fragments;
 mod fresh;
 mod inspection;
 mod isolation;

@@ -76,7 +76,7 @@ fn established_packets_get_the_same_envelope() {
 #[test]
 fn congestion_marks_cross_and_the_traffic_class_does_not() {
     story(|lab| {
-        for (tos, outer_tos) in [(0, 0), (1, 1), (2, 2), (3, 2), (0xb8, 0), (0xbb, 2)] {
+        for (tos, outer_tos) in [(0, 0), (1, 1), (2, 2), (3, 3), (0xb8, 0), (0xbb, 3)] {
             let packet = Packet::udp(A.at(5), (REMOTE, 53)).tos(tos);
             let ran = leave(lab, A, &packet);
             encapsulated(&ran);

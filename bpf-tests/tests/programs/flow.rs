@@ -384,7 +384,7 @@ fn a_pod_that_is_gone_takes_its_flows_along() {
         lab.delete_endpoint(B.ip);
         lab.delete_policy(B.id);
         lab.bump(B.id);
-        to_stack(&leave(lab, A, &Packet::udp(A.at(1), B.at(53))));
+        no_pod(&leave(lab, A, &Packet::udp(A.at(1), B.at(53))));
         dropped(&leave(lab, B, &Packet::udp(B.at(53), A.at(1))), Reason::SpoofedIp);
     });
 }

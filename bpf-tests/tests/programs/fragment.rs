@@ -63,6 +63,48 @@ fn a_later_part_whose_first_was_not_seen_is_the_stacks_or_nobodys() {
     });
 }
 
+/// The stack holds fragments until it has the whole datagram.
+fn gathering(tell: impl FnOnce(&mut Lab) + Send) {
+    story_with(Settings::DEFRAGMENTS, tell);
+}
+
+#[test]
+fn where_a_later_part_comes_first_all_go_to_the_stack_which_puts_them_together() {
+    gathering(|lab| {
+        for dst in [B.ip, REMOTE, WORLD] {
+            let [first, later] = datagram(A.at(1), (dst, 53));
+            to_stack(&leave(lab, A, &later));
+            to_stack(&leave(lab, A, &first));
+            to_stack(&leave(lab, A, &later));
+        }
+        let [first, later] = datagram((REMOTE, 5), A.at(53));
+        for part in [&later, &first, &later] {
+            passes(&arrive(lab, part), NEXT, Reason::Fallback);
+        }
+        // In their order again, as the stack sends them on.
+        for part in [&first, &later] {
+            passes(&enter(lab, A, part), NEXT, Reason::Delivered);
+        }
+        // The next datagram of that flow goes the short way.
+        let next = |part: &Packet| Packet { id: 0x4321, ..part.clone() };
+        for part in [&first, &later] {
+            delivered(&arrive(lab, &next(part)));
+        }
+    });
+}
+
+#[test]
+fn a_first_part_that_policy_denies_never_reaches_the_stack_that_waits_for_it() {
+    gathering(|lab| {
+        lab.put_set(A.egress_set(), &[DENY]);
+        let [first, later] = datagram(A.at(1), (WORLD, 53));
+        to_stack(&leave(lab, A, &later));
+        dropped(&leave(lab, A, &first), Reason::PolicyEgress);
+        let spoofed = Packet { src: B.ip, ..later };
+        dropped(&leave(lab, A, &spoofed), Reason::SpoofedIp);
+    });
+}
+
 #[test]
 fn a_first_part_is_remembered_for_its_own_datagram_and_not_for_ever() {
     story(|lab| {

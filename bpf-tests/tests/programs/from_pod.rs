@@ -218,12 +218,14 @@ fn options_do_not_hide_the_ports() {
 fn the_stack_gets_what_it_owns() {
     story(|lab| {
         // Nobody's, the node itself, and others' addresses.
-        for dst in [WORLD, NODE_IP, REMOTE_NODE, Ipv4Addr::new(10, 244, 1, 99), Ipv4Addr::BROADCAST] {
+        for dst in [WORLD, NODE_IP, REMOTE_NODE, Ipv4Addr::BROADCAST] {
             let packet = Packet::udp(A.at(1), (dst, 53));
             let ran = leave(lab, A, &packet);
             to_stack(&ran);
             assert_eq!(ran.frame, packet.macs(A.mac, HOST_MAC).bytes());
         }
+        // Of the pod network, and no pod's: the stack has a bridge there, or says that nobody is there.
+        no_pod(&leave(lab, A, &Packet::udp(A.at(1), (Ipv4Addr::new(10, 244, 1, 99), 53))));
         // A spent TTL: the stack sends the ICMP error.
         for (dst, ttl) in [(B.ip, 1), (B.ip, 0), (REMOTE, 1), (REMOTE, 0)] {
             let packet = Packet::udp(A.at(2), (dst, 53)).ttl(ttl);
@@ -249,7 +251,7 @@ fn a_lease_that_ended_is_no_way_and_a_flow_looks_for_another() {
         // The route is still there: not for long.
         dropped(&leave(lab, A, &packet), Reason::NoRoute);
         lab.delete_route(REMOTE_NET);
-        to_stack(&leave(lab, A, &packet));
+        no_pod(&leave(lab, A, &packet));
         let moved = Node { ip: Ipv4Addr::new(192, 168, 50, 9).into(), ..remote_node() };
         lab.put_node(4, REMOTE_NET, moved);
         lab.bump(A.id);

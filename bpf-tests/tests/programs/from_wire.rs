@@ -118,7 +118,6 @@ fn everything_else_on_the_uplink_is_left_alone() {
             ("outer options", Outer { options: 4, ..outer() }),
             ("a first fragment", Outer { more: true, ..outer() }),
             ("a later fragment", Outer { offset: 100, ..outer() }),
-            ("congestion experienced", Outer { tos: 3, ..outer() }),
         ];
         for (what, envelope) in envelopes {
             let frame = inner.in_vxlan(&envelope);
@@ -152,6 +151,26 @@ fn traffic_class_and_plain_congestion_marks_do_not_matter() {
         for tos in [1, 2, 0xb8, 0xfe] {
             delivered(&wire(lab, &inner.in_vxlan(&Outer { tos, ..outer() })));
         }
+    });
+}
+
+#[test]
+fn congestion_that_the_envelope_met_is_told_to_those_who_know_such_marks() {
+    story(|lab| {
+        let inner = |tos| Packet::udp((REMOTE, 1), A.at(53)).tos(tos).macs(REMOTE_VTEP, VTEP_MAC);
+        let send = |lab: &mut Lab, tos, outer_tos| {
+            wire(lab, &inner(tos).in_vxlan(&Outer { tos: outer_tos, ..outer() }))
+        };
+        for (tos, outer_tos, after) in
+            [(0xb8 | 2, 3, 0xb8 | 3), (1, 3, 3), (3, 3, 3), (3, 0, 3), (2, 1, 1), (0xb8, 2, 0xb8)]
+        {
+            let ran = send(lab, tos, outer_tos);
+            delivered(&ran);
+            let want = inner(after);
+            let ttl = want.ttl - 1;
+            assert_eq!(ran.frame, want.ttl(ttl).macs(HOST_MAC, A.mac).bytes(), "{tos} in {outer_tos}");
+        }
+        dropped(&send(lab, 0xb8, 3), Reason::EcnUnaware);
     });
 }
 

@@ -132,6 +132,6 @@ fn the_agent_keeps_the_table_as_the_host_is() {
         dropped(&ask(lab, SECOND), Reason::ToHost);
         host.apply(&BTreeSet::from([NODE_IP])).unwrap();
         dropped(&ask(lab, NODE_IP), Reason::ToHost);
-        to_stack(&ask(lab, SECOND));
+        no_pod(&ask(lab, SECOND));
     });
 }

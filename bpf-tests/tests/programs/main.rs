@@ -9,6 +9,7 @@
 
 mod arp;
 mod differential;
+mod direct;
 mod envelope;
 mod event;
 mod flood;
@@ -219,6 +220,11 @@ fn encapsulated(ran: &Ran) {
 #[track_caller]
 fn to_stack(ran: &Ran) {
     passes(ran, NEXT, Reason::ToStack);
+}
+
+#[track_caller]
+fn no_pod(ran: &Ran) {
+    passes(ran, NEXT, Reason::NoPod);
 }
 
 #[track_caller]

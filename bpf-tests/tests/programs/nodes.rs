@@ -11,7 +11,7 @@ use super::*;
 const OTHER_NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 3);
 
 fn peer(ip: Ipv4Addr) -> Peer {
-    Peer { ip, vtep_mac: REMOTE_VTEP, mtu: MTU, on_link: false }
+    Peer { ip, vtep_mac: REMOTE_VTEP, mtu: MTU, on_link: false, direct: false }
 }
 
 fn leases(of: &[(&str, Peer)]) -> BTreeMap<Ipv4Net, Peer> {

@@ -57,6 +57,12 @@ const CASES: &[Case] = &[
         deny(lab);
         leave(lab, B, &udp(B.ip, A.ip))
     }),
+    (Hook::FromPod, Reason::NoPod, |lab| leave(lab, A, &udp(A.ip, Ipv4Addr::new(10, 244, 1, 99)))),
+    (Hook::FromPod, Reason::Routed, |lab| {
+        let flags = Node::ALIVE | Node::DIRECT;
+        lab.put_node(REMOTE_INDEX, REMOTE_NET, Node { flags, ..remote_node() });
+        leave(lab, A, &udp(A.ip, REMOTE))
+    }),
     (Hook::FromPod, Reason::PolicyEgress, |lab| {
         deny(lab);
         leave(lab, A, &udp(A.ip, WORLD))
@@ -137,6 +143,10 @@ const CASES: &[Case] = &[
         arrive(lab, &later)
     }),
     (Hook::FromWire, Reason::IcmpUnrelated, |lab| arrive(lab, &error(REMOTE, A.ip))),
+    (Hook::FromWire, Reason::EcnUnaware, |lab| {
+        let packet = udp(REMOTE, A.ip).macs(REMOTE_VTEP, VTEP_MAC);
+        wire(lab, &packet.in_vxlan(&Outer { tos: 3, ..outer() }))
+    }),
     (Hook::FromWire, Reason::WrongVtep, |lab| {
         wire(lab, &udp(REMOTE, A.ip).macs(REMOTE_VTEP, A.mac).in_vxlan(&outer()))
     }),
@@ -183,7 +193,7 @@ const UNREACHABLE: &[Reason] = &[Reason::EncapFailed];
 fn every_reason_is_reached_and_counted_with_its_bytes() {
     for (hook, reason, provoke) in CASES {
         // What changes nothing for the others.
-        story_with(Settings::DROP_TO_HOST, |lab| {
+        story_with(Settings::DROP_TO_HOST | Settings::DIRECT_NODES, |lab| {
             let ran = provoke(lab);
             assert_eq!(ran.reason, Some(*reason), "{}: {}", hook.slug(), reason.slug());
             assert_eq!(ran.action == DROP, reason.is_drop(), "{}: {}", hook.slug(), reason.slug());

@@ -113,11 +113,11 @@ fn a_flow_from_before_the_pod_was_there_is_judged_when_it_is() {
     story(|lab| {
         lab.delete_endpoint(B.ip);
         let packet = Packet::udp(A.at(1), B.at(53));
-        to_stack(&leave(lab, A, &packet));
+        no_pod(&leave(lab, A, &packet));
         add_pod(lab, B);
         lab.put_set(B.ingress_set(), &[DENY]);
         // The sender goes on by what it knew; the receiver decides.
-        to_stack(&leave(lab, A, &packet));
+        no_pod(&leave(lab, A, &packet));
         dropped(&enter(lab, B, &packet), Reason::PolicyIngress);
         lab.forget_flows();
         lab.put_set(B.ingress_set(), &[ALLOW]);
@@ -130,7 +130,7 @@ fn a_flow_from_before_the_pod_was_there_is_judged_when_it_is() {
 fn a_new_pod_may_speak_first_on_a_flow_from_before_it_was_there() {
     story(|lab| {
         lab.delete_endpoint(B.ip);
-        to_stack(&leave(lab, A, &Packet::udp(A.at(1), B.at(53))));
+        no_pod(&leave(lab, A, &Packet::udp(A.at(1), B.at(53))));
         add_pod(lab, B);
         let ran = leave(lab, B, &Packet::udp(B.at(53), A.at(1)));
         assert_ne!(ran.action, DROP, "{:?}", ran.reason);

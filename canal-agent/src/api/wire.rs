@@ -123,9 +123,16 @@ pub struct LeaseStatus {
     pub network: Ipv4Net,
     pub subnet: Ipv4Net,
     pub public_ip: Ipv4Addr,
-    pub vtep_mac: Mac,
-    pub vni: u32,
-    pub port: u16,
+    /// `vxlan`, `host-gw` or `alloc`.
+    pub backend: String,
+    /// These three are vxlan's.
+    #[serde(default)]
+    pub vtep_mac: Option<Mac>,
+    #[serde(default)]
+    pub vni: Option<u32>,
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// Of the pods, in bytes.
     pub mtu: u16,
     /// The key has no etcd lease: an administrator reserved it.
     pub reservation: bool,
@@ -135,8 +142,35 @@ pub struct LeaseStatus {
 pub struct PeerStatus {
     pub subnet: Ipv4Net,
     pub public_ip: Ipv4Addr,
-    pub vtep_mac: Mac,
+    /// Absent where the node has no VXLAN device.
+    pub vtep_mac: Option<Mac>,
     pub node: Option<String>,
+    pub way: Way,
+    /// Why there is no way, if this node should have one.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// How packets get to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// In an envelope.
+    Vxlan,
+    /// As they are, over the uplink's own link.
+    Direct,
+    /// Not by this node.
+    None,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Vxlan => "vxlan",
+            Self::Direct => "direct",
+            Self::None => "none",
+        })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -80,6 +80,10 @@ pub struct RunArgs {
     /// behind it (kernel) [default: auto, which is tc]
     #[arg(long, value_name = "auto|tc|kernel")]
     pub decap_gear: Option<String>,
+    /// Compute the UDP checksum of outgoing VXLAN, which is 0 otherwise: for networks that drop those. It costs speed, for
+    /// the kernel's device makes the envelopes then [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub outer_udp_checksum: Option<String>,
     /// What a change of policy does to live connections: judge them anew, or keep them as Calico does [default: judge]
     #[arg(long, value_name = "judge|keep")]
     pub established: Option<String>,

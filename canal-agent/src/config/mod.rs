@@ -64,6 +64,8 @@ pub struct Config {
     pub socket: PathBuf,
     pub bpffs: PathBuf,
     pub gear: Gear,
+    /// Envelopes carry a UDP checksum.
+    pub outer_checksum: bool,
     pub established: Established,
     pub flow_timeouts: FlowTimeouts,
     pub sizes: TableSizes,
@@ -143,6 +145,11 @@ impl Config {
             state_dir: path("state-dir", args.state_dir, "/var/lib/canal"),
             socket: path("socket", args.socket, "/run/canal/agent.sock"),
             bpffs: path("bpffs", args.bpffs, "/sys/fs/bpf"),
+            outer_checksum: find("outer-udp-checksum", args.outer_udp_checksum)
+                .as_ref()
+                .map(boolean)
+                .transpose()?
+                .unwrap_or(false),
             gear: find("decap-gear", args.decap_gear)
                 .as_ref()
                 .map(gear::gear)

@@ -45,6 +45,7 @@ fn resolve(flags: &[Given<'_>], variables: &[Given<'_>]) -> Result<Config, Confi
             "nodename-file" => &mut args.nodename_file,
             "felix-config-file" => &mut args.felix_config_file,
             "decap-gear" => &mut args.decap_gear,
+            "outer-udp-checksum" => &mut args.outer_udp_checksum,
             "established" => &mut args.established,
             "flow-timeouts" => &mut args.flow_timeouts,
             "max-flows" => &mut args.max_flows,
@@ -326,6 +327,7 @@ fn truth_values_are_gos() {
     }
     assert!(masquerade("yes").is_err());
     assert!(resolve(&[], &[("FLANNELD_IP_MASQ", "true")]).unwrap().ip_masq.is_some());
+    assert!(resolve(&[], &[("CANAL_OUTER_UDP_CHECKSUM", "1")]).unwrap().outer_checksum);
 }
 
 #[test]

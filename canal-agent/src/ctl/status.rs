@@ -82,10 +82,11 @@ fn render(status: &Status) -> String {
                 lease.public_ip
             ),
         );
-        line(
-            "VXLAN",
-            format!("VNI {}, UDP {}, MTU {}, MAC {}", lease.vni, lease.port, lease.mtu, lease.vtep_mac),
-        );
+        let mut backend = format!("{}, MTU {} for pods", lease.backend, lease.mtu);
+        if let (Some(vni), Some(port), Some(mac)) = (lease.vni, lease.port, lease.vtep_mac) {
+            let _ = write!(backend, ", VNI {vni}, UDP {port}, MAC {mac}");
+        }
+        line("Backend", backend);
     }
     if status.problems.is_empty() {
         let health = match status.invalid.len() {
@@ -104,13 +105,14 @@ fn render(status: &Status) -> String {
         line("NOTICE", notice.clone());
     }
     text.push('\n');
-    let mut peers = table(["PEER SUBNET", "NODE", "ADDRESS", "VTEP MAC"]);
+    let mut peers = table(["PEER SUBNET", "NODE", "ADDRESS", "VTEP MAC", "WAY"]);
     for peer in &status.peers {
         peers.add_row([
             peer.subnet.to_string(),
             peer.node.clone().unwrap_or_else(|| "-".to_owned()),
             peer.public_ip.to_string(),
-            peer.vtep_mac.to_string(),
+            peer.vtep_mac.map_or_else(|| "-".to_owned(), |mac| mac.to_string()),
+            peer.reason.as_ref().map_or_else(|| peer.way.to_string(), |reason| format!("NONE: {reason}")),
         ]);
     }
     let mut endpoints = table(["ENDPOINT", "ADDRESS", "INTERFACE", "STATE", "INGRESS", "EGRESS"]);

@@ -7,6 +7,7 @@
 
 mod batch;
 pub mod counters;
+pub mod defrag;
 pub mod events;
 pub mod flannel;
 mod grace;
@@ -21,5 +22,6 @@ pub mod object;
 pub mod overlay;
 pub mod pins;
 pub mod policy;
+pub mod routes;
 pub mod spoofing;
 pub mod tables;

@@ -32,22 +32,32 @@ use super::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     pub ip: Ipv4Addr,
+    /// Zeros where it has none (host-gw).
     pub vtep_mac: Mac,
-    /// Largest inner packet, in bytes.
+    /// Largest packet of a pod's, in bytes.
     pub mtu: u16,
     /// The uplink's link leads there without a gateway.
     pub on_link: bool,
+    /// Packets go there, and come from there, without an envelope.
+    pub direct: bool,
 }
 
 impl Peer {
     fn node(self) -> Node {
-        let flags = Node::ALIVE | if self.on_link { Node::ON_LINK } else { 0 };
+        let flags = [(true, Node::ALIVE), (self.on_link, Node::ON_LINK), (self.direct, Node::DIRECT)];
+        let flags = flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
         Node { ip: self.ip.into(), vtep_mac: self.vtep_mac, mtu: self.mtu, flags }
     }
 
     fn of(node: Node) -> Self {
-        let on_link = node.flags & Node::ON_LINK != 0;
-        Self { ip: node.ip.into(), vtep_mac: node.vtep_mac, mtu: node.mtu, on_link }
+        let has = |flag| node.flags & flag != 0;
+        Self {
+            ip: node.ip.into(),
+            vtep_mac: node.vtep_mac,
+            mtu: node.mtu,
+            on_link: has(Node::ON_LINK),
+            direct: has(Node::DIRECT),
+        }
     }
 }
 

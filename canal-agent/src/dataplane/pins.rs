@@ -3,6 +3,7 @@
 //! ```text
 //! <bpffs>/canal/v<LAYOUT>/<TABLE>            maps, by the layout that they were made with
 //! <bpffs>/canal/v<LAYOUT>/judge              the program that answers questions about them
+//! <bpffs>/canal/defrag                       see [`super::defrag`]
 //! <bpffs>/canal/links/<interface>-<program>  attachments: they survive the agent, and an upgrade swaps their program
 //! ```
 //!
@@ -76,6 +77,10 @@ impl Pins {
     /// Beside the tables that it reads.
     pub fn judge(&self) -> PathBuf {
         self.tables_dir().join(names::JUDGE)
+    }
+
+    pub fn defrag(&self) -> PathBuf {
+        self.root.join("defrag")
     }
 
     pub fn link(&self, interface: &str, program: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-//! IPv4 unicast routes of the main table.
+//! IPv4 routes of the main table: unicast ones, and those that refuse.
 
 use std::net::Ipv4Addr;
 
@@ -48,6 +48,8 @@ pub struct Route {
     pub scope: Scope,
     /// Take the gateway to be on the link even if no route says so.
     pub onlink: bool,
+    /// Nothing is sent there, and the sender is told so (ICMP host unreachable).
+    pub unreachable: bool,
     /// See [`protocol`].
     pub protocol: u8,
     pub mtu: Option<u32>,
@@ -73,10 +75,16 @@ impl Route {
             src: None,
             scope: Scope::Link,
             onlink: false,
+            unreachable: false,
             protocol: protocol::BOOT,
             mtu: None,
             metric: 0,
         }
+    }
+
+    /// Nobody has an address of `dst`.
+    pub fn unreachable(dst: Ipv4Net) -> Self {
+        Self { oif: None, unreachable: true, scope: Scope::Universe, ..Self::link(dst, 0) }
     }
 
     /// `dst` is behind `gateway`.
@@ -87,6 +95,9 @@ impl Route {
 
 impl std::fmt::Display for Route {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.unreachable {
+            f.write_str("unreachable ")?;
+        }
         write!(f, "route to {}", self.dst)?;
         if let Some(gateway) = self.gateway {
             write!(f, " via {gateway}")?;
@@ -99,7 +110,7 @@ impl std::fmt::Display for Route {
 }
 
 impl Netlink {
-    /// The unicast routes of the main table, sorted.
+    /// The routes of the main table, sorted.
     pub fn routes(&mut self) -> Result<Vec<Route>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
@@ -171,7 +182,7 @@ impl Route {
         header.destination_prefix_length = self.dst.prefix_len();
         header.table = RouteHeader::RT_TABLE_MAIN;
         header.protocol = self.protocol.into();
-        header.kind = RouteType::Unicast;
+        header.kind = if self.unreachable { RouteType::Unreachable } else { RouteType::Unicast };
         header.scope = match self.scope {
             Scope::Universe => RouteScope::Universe,
             Scope::Link => RouteScope::Link,
@@ -195,7 +206,9 @@ impl Route {
     fn read(message: RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return None };
         let header = &message.header;
-        if header.kind != RouteType::Unicast || header.table != RouteHeader::RT_TABLE_MAIN {
+        let unreachable = header.kind == RouteType::Unreachable;
+        let is_known = unreachable || header.kind == RouteType::Unicast;
+        if !is_known || header.table != RouteHeader::RT_TABLE_MAIN {
             return None;
         }
         let mut dst = Ipv4Addr::UNSPECIFIED;
@@ -210,6 +223,7 @@ impl Route {
                 other => Scope::Other(other.into()),
             },
             onlink: header.flags.contains(RouteFlags::Onlink),
+            unreachable,
             protocol: header.protocol.into(),
             mtu: None,
             metric: 0,

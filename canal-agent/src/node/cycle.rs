@@ -1,8 +1,13 @@
 //! The apply cycle: desired state → kernel, in one order, and what is told when it has ended.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Instant,
+};
 
 use canal_common::settings::Settings;
+use ipnet::Ipv4Net;
 use tracing::{info, warn};
 
 use super::{
@@ -13,13 +18,15 @@ use super::{
 };
 use crate::{
     api::wire::{AddEndpoint, ApiError},
-    config::Gear,
     dataplane::{
         hooks::Place,
         host,
         masquerade::{self, MasqueradeError},
+        nodes::Peer,
         object::Object,
+        overlay::{self, OverlayError},
         policy::Problem,
+        routes,
     },
     endpoint::status_files::{self, StatusFileError},
     netlink::Link,
@@ -102,12 +109,20 @@ impl Node {
         self.tell_keeper();
         // Policy does not wait for a broken underlay, nor the other way round.
         let wanted = self.overlay();
-        let device = self.ensure_device(&wanted);
+        let device = match &wanted {
+            Some(wanted) => self.ensure_device(wanted).map(Some),
+            // Of another backend, before.
+            None => overlay::remove(&mut self.netlink).map(|_| None).map_err(OverlayError::from),
+        };
         // Before they are put anywhere, the programs are as they are to be; also where the device is not to be had.
-        let index = device.as_ref().map_or(self.settings.overlay_ifindex, |device| device.index);
+        let index = match &device {
+            Ok(Some(device)) => device.index,
+            Ok(None) => 0,
+            Err(_) => self.settings.overlay_ifindex,
+        };
         let (overlay, policy) = match self.prepare_programs(index) {
             Ok(()) => (
-                device.map_err(NodeError::from).and_then(|device| self.apply_overlay(&device, uplink)),
+                device.map_err(NodeError::from).and_then(|device| self.apply_peers(device.as_ref(), uplink)),
                 self.apply_policy(),
             ),
             Err(error) => {
@@ -119,7 +134,7 @@ impl Node {
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         self.failure = (!failures.is_empty()).then(|| failures.join("; "));
         if self.failure.is_none() {
-            self.failure = self.replace_flannels_device(&wanted).err().map(|error| error.to_string());
+            self.failure = self.replace_flannels_device(wanted.as_ref()).err().map(|error| error.to_string());
         }
         match self.apply_masquerade() {
             Ok(()) if self.failure.is_none() => self.clear_after_flannel(),
@@ -159,20 +174,36 @@ impl Node {
         self.reload_if_changed(overlay_ifindex)
     }
 
-    fn apply_overlay(&mut self, device: &Link, uplink: Result<(), NodeError>) -> Result<(), NodeError> {
-        let routes = self.netlink.routes()?;
-        let on_link = |ip| uplink::leads_straight(&routes, self.uplink.index, ip);
-        let problems = self.nodes.apply(&self.peers.desired(self.own(), on_link));
+    fn apply_peers(&mut self, device: Option<&Link>, uplink: Result<(), NodeError>) -> Result<(), NodeError> {
+        self.routes = self.netlink.routes()?;
+        let peers = self.peers.desired(self.own(), |ip| self.is_on_link(ip));
+        let problems = self.nodes.apply(&peers);
         self.problems.extend(problems);
+        self.apply_routes(&peers);
+        self.problems.extend(self.peers.unreachable(self.own(), |ip| self.is_on_link(ip)));
         self.problems.extend(self.peers.conflicts(self.own()));
         self.problems.extend(self.peers.namesakes(self.own(), &self.config.node_name));
         self.hooks.pin_judge(&mut self.object)?;
-        self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
+        if let Some(device) = device {
+            self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
+        }
         uplink?;
-        if self.config.gear == Gear::Tc {
+        if self.judges_uplink() {
             self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
         }
         Ok(())
+    }
+
+    fn apply_routes(&mut self, peers: &BTreeMap<Ipv4Net, Peer>) {
+        let place = routes::Place {
+            backend: &self.network.backend,
+            network: self.network.network,
+            subnet: self.lease.subnet,
+            uplink: self.uplink.index,
+        };
+        let wanted = routes::wanted(place, peers);
+        let problems = routes::ensure(&mut self.netlink, &self.routes, &wanted);
+        self.problems.extend(problems);
     }
 
     /// The uplink may have been made anew, got another address or MTU, or be another interface by now. While there is none
@@ -183,7 +214,7 @@ impl Node {
         if now != self.uplink {
             info!(before = %self.uplink, now = %now, reason = now.reason, "the uplink is another now; following it");
             self.uplink = now;
-            self.peers.set_mtu(self.mtu());
+            self.peers.set_means(self.means());
         }
         let uplink = &self.uplink;
         if host.links.iter().any(|link| link.index == uplink.index && !link.running) {
@@ -204,11 +235,11 @@ impl Node {
 
     /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
     fn apply_policy(&mut self) -> Result<(), NodeError> {
-        let overlay = self.overlay().name();
         self.links = self.netlink.links()?.into_iter().map(|link| (link.name.clone(), link)).collect();
         self.locals = self.find_locals();
-        let mut wanted = BTreeSet::from([(Place::Overlay, overlay)]);
-        if self.config.gear == Gear::Tc {
+        let mut wanted: BTreeSet<_> =
+            self.overlay().map(|overlay| (Place::Overlay, overlay.name())).into_iter().collect();
+        if self.judges_uplink() {
             wanted.insert((Place::Uplink, self.uplink.name.clone()));
         }
         let guarded: Vec<(String, u32)> =
@@ -277,7 +308,14 @@ impl Node {
     fn reload_if_changed(&mut self, overlay_ifindex: u32) -> Result<(), NodeError> {
         let settings = Settings {
             overlay_ifindex,
-            ..settings(&self.config, self.steering.parameters(), &self.network, &self.uplink, self.vtep_mac)
+            ..settings(
+                &self.config,
+                self.steering.parameters(),
+                &self.network,
+                &self.uplink,
+                self.vtep_mac,
+                self.defragments,
+            )
         };
         if settings != self.settings {
             self.object = Object::load(&settings, Some(&self.pins), &self.config.sizes.by_name())?;

@@ -94,7 +94,7 @@ impl Node {
             connected: self.store.disconnected.is_empty() && self.store.in_sync(),
             revision: self.store.revision,
             lease_held: self.lease_problem.is_none(),
-            hosts: self.peers.status(self.own()).len() + 1,
+            hosts: self.peers.status(self.own(), |_| false).len() + 1,
             cluster: self.cluster.counts(),
             endpoints: ["ready", "waiting", "degraded", "closed"].map(|slug| (slug, by_state(slug))).into(),
             local_policies: policies.len(),

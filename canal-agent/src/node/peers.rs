@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
+use canal_common::Mac;
 use ipnet::Ipv4Net;
 
 use crate::{
-    api::wire::PeerStatus,
+    api::wire::{PeerStatus, Way},
     dataplane::nodes::Peer,
-    store::{EtcdPrefix, LeaseValue},
+    store::{Backend, EtcdPrefix, LeaseValue},
 };
 
 /// Every lease under the prefix but our own, as last read. A key or value that cannot be used costs that peer alone,
@@ -16,18 +17,58 @@ use crate::{
 pub struct Peers {
     prefix: EtcdPrefix,
     network: Ipv4Net,
-    mtu: u16,
+    means: Means,
     by_key: BTreeMap<String, Known>,
     invalid: BTreeMap<String, String>,
     /// Of before the store lost its past, and not written again since.
     remembered: BTreeMap<String, Known>,
 }
 
+/// How this node reaches others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Means {
+    pub backend: Backend,
+    /// MTU of the uplink, in bytes.
+    pub uplink_mtu: u32,
+}
+
+impl Means {
+    fn uplink_mtu(&self) -> u16 {
+        u16::try_from(self.uplink_mtu).unwrap_or(u16::MAX)
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Known {
     subnet: Ipv4Net,
-    peer: Peer,
+    ip: Ipv4Addr,
+    /// `None` where the node has no VXLAN device.
+    vtep_mac: Option<Mac>,
+    /// Why it cannot be reached whatever the way, if so.
+    misfit: Option<String>,
     node: Option<String>,
+}
+
+impl Known {
+    /// The peer, or why this node cannot reach it. `None`: others carry what goes there.
+    fn peer(&self, means: &Means, on_link: impl Fn(Ipv4Addr) -> bool) -> Option<Result<Peer, String>> {
+        if !means.backend.carries() {
+            return None;
+        }
+        if let Some(reason) = &self.misfit {
+            return Some(Err(reason.clone()));
+        }
+        let on_link = on_link(self.ip);
+        let direct = on_link && means.backend.reaches_directly();
+        if self.vtep_mac.is_none() && !direct {
+            return Some(Err(
+                "it is not on this node's own link, where host-gw needs all nodes to be".to_owned()
+            ));
+        }
+        let mtu = if direct { means.uplink_mtu() } else { means.backend.pod_mtu(means.uplink_mtu) };
+        let vtep_mac = self.vtep_mac.unwrap_or_default();
+        Some(Ok(Peer { ip: self.ip, vtep_mac, mtu, on_link, direct }))
+    }
 }
 
 /// Ourselves among the leases.
@@ -39,23 +80,20 @@ pub struct Own<'a> {
 }
 
 impl Peers {
-    /// `mtu`: largest inner packet, in bytes.
-    pub fn new(prefix: EtcdPrefix, network: Ipv4Net, mtu: u16) -> Self {
+    pub fn new(prefix: EtcdPrefix, network: Ipv4Net, means: Means) -> Self {
         Self {
             prefix,
             network,
-            mtu,
+            means,
             by_key: BTreeMap::new(),
             invalid: BTreeMap::new(),
             remembered: BTreeMap::new(),
         }
     }
 
-    /// Another largest inner packet, in bytes.
-    pub fn set_mtu(&mut self, mtu: u16) {
-        self.mtu = mtu;
-        let all = self.by_key.values_mut().chain(self.remembered.values_mut());
-        all.for_each(|known| known.peer.mtu = mtu);
+    /// Another MTU, or other options of the same backend.
+    pub fn set_means(&mut self, means: Means) {
+        self.means = means;
     }
 
     /// A complete list: what is not in it is gone.
@@ -88,7 +126,7 @@ impl Peers {
         match self.read(key, value) {
             Ok(Some(known)) => {
                 let in_its_place = |old: &Known| {
-                    old.peer.ip == known.peer.ip
+                    old.ip == known.ip
                         || old.subnet.contains(&known.subnet)
                         || known.subnet.contains(&old.subnet)
                 };
@@ -117,19 +155,47 @@ impl Peers {
 
     /// Who is to be reached through the overlay; `on_link` tells of an address whether the uplink leads straight to it.
     pub fn desired(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> BTreeMap<Ipv4Net, Peer> {
-        let with_link = |known: &Known| Peer { on_link: on_link(known.peer.ip), ..known.peer };
-        self.others(own).map(|known| (known.subnet, with_link(known))).collect()
+        let peer = |known: &Known| Some((known.subnet, known.peer(&self.means, &on_link)?.ok()?));
+        self.others(own).filter_map(peer).collect()
     }
 
-    pub fn status(&self, own: Own<'_>) -> Vec<PeerStatus> {
-        self.others(own)
-            .map(|known| PeerStatus {
+    /// All of them, with the way there.
+    pub fn status(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> Vec<PeerStatus> {
+        let status = |known: &Known| {
+            let (way, reason) = match known.peer(&self.means, &on_link) {
+                Some(Ok(peer)) if peer.direct => (Way::Direct, None),
+                Some(Ok(_)) => (Way::Vxlan, None),
+                Some(Err(reason)) => (Way::None, Some(reason)),
+                None => (Way::None, None),
+            };
+            PeerStatus {
                 subnet: known.subnet,
-                public_ip: known.peer.ip,
-                vtep_mac: known.peer.vtep_mac,
+                public_ip: known.ip,
+                vtep_mac: known.vtep_mac,
                 node: known.node.clone(),
-            })
-            .collect()
+                way,
+                reason,
+            }
+        };
+        self.others(own).map(status).collect()
+    }
+
+    /// In one line, if some cannot be reached.
+    pub fn unreachable(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> Option<String> {
+        const SHOWN: usize = 3;
+        let reasons = |known: &Known| Some((known.subnet, known.peer(&self.means, &on_link)?.err()?));
+        let lost: Vec<_> = self.others(own).filter_map(reasons).collect();
+        let shown: Vec<_> =
+            lost.iter().take(SHOWN).map(|(subnet, reason)| format!("{subnet} ({reason})")).collect();
+        let more = if lost.len() > SHOWN { ", …" } else { "" };
+        (!lost.is_empty()).then(|| {
+            format!(
+                "{} nodes cannot be reached, and packets to them are dropped: {}{more}; all nodes must use one \
+                 Backend: restart those that began with another",
+                lost.len(),
+                shown.join(", ")
+            )
+        })
     }
 
     /// Leases that claim something of ours; they are not used.
@@ -173,30 +239,52 @@ impl Peers {
             return Err(format!("{subnet} is not a part of the network {}", self.network));
         }
         let lease = LeaseValue::parse(value).map_err(|e| e.to_string())?;
-        let data = lease.vxlan_data().map_err(|e| e.to_string())?;
+        let (vtep_mac, misfit) = self.fit(&lease)?;
         if lease.public_ip.is_unspecified() || lease.public_ip.is_multicast() || lease.public_ip.is_loopback()
         {
             return Err(format!("PublicIP {} is not an address to send to", lease.public_ip));
         }
-        let peer = Peer { ip: lease.public_ip, vtep_mac: data.vtep_mac, mtu: self.mtu, on_link: false };
-        Ok(Some(Known { subnet, peer, node: lease.node }))
+        Ok(Some(Known { subnet, ip: lease.public_ip, vtep_mac, misfit, node: lease.node }))
+    }
+
+    /// The MAC of its VXLAN device, if it has one, and why it does not fit this node, if so.
+    fn fit(&self, lease: &LeaseValue) -> Result<(Option<Mac>, Option<String>), String> {
+        let own = &self.means.backend;
+        let is_vxlan = lease.backend_type.eq_ignore_ascii_case("vxlan");
+        let data = is_vxlan.then(|| lease.vxlan_data().map_err(|e| e.to_string())).transpose()?;
+        let misfit = match (own, data) {
+            (Backend::Vxlan(options), Some(data)) => (data.vni != options.vni)
+                .then(|| format!("its VNI is {}, this node's {}", data.vni, options.vni)),
+            (Backend::HostGw, None) if lease.backend_type.eq_ignore_ascii_case("host-gw") => None,
+            _ => {
+                let theirs = if lease.backend_type.is_empty() { "udp or alloc" } else { &lease.backend_type };
+                Some(format!("its backend is {theirs}, this node's {own}"))
+            }
+        };
+        Ok((data.map(|data| data.vtep_mac), misfit))
     }
 }
 
 fn claims(known: &Known, own: Own<'_>) -> bool {
-    known.subnet.contains(&own.subnet) || own.subnet.contains(&known.subnet) || known.peer.ip == own.public_ip
+    known.subnet.contains(&own.subnet) || own.subnet.contains(&known.subnet) || known.ip == own.public_ip
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::VxlanOptions;
 
     const GOOD: &str = r#"{"PublicIP":"192.168.50.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"b6:5a:ac:9f:0c:c3"}}"#;
     const OWN: &str = "/coreos.com/network/subnets/10.100.30.0-24";
     const OTHER: &str = "/coreos.com/network/subnets/10.100.56.0-24";
 
     fn peers(entries: &[(&str, &str)]) -> Peers {
-        let mut peers = Peers::new(prefix(), "10.100.0.0/16".parse().unwrap(), 1450);
+        peers_of(Backend::Vxlan(VxlanOptions::default()), entries)
+    }
+
+    fn peers_of(backend: Backend, entries: &[(&str, &str)]) -> Peers {
+        let means = Means { backend, uplink_mtu: 1500 };
+        let mut peers = Peers::new(prefix(), "10.100.0.0/16".parse().unwrap(), means);
         peers.replace_all(entries.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())));
         peers
     }
@@ -324,14 +412,62 @@ mod tests {
         let told = peers.namesakes(own(), "n1");
         assert!(told.len() == 1 && told[0].starts_with(OTHER), "{told:?}");
         assert!(peers.namesakes(own(), "n2").is_empty());
-        peers.set_mtu(1400);
-        assert!(peers.desired(own(), |_| false).values().all(|peer| peer.mtu == 1400));
+        let backend = Backend::Vxlan(VxlanOptions { direct_routing: true, ..VxlanOptions::default() });
+        peers.set_means(Means { backend, uplink_mtu: 1400 });
+        for (on_link, mtu) in [(false, 1350), (true, 1400)] {
+            let desired = peers.desired(own(), |_| on_link);
+            assert!(desired.values().all(|peer| (peer.direct, peer.mtu) == (on_link, mtu)), "{desired:?}");
+        }
     }
 
     #[test]
-    fn other_backends_and_impossible_addresses_are_named() {
+    fn a_node_that_began_with_another_backend_is_named_and_not_reached() {
+        let host_gw = r#"{"PublicIP":"192.168.50.3","PublicIPv6":null,"BackendType":"host-gw"}"#;
+        let vni = GOOD.replace("\"VNI\":1", "\"VNI\":7");
+        let other = |subnet: &str| format!("/coreos.com/network/subnets/{subnet}");
+        let entries = [
+            (OTHER.to_owned(), GOOD),
+            (other("10.100.57.0-24"), host_gw),
+            (other("10.100.58.0-24"), r#"{"PublicIP":"192.168.50.4"}"#),
+            (other("10.100.59.0-24"), vni.as_str()),
+        ];
+        let entries: Vec<_> = entries.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+        let ways = |peers: &Peers, on_link: bool| {
+            let status = peers.status(own(), |_| on_link);
+            let shown = status
+                .iter()
+                .map(|peer| format!("{:?} {}", peer.way, peer.reason.clone().unwrap_or_default()));
+            shown.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+        };
+        let vxlan = peers_of(Backend::Vxlan(VxlanOptions::default()), &entries);
+        let backend = |theirs, ours| format!("None its backend is {theirs}, this node's {ours}");
+        assert_eq!(
+            ways(&vxlan, true),
+            [
+                "Vxlan",
+                &backend("host-gw", "vxlan"),
+                &backend("udp or alloc", "vxlan"),
+                "None its VNI is 7, this node's 1"
+            ]
+        );
+        assert!(vxlan.invalid().is_empty() && vxlan.desired(own(), |_| true).len() == 1);
+        let told = vxlan.unreachable(own(), |_| true).unwrap();
+        assert!(
+            told.starts_with("3 nodes cannot be reached") && told.contains("10.100.57.0/24 (its backend"),
+            "{told}"
+        );
+        let gateway = peers_of(Backend::HostGw, &entries);
+        assert_eq!(ways(&gateway, true)[1], "Direct");
+        assert!(ways(&gateway, false)[1].starts_with("None it is not on this node's own link"));
+        assert_eq!(gateway.desired(own(), |_| true).values().next().unwrap().mtu, 1500);
+        let alloc = peers_of(Backend::Alloc, &entries);
+        assert_eq!(ways(&alloc, true), ["None"; 4]);
+        assert_eq!((alloc.desired(own(), |_| true).len(), alloc.unreachable(own(), |_| true)), (0, None));
+    }
+
+    #[test]
+    fn impossible_addresses_are_named() {
         for value in [
-            r#"{"PublicIP":"192.168.50.2","PublicIPv6":null,"BackendType":"host-gw"}"#,
             r#"{"PublicIP":"0.0.0.0","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"b6:5a:ac:9f:0c:c3"}}"#,
             r#"{"PublicIP":"192.168.50.2","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"b6"}}"#,
         ] {

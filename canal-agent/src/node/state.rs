@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     os::fd::OwnedFd,
     time::Instant,
 };
@@ -18,12 +19,12 @@ use super::{
     health::Health,
     message::{Message, Published, Question},
     metrics::Cycles,
-    peers::{Own, Peers},
+    peers::{Means, Own, Peers},
     steering::Steering,
     store::StoreState,
     takeover::Takeover,
     told::Told,
-    uplink::{Uplink, UplinkError},
+    uplink::{self, Uplink, UplinkError},
 };
 use crate::{
     api::{
@@ -32,7 +33,7 @@ use crate::{
     },
     compile::Compiler,
     config::{
-        Config, Established, Parameters,
+        Config, Established, Gear, Parameters,
         parameters::{Rate, ToHost},
     },
     dataplane::{
@@ -56,8 +57,8 @@ use crate::{
         status_files::StatusFiles,
     },
     model::{Cluster, EndpointKey, WorkloadEndpoint, endpoint::Birth, profile},
-    netlink::{self, Netlink},
-    store::{Backend, EtcdPrefix, Lease, NetworkConfig, Terms, VxlanOptions, initial},
+    netlink::{self, Netlink, Route},
+    store::{EtcdPrefix, Lease, NetworkConfig, Terms, initial},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -167,11 +168,15 @@ pub struct Node {
     pub(super) locals: Locals,
     /// The host's interfaces when they were last listed.
     pub(super) links: Links,
+    /// Its routes.
+    pub(super) routes: Vec<Route>,
     pub(super) store: StoreState,
     /// What is no policy decides about flows, and has changed.
     pub(super) judge_anew: bool,
     /// Not only policy is to be looked at.
     pub(super) all_is_due: bool,
+    /// The host's stack puts fragments together, see [`defrag`](crate::dataplane::defrag).
+    pub(super) defragments: bool,
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
     pub(super) masquerade: Masquerade,
@@ -198,7 +203,8 @@ pub struct Node {
 impl Node {
     /// Adopts what an earlier process left. Attaches and writes nothing yet.
     pub fn start(groundwork: Groundwork, start: Start) -> Result<Self, NodeError> {
-        let Groundwork { pins, netlink, steering, settings, mut object, tables, leftovers } = groundwork;
+        let Groundwork { pins, netlink, steering, settings, mut object, tables, leftovers, defragments } =
+            groundwork;
         let Start { config, network, uplink, vtep_mac, lease, terms, wanted, ports, health, initial, ready } =
             start;
         let nodes = Nodes::adopt(&mut object.ebpf)?;
@@ -218,7 +224,7 @@ impl Node {
         for (file, reason) in &broken_records {
             error!(file, reason, "cannot read the record of an endpoint; it is closed");
         }
-        let peers = Peers::new(config.etcd.prefix.clone(), network.network, inner_mtu(&network, &uplink));
+        let peers = Peers::new(config.etcd.prefix.clone(), network.network, means(&network, &uplink));
         let mut node = Self {
             network,
             uplink,
@@ -250,9 +256,11 @@ impl Node {
             peers,
             locals: Locals::default(),
             links: Links::default(),
+            routes: Vec::new(),
             store: StoreState::default(),
             judge_anew: false,
             all_is_due: true,
+            defragments,
             masquerade_due: true,
             masquerade: Masquerade::default(),
             takeover: Takeover::default(),
@@ -444,16 +452,30 @@ impl Node {
         Own { key: &self.lease.key, subnet: self.lease.subnet, public_ip: self.uplink.public_ip }
     }
 
-    pub(super) fn overlay(&self) -> Overlay {
-        Overlay {
-            device: device(&self.network, &self.uplink, self.vtep_mac),
-            network: self.network.network,
-            subnet: self.lease.subnet,
-        }
+    /// `None`: this backend has no device.
+    pub(super) fn overlay(&self) -> Option<Overlay> {
+        let device = device(&self.network, &self.uplink, self.vtep_mac)?;
+        Some(Overlay { device, network: self.network.network, subnet: self.lease.subnet })
     }
 
+    /// Of the pods, in bytes.
     pub(super) fn mtu(&self) -> u16 {
-        inner_mtu(&self.network, &self.uplink)
+        self.network.backend.pod_mtu(self.uplink.mtu)
+    }
+
+    pub(super) fn means(&self) -> Means {
+        means(&self.network, &self.uplink)
+    }
+
+    /// Whether the uplink leads straight to `ip`, as the routes were when they were last listed.
+    pub(super) fn is_on_link(&self, ip: Ipv4Addr) -> bool {
+        uplink::leads_straight(&self.routes, self.uplink.index, ip)
+    }
+
+    /// Whether our program belongs on the uplink.
+    pub(super) fn judges_uplink(&self) -> bool {
+        let backend = &self.network.backend;
+        backend.carries() && (self.config.gear == Gear::Tc || backend.vxlan().is_none())
     }
 
     pub(super) fn prefix(&self) -> &EtcdPrefix {
@@ -461,9 +483,13 @@ impl Node {
     }
 }
 
-pub(super) fn device(network: &NetworkConfig, uplink: &Uplink, mac: Mac) -> Device {
-    let options = vxlan(network);
-    Device { vni: options.vni, port: options.port, mac, mtu: inner_mtu(network, uplink) }
+fn means(network: &NetworkConfig, uplink: &Uplink) -> Means {
+    Means { backend: network.backend.clone(), uplink_mtu: uplink.mtu }
+}
+
+pub(super) fn device(network: &NetworkConfig, uplink: &Uplink, mac: Mac) -> Option<Device> {
+    let options = network.backend.vxlan()?;
+    Some(Device { vni: options.vni, port: options.port, mac, mtu: network.backend.pod_mtu(uplink.mtu) })
 }
 
 /// What the programs are to be loaded with; the overlay device is known later.
@@ -473,9 +499,19 @@ pub(super) fn settings(
     network: &NetworkConfig,
     uplink: &Uplink,
     vtep_mac: Mac,
+    defragments: bool,
 ) -> Settings {
-    let options = vxlan(network);
+    let options = network.backend.vxlan().cloned().unwrap_or_default();
+    // Where others carry what pods of different nodes say, the network's addresses come by any way.
+    let (only_nodes, mask) = if network.backend.carries() {
+        (network.network.network(), network.network.netmask())
+    } else {
+        (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)
+    };
     let flags = [
+        (network.backend.reaches_directly(), Settings::DIRECT_NODES),
+        (config.outer_checksum, Settings::OUTER_CHECKSUM),
+        (defragments, Settings::DEFRAGMENTS),
         (config.established == Established::Keep, Settings::KEEP_ESTABLISHED),
         (parameters.pods_may_vxlan, Settings::ALLOW_POD_VXLAN),
         (parameters.pods_may_ipip, Settings::ALLOW_POD_IPIP),
@@ -488,8 +524,8 @@ pub(super) fn settings(
         vni: options.vni,
         uplink_ifindex: uplink.index,
         overlay_ifindex: 0,
-        network: network.network.network().into(),
-        netmask: network.network.netmask().into(),
+        network: only_nodes.into(),
+        netmask: mask.into(),
         limits: config.flow_timeouts.into(),
         events_per_tick: parameters.log_rate.map_or(EVENTS_PER_DECISION, Rate::per_second),
         flags: flags.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag),
@@ -498,21 +534,8 @@ pub(super) fn settings(
     }
 }
 
-/// MTU of the pods: that of the uplink (or what the configuration says it is) without the envelope.
-fn inner_mtu(network: &NetworkConfig, uplink: &Uplink) -> u16 {
-    let outer = vxlan(network).mtu.map_or(uplink.mtu, u32::from);
-    let envelope = u32::try_from(canal_common::wire::ENVELOPE_LEN).unwrap_or(50);
-    u16::try_from(outer.saturating_sub(envelope)).unwrap_or(u16::MAX)
-}
-
 /// How much the tables hold, as they are made.
 pub(super) fn limits(config: &Config) -> Limits {
     let sizes = &config.sizes;
     Limits { peers: sizes.peers, nets: sizes.nets, rows: sizes.rows, ..Limits::default() }
-}
-
-pub(super) fn vxlan(network: &NetworkConfig) -> &VxlanOptions {
-    match &network.backend {
-        Backend::Vxlan(options) => options,
-    }
 }

@@ -6,7 +6,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use canal_common::names;
 use tracing::debug;
 
-use super::{Node, state::vxlan};
+use super::Node;
 use crate::{
     api::wire::{EndpointStatus, LeaseStatus, ProgramStatus, Status, StoreStatus, TableStatus, UplinkStatus},
     compile::PolicySet,
@@ -15,7 +15,8 @@ use crate::{
 
 impl Node {
     pub(super) fn status(&self) -> Status {
-        let options = vxlan(&self.network);
+        let vxlan = self.network.backend.vxlan();
+        let on_link = |ip| self.is_on_link(ip);
         Status {
             version: env!("CANAL_VERSION").to_owned(),
             node: self.config.node_name.clone(),
@@ -38,13 +39,14 @@ impl Node {
                 network: self.network.network,
                 subnet: self.lease.subnet,
                 public_ip: self.uplink.public_ip,
-                vtep_mac: self.vtep_mac,
-                vni: options.vni,
-                port: options.port,
+                backend: self.network.backend.to_string(),
+                vtep_mac: vxlan.map(|_| self.vtep_mac),
+                vni: vxlan.map(|options| options.vni),
+                port: vxlan.map(|options| options.port),
                 mtu: self.mtu(),
                 reservation: self.lease.reservation,
             }),
-            peers: self.peers.status(self.own()),
+            peers: self.peers.status(self.own(), on_link),
             endpoints: self.endpoints_status(),
             programs: self.programs(),
             tables: self.tables_status(),
@@ -152,7 +154,8 @@ impl Node {
     fn programs(&self) -> Vec<ProgramStatus> {
         let mut interfaces: Vec<String> =
             self.locals.guarded().map(|(interface, _)| interface.to_owned()).collect();
-        interfaces.extend([self.uplink.name.clone(), self.overlay().name()]);
+        interfaces.push(self.uplink.name.clone());
+        interfaces.extend(self.overlay().map(|overlay| overlay.name()));
         let mut found = Vec::new();
         for interface in interfaces {
             for kind in [TcAttachType::Ingress, TcAttachType::Egress] {

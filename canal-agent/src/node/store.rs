@@ -194,7 +194,7 @@ impl Node {
         info!(?config, "the network configuration has changed; following it");
         config.notes.iter().for_each(|note| warn!("{}: {note}", self.prefix().config()));
         self.network = config;
-        self.peers.set_mtu(self.mtu());
+        self.peers.set_means(self.means());
         self.misfit()
     }
 

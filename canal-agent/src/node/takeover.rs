@@ -16,16 +16,17 @@ use crate::{
         flannel::{daemon, device, firewall, peers},
         overlay::{self, Overlay, OverlayError},
     },
-    netlink::{self, Link, Netlink},
+    netlink::{self, Link, Netlink, Route},
+    store::{Backend, NetworkConfig, VxlanOptions},
 };
 
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
     #[error(
-        "flanneld (process {pid}) runs on this node, and its {device} is where ours would be; stop it for good \
+        "flanneld (process {pid}) runs on this node, and its {what} is where ours would be; stop it for good \
          (`systemctl disable --now flanneld`): canal-agent then takes its place, pods and all"
     )]
-    Running { pid: u32, device: String },
+    Running { pid: u32, what: String },
     #[error(transparent)]
     Overlay(#[from] OverlayError),
     #[error(transparent)]
@@ -58,18 +59,20 @@ impl Takeover {
     }
 }
 
-/// Refuses to start beside a flanneld that uses the device of this network.
-pub fn check(netlink: &mut Netlink, vni: u32, port: u16) -> Result<(), TakeoverError> {
-    let old = match device::find(netlink, vni, port)? {
-        Some(old) => old,
-        None => match device::find_v6(netlink, vni, port)? {
-            Some(old) => old,
-            None => return Ok(()),
-        },
+/// Refuses to start beside a flanneld that serves this network, as its device shows, or with host-gw its routes.
+pub fn check(netlink: &mut Netlink, network: &NetworkConfig) -> Result<(), TakeoverError> {
+    let what = match &network.backend {
+        Backend::Vxlan(VxlanOptions { vni, port, .. }) => match device::find(netlink, *vni, *port)? {
+            Some(old) => Some(old),
+            None => device::find_v6(netlink, *vni, *port)?,
+        }
+        .map(|old| old.name),
+        Backend::HostGw => peers::may_be_direct(&netlink.routes()?, network.network).map(Route::to_string),
+        Backend::Alloc => None,
     };
-    match daemon::running() {
-        Some(pid) => Err(TakeoverError::Running { pid, device: old.name }),
-        None => Ok(()),
+    match (what, daemon::running()) {
+        (Some(what), Some(pid)) => Err(TakeoverError::Running { pid, what }),
+        _ => Ok(()),
     }
 }
 
@@ -88,12 +91,13 @@ impl Node {
     }
 
     /// Comes once everything else is in the kernel.
-    pub(super) fn replace_flannels_device(&mut self, wanted: &Overlay) -> Result<(), TakeoverError> {
+    pub(super) fn replace_flannels_device(&mut self, wanted: Option<&Overlay>) -> Result<(), TakeoverError> {
+        let Some(wanted) = wanted else { return Ok(()) };
         let (old, old_v6) = (self.takeover.old.take(), self.takeover.old_v6.take());
         let Some(any) = old.as_ref().or(old_v6.as_ref()) else { return Ok(()) };
         let in_use = old_v6.is_some() || old.as_ref().is_some_and(|old| old.up);
         if let Some(pid) = daemon::running() {
-            let error = TakeoverError::Running { pid, device: any.name.clone() };
+            let error = TakeoverError::Running { pid, what: any.name.clone() };
             if in_use {
                 return Err(error);
             }
@@ -145,13 +149,16 @@ impl Node {
     }
 
     fn look_for_flannels(&mut self) -> Result<(), netlink::Error> {
-        let v6 = device::name_v6(self.overlay().device.vni);
-        let v6_stays = self.netlink.link_by_name(&v6)?.is_some();
+        let v6 = self.overlay().map(|overlay| device::name_v6(overlay.device.vni));
+        let v6_stays = match v6 {
+            Some(name) => self.netlink.link_by_name(&name)?.is_some(),
+            None => false,
+        };
         let cleared = firewall::clear(!v6_stays);
         cleared.removed.iter().for_each(|line| info!("{line}"));
         cleared.notes.iter().for_each(|line| warn!("{line}"));
         self.takeover.problems = cleared.problems;
-        let known = self.peers.desired(self.own(), |_| false);
+        let known = self.peers.desired(self.own(), |ip| self.is_on_link(ip));
         for route in peers::direct_routes(&self.netlink.routes()?, &known) {
             if self.netlink.delete_route(&route)? {
                 info!(%route, "removed a route of flannel's; ours leads there");

@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use crate::{
     config::{Pattern, UplinkRules},
     netlink::{self, Address, Link, Netlink, Route, Way},
-    store::network::MTU_MIN,
+    store::{Backend, network::MTU_MIN},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,16 @@ pub struct Uplink {
     pub public_ip: Ipv4Addr,
     /// Why this one, for the log.
     pub reason: String,
+}
+
+impl Uplink {
+    /// Whether other nodes can send to this one as the backend has them do it.
+    pub fn suits(&self, backend: &Backend) -> Result<(), UplinkError> {
+        match backend {
+            Backend::HostGw if self.public_ip != self.address => Err(UplinkError::Translated(self.clone())),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl fmt::Display for Uplink {
@@ -48,6 +58,11 @@ pub enum UplinkError {
         "interface {0} has an MTU of {1}, which leaves nothing to pods; raise it, or name another with --iface"
     )]
     SmallMtu(String, u32),
+    #[error(
+        "--public-ip {} is translated on its way to {} of {}, and host-gw has no tunnel that could pass that; leave \
+         --public-ip out, or use the backend vxlan", .0.public_ip, .0.address, .0.name
+    )]
+    Translated(Uplink),
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
 }

@@ -24,6 +24,15 @@ pub struct LeaseValue {
     pub extra: Vec<(String, Json)>,
 }
 
+/// How a node is reached, as its lease says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendKind {
+    Vxlan(VxlanData),
+    HostGw,
+    /// And flannel's `udp`: neither says what it is.
+    Alloc,
+}
+
 /// Flannel's `BackendData` of a vxlan node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VxlanData {
@@ -42,19 +51,22 @@ pub enum BadLease {
     Missing(&'static str),
     #[error("lease member {name} is {found}, want {want}")]
     Member { name: &'static str, found: String, want: &'static str },
-    #[error("the node's backend is {0:?}: only vxlan peers can be reached")]
-    OtherBackend(String),
 }
 
 const KNOWN: [&str; 6] = ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Canal"];
 
 impl LeaseValue {
-    pub fn vxlan(public_ip: Ipv4Addr, data: VxlanData) -> Self {
+    pub fn new(public_ip: Ipv4Addr, backend: BackendKind) -> Self {
+        let (backend_type, data) = match backend {
+            BackendKind::Vxlan(data) => ("vxlan", Some(data.to_json())),
+            BackendKind::HostGw => ("host-gw", None),
+            BackendKind::Alloc => ("", None),
+        };
         Self {
             public_ip,
             public_ipv6: None,
-            backend_type: "vxlan".into(),
-            backend_data: Some(data.to_json()),
+            backend_type: backend_type.into(),
+            backend_data: data,
             backend_v6_data: None,
             node: None,
             machine: None,
@@ -120,11 +132,8 @@ impl LeaseValue {
         Json::Object(members).render().into_bytes()
     }
 
-    /// What a vxlan peer needs to be reached.
+    /// What it takes to reach a node whose backend is vxlan.
     pub fn vxlan_data(&self) -> Result<VxlanData, BadLease> {
-        if self.backend_type != "vxlan" {
-            return Err(BadLease::OtherBackend(self.backend_type.clone()));
-        }
         let data = self.backend_data.as_ref().ok_or(BadLease::Missing("BackendData"))?;
         let mac = text(data, "VtepMAC")?.ok_or(BadLease::Missing("BackendData.VtepMAC"))?;
         let vtep_mac =
@@ -247,12 +256,15 @@ mod tests {
     fn our_own_value_is_flannels_with_the_node_behind() {
         let data = VxlanData { vni: 1, vtep_mac: "82:d2:48:77:ea:cf".parse().unwrap() };
         let ip = "192.168.50.1".parse().unwrap();
-        assert_eq!(LeaseValue::vxlan(ip, data).render(), FLANNEL.as_bytes());
-        let named = LeaseValue {
-            node: Some("node1".into()),
-            machine: Some("m".into()),
-            ..LeaseValue::vxlan(ip, data)
-        };
+        let value = LeaseValue::new(ip, BackendKind::Vxlan(data));
+        assert_eq!(value.render(), FLANNEL.as_bytes());
+        for (backend, text) in [
+            (BackendKind::HostGw, r#"{"PublicIP":"192.168.50.1","PublicIPv6":null,"BackendType":"host-gw"}"#),
+            (BackendKind::Alloc, r#"{"PublicIP":"192.168.50.1","PublicIPv6":null}"#),
+        ] {
+            assert_eq!(LeaseValue::new(ip, backend).render(), text.as_bytes());
+        }
+        let named = LeaseValue { node: Some("node1".into()), machine: Some("m".into()), ..value };
         assert_eq!(
             String::from_utf8(named.render()).unwrap(),
             FLANNEL.replace("}}", r#"},"Canal":{"Node":"node1","Machine":"m"}}"#)
@@ -284,8 +296,6 @@ mod tests {
             assert!(error.contains(want), "{text}: {error}");
         }
         for (text, want) in [
-            (r#"{"PublicIP":"192.0.2.1"}"#, r#"backend is """#),
-            (r#"{"PublicIP":"192.0.2.1","BackendType":"host-gw"}"#, r#"backend is "host-gw""#),
             (r#"{"PublicIP":"192.0.2.1","BackendType":"vxlan"}"#, "no BackendData"),
             (
                 r#"{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{"VNI":1}}"#,

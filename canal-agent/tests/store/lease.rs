@@ -5,7 +5,8 @@ use std::{
 };
 
 use canal_agent::store::{
-    Attributes, LeaseError, LeaseEvent, LeaseManager, NetworkConfig, Owner, Store, Terms,
+    Attributes, BackendKind, LeaseError, LeaseEvent, LeaseManager, NetworkConfig, Owner, Store, Terms,
+    VxlanData,
 };
 use etcd_client::{Client, PutOptions};
 use ipnet::Ipv4Net;
@@ -27,11 +28,14 @@ fn wide() -> NetworkConfig {
     network(r#""Network":"10.100.0.0/16""#)
 }
 
+fn vtep_mac(number: u8) -> canal_common::Mac {
+    canal_common::Mac::new([2, 0, 0, 0, 0, number])
+}
+
 fn node(number: u8) -> Attributes {
     Attributes {
         public_ip: Ipv4Addr::new(192, 0, 2, number),
-        vtep_mac: canal_common::Mac::new([2, 0, 0, 0, 0, number]),
-        vni: 1,
+        backend: BackendKind::Vxlan(VxlanData { vni: 1, vtep_mac: vtep_mac(number) }),
         node: format!("node{number}"),
         machine: format!("machine{number}"),
     }
@@ -42,9 +46,10 @@ fn subnet_key(subnet: Ipv4Net) -> String {
 }
 
 fn value(attributes: &Attributes) -> String {
+    let BackendKind::Vxlan(data) = attributes.backend else { unreachable!("all nodes here speak vxlan") };
     format!(
         r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{}"}},"Canal":{{"Node":"{}","Machine":"{}"}}}}"#,
-        attributes.public_ip, attributes.vtep_mac, attributes.node, attributes.machine
+        attributes.public_ip, data.vtep_mac, attributes.node, attributes.machine
     )
 }
 
@@ -359,7 +364,7 @@ async fn two_agents_of_one_node_do_not_flood_etcd() {
     let etcd = Etcd::start().await;
     let mut admin = etcd.admin().await;
     // Two machines of one name and address: both take the lease for their own.
-    let twin = Attributes { machine: "other".into(), vtep_mac: node(2).vtep_mac, ..node(1) };
+    let twin = Attributes { machine: "other".into(), backend: node(2).backend, ..node(1) };
     let first = Held::start(LeaseManager::new(etcd.store().await, wide(), None), node(1)).await;
     let second = Held::start(LeaseManager::new(etcd.store().await, wide(), None), twin).await;
     let (started, before) = (Instant::now(), subnets(&mut admin).await[0].2);

@@ -12,7 +12,7 @@ use canal_common::{
 use crate::{
     hook::from_wire::{approve, sender, speaks_for},
     maps::setting,
-    packet::{self, EthHeader, OUTER},
+    packet::{self, EthHeader, OUTER, Part},
     step::{deliver, fragment, leg, related},
     verdict::{Go, Outcome, Stop},
 };
@@ -31,7 +31,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         return Err(Reason::WrongVtep.into());
     }
     let mut packet = packet::parse(ctx, OUTER)?;
-    if !fragment::settle(&mut packet) {
+    if !fragment::gather(&mut packet) {
         sender(outer_src, packet.src)?;
         // For the host: its own reassembly. For a pod: forwarded and judged in `to_pod`, whole or not at all.
         return Ok(Go::next(Reason::ToStack));
@@ -48,7 +48,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         approve(ctx, Hook::FromOverlay, &packet, outer_src)?
     };
     match to {
-        Some(to) if packet.ttl > 1 => deliver::to_pod(ctx, &to),
+        Some(to) if packet.ttl > 1 && packet.part != Part::Scattered => deliver::to_pod(ctx, &to),
         _ => Ok(Go::next(Reason::ToStack)),
     }
 }

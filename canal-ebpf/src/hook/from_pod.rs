@@ -10,7 +10,7 @@ use canal_common::{
 
 use crate::{
     maps::setting,
-    packet::{self, EthHeader, OUTER, Packet},
+    packet::{self, EthHeader, OUTER, Packet, Part},
     step::{
         admit, arp, deliver,
         flow::{self, Known},
@@ -36,13 +36,20 @@ pub fn run(ctx: &TcContext) -> Outcome {
         _ => return Err(Reason::NotIpv4.into()),
     }
     let mut packet = packet::parse(ctx, OUTER)?;
-    if !fragment::settle(&mut packet) {
+    if !fragment::gather(&mut packet) {
         owner(ctx, &packet, &eth)?;
-        // The stack may know how to put it together, and what it forwards to a pod is judged at the next hook;
-        // on other ways there is none.
-        return match leg::anyone(packet.dst).kind {
-            Leg::POD | Leg::NODE => Ok(Go::next(Reason::ToStack)),
-            _ => Err(Reason::FragUnknown.into()),
+        // The stack puts it together with a first part that was judged, or what it forwards is judged at the next hook. On
+        // other ways there is none.
+        let to = leg::anyone(packet.dst);
+        let is_judged = match to.kind {
+            Leg::POD => true,
+            Leg::NODE => leg::direct_node(to.target).is_none(),
+            _ => false,
+        };
+        return if is_judged || fragment::stack_gathers() {
+            Ok(Go::next(Reason::ToStack))
+        } else {
+            Err(Reason::FragUnknown.into())
         };
     }
     if packet.is_icmp_error() {
@@ -104,7 +111,7 @@ fn owner(ctx: &TcContext, packet: &Packet, eth: &EthHeader) -> Result<Leg, Stop>
 #[inline(always)]
 fn forward(ctx: &TcContext, packet: &Packet, to: &Leg, via_stack: bool) -> Outcome {
     // The stack owns translation, and the ICMP errors for a spent TTL and a packet too large.
-    if via_stack || packet.ttl <= 1 {
+    if via_stack || packet.ttl <= 1 || packet.part == Part::Scattered {
         return Ok(Go::next(Reason::ToStack));
     }
     match to.kind {
@@ -115,9 +122,18 @@ fn forward(ctx: &TcContext, packet: &Packet, to: &Leg, via_stack: bool) -> Outco
                 return Ok(Go::next(Reason::ToStack));
             }
             packet::decrement_ttl(ctx).ok_or(Reason::Malformed)?;
+            if leg::direct_node(to.target).is_some() {
+                return deliver::plainly_to_node(node);
+            }
+            if setting!(flags) & Settings::OUTER_CHECKSUM != 0 {
+                return deliver::to_device();
+            }
             // The stack would take the next one off the TTL: what the helper declines has been decremented once,
             // and once more by the stack, which is legal (RFC 1812 §5.3.1: at least one).
             deliver::to_node(ctx, packet, node).unwrap_or(Ok(Go::next(Reason::ToStack)))
+        }
+        Leg::STACK if leg::is_in_network(packet.dst) && !leg::is_this_node(packet.dst) => {
+            Ok(Go::next(Reason::NoPod))
         }
         _ => Ok(Go::next(Reason::ToStack)),
     }

@@ -1,17 +1,19 @@
 //! VXLAN on the uplink: who sent it, policy of the receiving pod, then out of the envelope and into the pod.
 //! Everything else passes untouched after a cheap match, and what the fast path cannot do goes to the kernel's device.
+//! Where nodes may be reached without an envelope, so may we: [`plain`].
 
 use aya_ebpf::programs::TcContext;
 use canal_common::{
     Ip4, Mac,
     flow::Leg,
     reason::{Hook, Reason},
-    wire::{ETHERTYPE_IPV4, IPV4_LEN, PROTO_UDP, VXLAN_FLAGS},
+    settings::Settings,
+    wire::{self, ETHERTYPE_IPV4, IPV4_LEN, PROTO_UDP, VXLAN_FLAGS},
 };
 
 use crate::{
     maps::{NODE_IPS, setting},
-    packet::{self, EthHeader, INNER, Ipv4Header, OUTER, Packet},
+    packet::{self, EthHeader, INNER, Ipv4Header, OUTER, Packet, Part},
     step::{
         admit, deliver,
         flow::{self, Known},
@@ -38,12 +40,19 @@ const FRAGMENTED: u16 = 0x3fff;
 const UDP: usize = OUTER + IPV4_LEN;
 const INNER_ETH: usize = UDP + size_of::<UdpVxlan>();
 const HEADERS: usize = INNER + IPV4_LEN + 20;
-/// Congestion experienced: merging it into the inner header is left to the kernel's device (RFC 6040).
-const ECN_CE: u8 = 3;
+
+/// What the envelope says.
+struct Arrived {
+    outer_src: Ip4,
+    outer_tos: u8,
+    inner_eth: EthHeader,
+}
 
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> Outcome {
-    let Some((outer_src, inner_eth)) = ours(ctx) else { return Ok(Go::UNTOUCHED) };
+    let Some(Arrived { outer_src, outer_tos, inner_eth }) = ours(ctx) else {
+        return if setting!(flags) & Settings::DIRECT_NODES == 0 { Ok(Go::UNTOUCHED) } else { plain(ctx) };
+    };
     if u16::from_be(inner_eth.ethertype) != ETHERTYPE_IPV4 {
         return Err(Reason::NotIpv4.into());
     }
@@ -51,7 +60,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         return Err(Reason::WrongVtep.into());
     }
     let mut packet = packet::parse(ctx, INNER)?;
-    if !fragment::settle(&mut packet) {
+    if !fragment::gather(&mut packet) {
         // Later fragments reach the same decision in `from_overlay`, once more with the stack's help.
         return Ok(Go::next(Reason::Fallback));
     }
@@ -69,11 +78,76 @@ pub fn run(ctx: &TcContext) -> Outcome {
             None => return Ok(Go::next(Reason::Fallback)),
         }
     };
-    if packet.ttl <= 1 {
+    if packet.ttl <= 1 || packet.part == Part::Scattered {
         return Ok(Go::next(Reason::Fallback));
     }
+    let tos = wire::merged_tos(packet.tos, outer_tos).ok_or(Reason::EcnUnaware)?;
     deliver::unwrap(ctx)?;
+    if tos != packet.tos {
+        packet::set_tos(ctx, packet.tos, tos).ok_or(Reason::Malformed)?;
+    }
     deliver::to_pod(ctx, &to)
+}
+
+/// From another node's pod to one of ours, without an envelope. Whatever else it is, the stack knows better.
+#[inline(always)]
+fn plain(ctx: &TcContext) -> Outcome {
+    let Some(dst) = plain_destination(ctx) else { return Ok(Go::UNTOUCHED) };
+    if !leg::is_in_network(dst) {
+        return Ok(Go::UNTOUCHED);
+    }
+    packet::make_linear(ctx, OUTER + IPV4_LEN + 20);
+    let Ok(mut packet) = packet::parse(ctx, OUTER) else { return Ok(Go::UNTOUCHED) };
+    if !fragment::gather(&mut packet) {
+        return Ok(Go::UNTOUCHED);
+    }
+    let to = if packet.is_icmp_error() {
+        // Routers on the way speak as well: `to_pod` judges those.
+        let Some(from) = leg::remote(packet.src) else { return Ok(Go::UNTOUCHED) };
+        let related = related::related(ctx, OUTER, &packet)?;
+        let through = related.peer.kind == Leg::NODE && related.peer.target == from.target;
+        if !through
+            || leg::direct_node(from.target).is_none()
+            || related.via_stack
+            || related.to.kind != Leg::POD
+        {
+            return Ok(Go::UNTOUCHED);
+        }
+        *related.to
+    } else {
+        let sent = |from: &Leg| from.kind == Leg::NODE && leg::direct_node(from.target).is_some();
+        match flow::known(&packet, sent)? {
+            Known::Live { to, via_stack } if !via_stack && to.kind == Leg::POD => *to,
+            Known::Live { .. } => return Ok(Go::UNTOUCHED),
+            Known::Judge => {
+                let Some(to) = leg::pod(packet.dst) else { return Ok(Go::UNTOUCHED) };
+                let Some(from) = leg::remote(packet.src) else { return Ok(Go::UNTOUCHED) };
+                if leg::direct_node(from.target).is_none() {
+                    return Ok(Go::UNTOUCHED);
+                }
+                admit::admit(ctx, Hook::FromWire, &packet, &from, &to, false)?;
+                to
+            }
+        }
+    };
+    if packet.ttl <= 1 || packet.part == Part::Scattered {
+        return Ok(Go::UNTOUCHED);
+    }
+    deliver::to_pod(ctx, &to)
+}
+
+/// Of an IPv4 packet without a tag.
+#[inline(always)]
+fn plain_destination(ctx: &TcContext) -> Option<Ip4> {
+    is_ipv4(ctx).then_some(())?;
+    let ip: Ipv4Header = packet::read(ctx, OUTER)?;
+    Some(Ip4::from_wire(ip.dst))
+}
+
+#[inline(always)]
+fn is_ipv4(ctx: &TcContext) -> bool {
+    // SAFETY: the context outlives the program.
+    unsafe { (*ctx.skb.skb).protocol == u32::from(ETHERTYPE_IPV4.to_be()) && !packet::is_tagged(ctx) }
 }
 
 /// The pod that may have this packet; `None` when it is not for a pod, or belongs to the stack.
@@ -120,13 +194,10 @@ pub fn speaks_for(outer_src: Ip4, peer: &Leg) -> Result<(), Stop> {
     if through || peer.kind == Leg::STACK { Ok(()) } else { Err(Reason::IcmpUnrelated.into()) }
 }
 
-/// The outer source and the inner Ethernet header of a plain VXLAN packet to our address, port and VNI.
+/// A plain VXLAN packet to our address, port and VNI.
 #[inline(always)]
-fn ours(ctx: &TcContext) -> Option<(Ip4, EthHeader)> {
-    // SAFETY: the context outlives the program.
-    if unsafe { (*ctx.skb.skb).protocol } != u32::from(ETHERTYPE_IPV4.to_be()) || packet::is_tagged(ctx) {
-        return None;
-    }
+fn ours(ctx: &TcContext) -> Option<Arrived> {
+    is_ipv4(ctx).then_some(())?;
     let ip: Ipv4Header = packet::read(ctx, OUTER)?;
     if ip.proto != PROTO_UDP || ip.dst != setting!(node_ip).to_wire() {
         return None;
@@ -135,15 +206,14 @@ fn ours(ctx: &TcContext) -> Option<(Ip4, EthHeader)> {
     let udp: UdpVxlan = packet::read(ctx, UDP)?;
     if ip.version_ihl != 0x45
         || ip.fragment & FRAGMENTED.to_be() != 0
-        || ip.tos & ECN_CE == ECN_CE
         || udp.dst_port != setting!(vxlan_port).to_be()
         || udp.flags != (u32::from(VXLAN_FLAGS) << 24).to_be()
         || udp.vni != (setting!(vni) << 8).to_be()
     {
         return None;
     }
-    let eth: EthHeader = packet::read(ctx, INNER_ETH)?;
-    Some((Ip4::from_wire(ip.src), eth))
+    let inner_eth: EthHeader = packet::read(ctx, INNER_ETH)?;
+    Some(Arrived { outer_src: Ip4::from_wire(ip.src), outer_tos: ip.tos, inner_eth })
 }
 
 const _: () = assert!(INNER_ETH + size_of::<EthHeader>() == INNER && size_of::<Mac>() == 6);

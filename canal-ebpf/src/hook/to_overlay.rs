@@ -9,6 +9,7 @@ use canal_common::{
     flow::Leg,
     node::Node,
     reason::{Hook, Reason},
+    settings::Settings,
     wire::{ETHERTYPE_IPV4, IPV4_LEN},
 };
 
@@ -51,6 +52,9 @@ pub fn run(ctx: &TcContext) -> Outcome {
             admit::admit(ctx, Hook::ToOverlay, &packet, &from, &to, true)?;
         }
     }
+    if setting!(flags) & Settings::OUTER_CHECKSUM != 0 {
+        return by_device(ctx, &packet, node);
+    }
     match deliver::to_node(ctx, &packet, node) {
         Ok(outcome) => outcome,
         Err(deliver::Declined) => by_device(ctx, &packet, node),
@@ -77,13 +81,9 @@ fn set_tunnel(ctx: &TcContext, remote: u32, tos: u8) -> i64 {
     key.__bindgen_anon_1.remote_ipv4 = remote;
     key.tunnel_ttl = 64;
     key.tunnel_tos = tos;
+    let flags = if setting!(flags) & Settings::OUTER_CHECKSUM == 0 { BPF_F_ZERO_CSUM_TX } else { 0 };
     // SAFETY: a helper; the key outlives the call and has the size that is passed.
     unsafe {
-        bpf_skb_set_tunnel_key(
-            ctx.skb.skb,
-            &raw mut key,
-            size_of::<bpf_tunnel_key>() as u32,
-            BPF_F_ZERO_CSUM_TX.into(),
-        )
+        bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, flags.into())
     }
 }

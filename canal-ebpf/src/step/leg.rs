@@ -1,7 +1,9 @@
 //! Who an address is: a pod of this node, something behind another node, or the rest of the world.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use canal_common::{Ip4, Mac, endpoint::BorrowedSource, flow::Leg, host::is_for_many, node::Node};
+use canal_common::{
+    Ip4, Mac, endpoint::BorrowedSource, flow::Leg, host::is_for_many, node::Node, settings::Settings,
+};
 
 use crate::{
     BARE,
@@ -87,6 +89,15 @@ pub fn node(index: u32) -> Option<&'static Node> {
     NODES.get(index).filter(|n| n.flags & Node::ALIVE != 0)
 }
 
+/// A node that holds its lease and is reached without an envelope.
+#[inline(always)]
+pub fn direct_node(index: u32) -> Option<&'static Node> {
+    if setting!(flags) & Settings::DIRECT_NODES == 0 {
+        return None;
+    }
+    node(index).filter(|n| n.flags & Node::DIRECT != 0)
+}
+
 /// Whether a packet from `addr` that the host stack forwards can be this leg's, given the interface that it came in by:
 /// somebody on the underlay may write any source address. What the host itself sends is the host's business.
 #[inline(always)]
@@ -94,7 +105,10 @@ pub fn may_come_by(from: &Leg, addr: Ip4, ifindex: u32) -> bool {
     match from.kind {
         _ if ifindex == FROM_HOST => true,
         Leg::POD => from.target == ifindex,
-        Leg::NODE => ifindex == setting!(overlay_ifindex),
+        Leg::NODE => {
+            ifindex == setting!(overlay_ifindex)
+                || (ifindex == setting!(uplink_ifindex) && direct_node(from.target).is_some())
+        }
         Leg::HOST => false,
         // An address of the pod network that nobody holds may be a container's of this node, never the underlay's.
         _ => ifindex != setting!(uplink_ifindex) || !is_in_network(addr),
@@ -102,6 +116,6 @@ pub fn may_come_by(from: &Leg, addr: Ip4, ifindex: u32) -> bool {
 }
 
 #[inline(always)]
-fn is_in_network(addr: Ip4) -> bool {
+pub fn is_in_network(addr: Ip4) -> bool {
     (addr.to_wire() ^ setting!(network).to_wire()) & setting!(netmask).to_wire() == 0
 }

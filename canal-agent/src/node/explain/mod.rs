@@ -66,7 +66,7 @@ impl Node {
             node: &self.config.node_name,
             locals: self.locals.holders().map(|(address, local)| (address, as_told(local))).collect(),
             host: host::addresses_of(addresses.into_iter().map(|address| address.net)).into_iter().collect(),
-            peers: self.peers.status(self.own()),
+            peers: self.peers.status(self.own(), |ip| self.is_on_link(ip)),
             network: self.network.network,
         };
         let from = around.find(&ask.from).map_err(|e| no(format!("from: {e}")))?;

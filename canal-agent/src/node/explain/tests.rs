@@ -9,7 +9,7 @@ use super::{
 use crate::{
     api::{
         explain::{DecidedBy, Walk},
-        wire::PeerStatus,
+        wire::{PeerStatus, Way},
     },
     compile::{reference::Reference, tests::World},
     model::{
@@ -261,8 +261,10 @@ fn around(world: &World) -> Around<'_> {
         peers: vec![PeerStatus {
             subnet: "10.0.2.0/24".parse().unwrap(),
             public_ip: "192.168.0.2".parse().unwrap(),
-            vtep_mac: canal_common::Mac::new([2; 6]),
+            vtep_mac: Some(canal_common::Mac::new([2; 6])),
             node: Some("n2".to_owned()),
+            way: Way::Vxlan,
+            reason: None,
         }],
         network: "10.0.0.0/16".parse().unwrap(),
     }

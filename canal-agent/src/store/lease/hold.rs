@@ -37,12 +37,12 @@ pub(super) fn judge(lease: &Lease, want: &Attributes, now: Option<&Entry>) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{BackendKind, VxlanData};
 
     fn want() -> Attributes {
         Attributes {
             public_ip: "192.0.2.1".parse().unwrap(),
-            vtep_mac: "82:d2:48:77:ea:cf".parse().unwrap(),
-            vni: 1,
+            backend: BackendKind::Vxlan(VxlanData { vni: 1, vtep_mac: "82:d2:48:77:ea:cf".parse().unwrap() }),
             node: "n1".into(),
             machine: "m1".into(),
         }

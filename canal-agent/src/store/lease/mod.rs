@@ -9,10 +9,9 @@ mod manager;
 
 use std::net::Ipv4Addr;
 
-use canal_common::Mac;
 use ipnet::Ipv4Net;
 
-use super::{LeaseValue, NetworkConfig, Owner, StoreError, VxlanData, json::Json};
+use super::{BackendKind, LeaseValue, NetworkConfig, Owner, StoreError, json::Json};
 
 pub use manager::LeaseManager;
 
@@ -20,8 +19,7 @@ pub use manager::LeaseManager;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
     pub public_ip: Ipv4Addr,
-    pub vtep_mac: Mac,
-    pub vni: u32,
+    pub backend: BackendKind,
     pub node: String,
     pub machine: String,
 }
@@ -33,12 +31,11 @@ impl Attributes {
 
     /// The value of our key; `extra` are the members of the present value that are not ours to drop.
     fn value(&self, extra: Vec<(String, Json)>) -> LeaseValue {
-        let data = VxlanData { vni: self.vni, vtep_mac: self.vtep_mac };
         LeaseValue {
             node: Some(self.node.clone()),
             machine: Some(self.machine.clone()),
             extra,
-            ..LeaseValue::vxlan(self.public_ip, data)
+            ..LeaseValue::new(self.public_ip, self.backend)
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The network's configuration in etcd: flannel's fields, defaults and rules, without flannel's surprises.
 //! Field names match in any case, as in Go. Pure: text in, configuration or one error out.
 
+mod backend;
 mod range;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -10,10 +11,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use self::range::{Given, Range};
 use super::{SubnetKey, json::Json};
 
-pub const VNI_MAX: u32 = 0x00ff_ffff;
-const VXLAN_PORT: u16 = 8472;
-/// The smallest outer MTU that leaves IPv4's minimum of 68 (RFC 791) to the pods.
-pub const MTU_MIN: u16 = 118;
+pub use self::backend::{Backend, MTU_MIN, VNI_MAX, VxlanOptions};
 
 /// A configuration that holds together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,21 +24,6 @@ pub struct NetworkConfig {
     pub backend: Backend,
     /// What was asked for and has no effect, for the log.
     pub notes: Vec<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Backend {
-    Vxlan(VxlanOptions),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VxlanOptions {
-    pub vni: u32,
-    pub port: u16,
-    /// Outer MTU; `None` means that of the uplink.
-    pub mtu: Option<u16>,
-    /// Peers on our own link get plain packets.
-    pub direct_routing: bool,
 }
 
 /// What is wrong with the configuration, and what to write instead.
@@ -74,8 +57,8 @@ pub enum NetworkError {
     MinAboveMax { min_field: &'static str, min: String, max_field: &'static str, max: String },
     #[error("Backend has no Type: add \"Type\":\"vxlan\"")]
     NoBackendType,
-    #[error("backend {0:?} is not supported: use \"Backend\":{{\"Type\":\"vxlan\"}}")]
-    UnknownBackend(String),
+    #[error("backend {kind:?} is not supported: {instead}")]
+    UnknownBackend { kind: String, instead: &'static str },
 }
 
 impl NetworkConfig {
@@ -97,7 +80,7 @@ impl NetworkConfig {
         if ipv6 {
             v6_range(&fields)?;
         }
-        let backend = backend(&fields, &mut notes)?;
+        let backend = backend::read(&fields, &mut notes)?;
         // A key without its IPv6 half would make the flanneld of a dual-stack cluster panic: refuse, do not degrade.
         let (Some((network, range)), false) = (range, ipv6) else { return Err(NetworkError::Ipv6) };
         Ok(Self {
@@ -119,14 +102,12 @@ impl NetworkConfig {
 
     /// What of `next` only a fresh start can take up, in words: who is addressed how. Ranges and MTU can change under way.
     pub fn needs_restart(&self, next: &Self) -> Vec<String> {
-        let (Backend::Vxlan(before), Backend::Vxlan(after)) = (&self.backend, &next.backend);
         let fields = [
             ("Network", self.network.to_string(), next.network.to_string()),
             ("SubnetLen", self.subnet_len.to_string(), next.subnet_len.to_string()),
-            ("Backend.VNI", before.vni.to_string(), after.vni.to_string()),
-            ("Backend.Port", before.port.to_string(), after.port.to_string()),
         ];
-        let changed = fields.into_iter().filter(|(_, before, after)| before != after);
+        let backend = self.backend.needs_restart(&next.backend);
+        let changed = fields.into_iter().chain(backend).filter(|(_, before, after)| before != after);
         changed.map(|(field, before, after)| format!("{field} {before} is {after} now")).collect()
     }
 
@@ -179,54 +160,6 @@ fn v6_range(fields: &Fields<'_>) -> Result<(Ipv6Net, Range), NetworkError> {
 
 fn v4_address(value: u128) -> Ipv4Addr {
     u32::try_from(value).expect("range arithmetic stays inside the network").into()
-}
-
-fn backend(fields: &Fields<'_>, notes: &mut Vec<String>) -> Result<Backend, NetworkError> {
-    let Some(json) = fields.json.member("Backend") else {
-        notes.push("Backend is absent: using vxlan (flanneld takes udp here; write \"Backend\":{\"Type\":\"vxlan\"})".into());
-        return Ok(Backend::Vxlan(VxlanOptions {
-            vni: 1,
-            port: VXLAN_PORT,
-            mtu: None,
-            direct_routing: false,
-        }));
-    };
-    let Json::Object(_) = json else { return Err(fields.wrong("Backend", json, "an object with a Type")) };
-    let fields = Fields { json, path: "Backend." };
-    let kind = fields.string("Type")?.filter(|kind| !kind.is_empty()).ok_or(NetworkError::NoBackendType)?;
-    if !kind.eq_ignore_ascii_case("vxlan") {
-        return Err(NetworkError::UnknownBackend(kind.to_owned()));
-    }
-    for (option, effect) in [
-        ("GBP", "the group policy extension of VXLAN is not sent"),
-        ("Learning", "peers come from their leases, never from traffic"),
-    ] {
-        if fields.boolean(option)? == Some(true) {
-            notes.push(format!("Backend.{option} has no effect: {effect}"));
-        }
-    }
-    let mtu = fields
-        .unsigned("MTU", u64::from(u16::MAX), "the MTU of the uplink, 118 to 65535")?
-        .filter(|mtu| *mtu != 0)
-        .map(narrow::<u16>);
-    if let Some(mtu) = mtu.filter(|mtu| *mtu < MTU_MIN) {
-        return Err(fields.wrong("MTU", &Json::Number(mtu.into()), "the MTU of the uplink, 118 to 65535"));
-    }
-    let port = fields.unsigned("Port", u64::from(u16::MAX), "a UDP port, 0 to 65535")?.unwrap_or(0);
-    let direct_routing = fields.boolean("DirectRouting")?.unwrap_or(false);
-    if direct_routing {
-        notes.push("DirectRouting has no effect yet: every peer is reached through the tunnel".into());
-    }
-    Ok(Backend::Vxlan(VxlanOptions {
-        vni: fields.unsigned("VNI", VNI_MAX.into(), "a number, 0 to 16777215")?.map_or(1, narrow::<u32>),
-        port: if port == 0 { VXLAN_PORT } else { narrow::<u16>(port) },
-        mtu,
-        direct_routing,
-    }))
-}
-
-fn narrow<T: TryFrom<u64>>(value: u64) -> T {
-    T::try_from(value).ok().expect("the bound was checked while reading")
 }
 
 /// Typed access to the members of one object, with their path for messages.

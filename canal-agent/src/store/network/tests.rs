@@ -7,8 +7,7 @@ fn parse(text: &str) -> Result<NetworkConfig, NetworkError> {
 }
 
 fn vxlan(config: &NetworkConfig) -> &VxlanOptions {
-    let Backend::Vxlan(options) = &config.backend;
-    options
+    config.backend.vxlan().unwrap()
 }
 
 #[test]
@@ -84,7 +83,7 @@ fn backend_options_are_read_in_any_case() {
     )
     .unwrap();
     assert_eq!(vxlan(&config), &VxlanOptions { vni: 77, port: 4789, mtu: Some(9000), direct_routing: true });
-    assert_eq!(config.notes.len(), 3, "DirectRouting, GBP and Learning: {:?}", config.notes);
+    assert_eq!(config.notes.len(), 2, "GBP and Learning: {:?}", config.notes);
     let config = parse(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Port":0,"MTU":0}}"#).unwrap();
     assert_eq!((vxlan(&config).port, vxlan(&config).mtu), (8472, None));
 }
@@ -141,9 +140,12 @@ fn what_is_wrong_is_named_with_its_remedy() {
         (r#"{"Network":"10.3.0.0/16","Backend":{}}"#, r#"add "Type":"vxlan""#),
         (r#"{"Network":"10.3.0.0/16","Backend":"vxlan"}"#, r#"Backend is "vxlan": want an object"#),
         (
-            r#"{"Network":"10.3.0.0/16","Backend":{"Type":"host-gw"}}"#,
-            r#"backend "host-gw" is not supported"#,
+            r#"{"Network":"10.3.0.0/16","Backend":{"Type":"WireGuard"}}"#,
+            r#"backend "WireGuard" is not supported: Canal does not encrypt"#,
         ),
+        (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"udp"}}"#, r#"use "Type":"vxlan""#),
+        (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"extension"}}"#, r#"use "Type":"alloc""#),
+        (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"x"}}"#, r#""vxlan", "host-gw" or "alloc""#),
         (r#"{"Network":"10.3.0.0/16","Backend":{"Type":7}}"#, "Backend.Type is 7"),
         (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#, "Backend.VNI is 16777216"),
         (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}"#, "Backend.VNI"),
@@ -181,6 +183,24 @@ fn what_a_running_node_cannot_take_up_is_named_and_the_rest_is_not() {
             "Backend.Port 8472 is 4789 now"
         ]
     );
+    let other = parse(r#""Network":"10.3.0.0/16","Backend":{"Type":"host-gw"}"#);
+    assert_eq!(before.needs_restart(&other), ["Backend.Type vxlan is host-gw now"]);
+}
+
+#[test]
+fn each_backend_says_what_pods_may_send_and_who_carries_it() {
+    for (options, mtu, direct, carries) in [
+        (r#"{"Type":"VXLAN"}"#, 1450, false, true),
+        (r#"{"Type":"vxlan","MTU":1400,"DirectRouting":true}"#, 1350, true, true),
+        (r#"{"Type":"Host-GW"}"#, 1500, true, true),
+        (r#"{"Type":"alloc"}"#, 1500, false, false),
+    ] {
+        let backend = parse(&format!(r#"{{"Network":"10.3.0.0/16","Backend":{options}}}"#)).unwrap().backend;
+        assert_eq!(
+            (backend.pod_mtu(1500), backend.reaches_directly(), backend.carries()),
+            (mtu, direct, carries)
+        );
+    }
 }
 
 #[test]
