@@ -45,8 +45,8 @@ use crate::{
     },
     store::{
         Attributes, Backend, BackendKind, EtcdPrefix, Lease, LeaseManager, Listing, Mirror, NetworkConfig,
-        Owner, Past, Prefix, RESOURCES, Store, StoreEvent, Terms, VxlanData, initial, machine, own_entry,
-        retry::Backoff, subnet_file::read_previous_subnet,
+        Owner, Past, Prefix, RESOURCES, Store, StoreEvent, Terms, VxlanData, VxlanOptions, initial, machine,
+        own_entry, retry::Backoff, subnet_file::read_previous_subnet,
     },
 };
 
@@ -142,8 +142,8 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         Store::connect_patiently(&config.etcd, |error| progress.waits("etcd", &error.to_string())).await;
     let initial = initialise(&mut tasks, &store, &config);
     let network = network_config(&store, &progress).await;
-    let wanted = (config.clone(), network.backend.clone());
-    let uplink = blocking(|(config, backend)| choose_uplink(&config, &backend), wanted).await?;
+    let look = |(config, network): (Config, NetworkConfig)| choose_uplink(&config, &network);
+    let uplink = blocking(look, (config.clone(), network.clone())).await?;
     let (machine, memory) = (machine::read_or_make(&config.state_dir)?, Memory::read(&config.state_dir));
     let leases = list_leases(&store, &progress).await;
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
@@ -351,15 +351,13 @@ async fn list_leases(store: &Store, progress: &Progress) -> Listing {
     }
 }
 
-/// Beside no flanneld that has the network's port.
-fn choose_uplink(config: &Config, backend: &Backend) -> anyhow::Result<Uplink> {
+/// Where this node's place is, if nobody else has it.
+fn choose_uplink(config: &Config, network: &NetworkConfig) -> anyhow::Result<Uplink> {
     let mut netlink = Netlink::open()?;
-    if let Some(options) = backend.vxlan() {
-        takeover::check(&mut netlink, options.vni, options.port)?;
-    }
+    takeover::check(&mut netlink, network)?;
     let uplink = uplink::choose(&Host::read(&mut netlink, &config.uplink)?, &config.uplink)?;
-    uplink.suits(backend)?;
     info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, mtu = uplink.mtu, reason = uplink.reason, "chose the uplink");
+    uplink.suits(&network.backend)?;
     Ok(uplink)
 }
 
@@ -371,8 +369,7 @@ async fn vtep_mac(
     prefix: &EtcdPrefix,
     owner: Owner<'_>,
 ) -> anyhow::Result<Mac> {
-    let Some(options) = network.backend.vxlan() else { return Ok(Mac::default()) };
-    let (vni, port) = (options.vni, options.port);
+    let Some(&VxlanOptions { vni, port, .. }) = network.backend.vxlan() else { return Ok(Mac::default()) };
     let existing = blocking(move |()| device::known_mac(&mut Netlink::open()?, vni, port), ()).await?;
     if let Some(mac) = existing {
         return Ok(mac);

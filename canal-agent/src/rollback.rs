@@ -35,7 +35,7 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
         }
         done.extend(hand_over(config, &mut netlink, *vni, link, &known.unwrap_or_default())?);
     }
-    done.extend(hand_pods_over(&mut netlink)?);
+    done.extend(hand_routes_over(&mut netlink)?);
     if masquerade::remove().unwrap_or(false) {
         done.push("removed the masquerade table; flanneld makes its own with --ip-masq".to_owned());
     }
@@ -48,7 +48,6 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
     for device in overlay::remove(&mut netlink)? {
         done.push(format!("removed {device}"));
     }
-    done.extend(hand_direct_routes_over(&mut netlink)?);
     for route in netlink.routes()?.iter().filter(|r| r.protocol == overlay::ROUTE_PROTOCOL) {
         if netlink.delete_route(route)? {
             done.push(format!("removed the {route}"));
@@ -92,7 +91,8 @@ fn hand_over(
         address.map(|address| format!(" and the address {}", address.net.addr())).unwrap_or_default()
     )];
     let mut programmed = 0;
-    for (subnet, node) in known.iter().filter(|(_, node)| node.flags & Node::DIRECT == 0) {
+    let through_it = known.iter().filter(|(_, node)| node.flags & Node::DIRECT == 0);
+    for (subnet, node) in through_it {
         match peers::program(netlink, theirs.index, *subnet, *node) {
             Ok(()) => programmed += 1,
             Err(error) => done.push(format!("NOT taken over: the peer with {subnet}: {error}")),
@@ -104,32 +104,22 @@ fn hand_over(
     Ok(done)
 }
 
-/// The ways to nodes without a tunnel stay, as flanneld's own.
-fn hand_direct_routes_over(netlink: &mut Netlink) -> anyhow::Result<Vec<String>> {
-    let routes = netlink.routes()?;
-    let direct: Vec<_> =
-        routes.iter().filter(|r| r.protocol == overlay::ROUTE_PROTOCOL && r.gateway.is_some()).collect();
-    for route in &direct {
-        netlink.replace_route(&Route { protocol: protocol::BOOT, ..(*route).clone() })?;
-    }
-    Ok((!direct.is_empty())
-        .then(|| format!("left {} direct routes, as flanneld's", direct.len()))
-        .into_iter()
-        .collect())
-}
-
-/// Routes to pods stay, as Calico's plugin would have made them. Pods that our plugin made have been told their gateway's MAC by
-/// our programs; the kernel does it from now on.
-fn hand_pods_over(netlink: &mut Netlink) -> anyhow::Result<Vec<String>> {
+/// Routes to pods stay, as Calico's plugin would have made them, and those to peers without a tunnel, as flanneld would have.
+/// Pods that our plugin made have been told their gateway's MAC by our programs; the kernel does it from now on.
+fn hand_routes_over(netlink: &mut Netlink) -> anyhow::Result<Vec<String>> {
     let mut done = Vec::new();
-    let routes = netlink.routes()?;
-    for route in routes.iter().filter(|r| r.protocol == overlay::ROUTE_PROTOCOL && r.dst.prefix_len() == 32) {
-        let Some(link) = route.oif.map(|oif| netlink.link(oif)).transpose()?.flatten() else { continue };
-        for (setting, value) in [("conf/{}/proxy_arp", "1"), ("neigh/{}/proxy_delay", "0")] {
-            sysctl::set_if_present(&format!("net/ipv4/{}", setting.replace("{}", &link.name)), value)?;
+    for route in netlink.routes()?.iter().filter(|r| r.protocol == overlay::ROUTE_PROTOCOL) {
+        let to_pod = route.dst.prefix_len() == 32 && route.gateway.is_none() && !route.unreachable;
+        if to_pod {
+            let Some(link) = route.oif.map(|oif| netlink.link(oif)).transpose()?.flatten() else { continue };
+            for (setting, value) in [("conf/{}/proxy_arp", "1"), ("neigh/{}/proxy_delay", "0")] {
+                sysctl::set_if_present(&format!("net/ipv4/{}", setting.replace("{}", &link.name)), value)?;
+            }
         }
-        netlink.replace_route(&Route { protocol: protocol::BOOT, ..route.clone() })?;
-        done.push(format!("left the route to pod {} on {}", route.dst.addr(), link.name));
+        if to_pod || route.gateway.is_some() {
+            netlink.replace_route(&Route { protocol: protocol::BOOT, ..route.clone() })?;
+            done.push(format!("left the {route}"));
+        }
     }
     Ok(done)
 }

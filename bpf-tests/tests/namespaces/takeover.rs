@@ -3,7 +3,9 @@
 use std::{fs, net::Ipv4Addr, time::Duration};
 
 use bpf_tests::{
-    FlannelNode, Host, LiveConnection, Node, Pinger, Pod, Proc, World, flannel::FlannelPod, policy,
+    FlannelNode, Host, LiveConnection, Node, Pinger, Pod, Proc, World,
+    flannel::{FlannelBackend, FlannelPod},
+    policy,
     policy::RESOURCES,
 };
 use serde_json::{Value, json};
@@ -361,4 +363,45 @@ fn wherever_a_takeover_was_cut_off_the_next_start_finishes_it() {
     let told = || words.iter().all(|words| problems().contains(words));
     assert!(bpf_tests::until(SOON * 2, told), "{}", problems());
     assert!(firewall(one).contains("FLANNEL-POSTRTG") && a.pings(b.ip()));
+}
+
+#[test]
+fn a_node_whose_peers_are_reached_without_a_tunnel_is_taken_over_and_given_back() {
+    let config = r#"{ "Network": "10.100.0.0/16", "Backend": {"Type": "host-gw"}}"#;
+    let world = World::builder().nodes(2).config(Some(config)).build().unwrap();
+    world.etcd().put_global_policy("open", policy::allow_all()).unwrap();
+    let one = world.node(1);
+    let [old, far] = [1, 2].map(|number| world.flannel_node_with(number, FlannelBackend::HostGw).unwrap());
+    old.learn_peers().unwrap();
+    far.learn_peers().unwrap();
+    let (a, b) = (old.add_pod("a").unwrap(), far.add_pod("b").unwrap());
+    publish(&world, one, "a", &a);
+    old.install_rules("iptables-nft").unwrap();
+    one.agent().add_switch("--ip-masq=true");
+    let way = || one.netns().ip(&format!("route show {}/24", far.subnet())).unwrap();
+    let mut flanneld = pretend_flanneld(one);
+    one.agent().spawn().unwrap();
+    assert!(
+        one.agent().says(&["flanneld (process", "route to", "via 192.168.50.2"], SOON),
+        "{}",
+        one.agent().log()
+    );
+    assert!(soon(|| !one.agent().is_running()));
+    flanneld.kill();
+
+    let ways: [(&str, &dyn Host, Ipv4Addr); 3] =
+        [("out", &a, b.ip()), ("in", &b, a.ip()), ("host", one, b.ip())];
+    let steady = Steady::start(&ways);
+    one.agent().start().unwrap();
+    assert!(soon(|| way().contains("proto 202") && !firewall(one).contains("FLANNEL")), "{}", way());
+    steady.stop("host-gw to Canal");
+    assert!(soon(|| one.agent().status().unwrap()["problems"] == json!([])));
+
+    let steady = Steady::start(&ways);
+    one.agent().terminate().unwrap();
+    let said = one.agent().hand_over_to_flannel().unwrap();
+    assert!(said.contains("left the route to") && said.contains("NO POLICY IS ENFORCED"), "{said}");
+    steady.stop("Canal to host-gw");
+    assert!(way().contains("via 192.168.50.2 dev up0") && !way().contains("proto 202"), "{}", way());
+    assert!(a.pings(b.ip()) && b.pings(a.ip()) && one.pings(b.ip()));
 }

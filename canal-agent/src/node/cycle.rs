@@ -141,10 +141,8 @@ impl Node {
             self.failure = overlay::remove(&mut self.netlink).err().map(|error| error.to_string());
         }
         self.health.beat();
-        if self.failure.is_none()
-            && let Some(wanted) = &wanted
-        {
-            self.failure = self.replace_flannels_device(wanted).err().map(|error| error.to_string());
+        if self.failure.is_none() {
+            self.failure = self.replace_flannels_device(wanted.as_ref()).err().map(|error| error.to_string());
         }
         match self.apply_masquerade() {
             Ok(()) if self.failure.is_none() => self.clear_after_flannel(),

@@ -16,16 +16,17 @@ use crate::{
         flannel::{daemon, device, firewall, peers},
         overlay::{self, Overlay, OverlayError},
     },
-    netlink::{self, Link, Netlink},
+    netlink::{self, Link, Netlink, Route},
+    store::{Backend, NetworkConfig, VxlanOptions},
 };
 
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
     #[error(
-        "flanneld (process {pid}) runs on this node, and its {device} is where ours would be; stop it for good \
+        "flanneld (process {pid}) runs on this node, and its {what} is where ours would be; stop it for good \
          (`systemctl disable --now flanneld`): canal-agent then takes its place, pods and all"
     )]
-    Running { pid: u32, device: String },
+    Running { pid: u32, what: String },
     #[error(transparent)]
     Overlay(#[from] OverlayError),
     #[error(transparent)]
@@ -42,12 +43,16 @@ pub(super) struct Takeover {
     /// The rules and routes are to be looked for: once in the life of a process, and again while some cannot be removed, for it
     /// costs processes.
     due: bool,
+    /// flannel's device was there in the life of this process.
+    found: bool,
     problems: Vec<String>,
+    /// What is left on purpose, and what somebody should do.
+    kept: Vec<String>,
 }
 
 impl Default for Takeover {
     fn default() -> Self {
-        Self { old: None, old_v6: None, due: true, problems: Vec::new() }
+        Self { old: None, old_v6: None, due: true, found: false, problems: Vec::new(), kept: Vec::new() }
     }
 }
 
@@ -58,18 +63,20 @@ impl Takeover {
     }
 }
 
-/// Refuses to start beside a flanneld that uses the device of this network.
-pub fn check(netlink: &mut Netlink, vni: u32, port: u16) -> Result<(), TakeoverError> {
-    let old = match device::find(netlink, vni, port)? {
-        Some(old) => old,
-        None => match device::find_v6(netlink, vni, port)? {
-            Some(old) => old,
-            None => return Ok(()),
-        },
+/// Refuses to start beside a flanneld that serves this network, as its device shows, or with host-gw its routes.
+pub fn check(netlink: &mut Netlink, network: &NetworkConfig) -> Result<(), TakeoverError> {
+    let what = match &network.backend {
+        Backend::Vxlan(VxlanOptions { vni, port, .. }) => match device::find(netlink, *vni, *port)? {
+            Some(old) => Some(old),
+            None => device::find_v6(netlink, *vni, *port)?,
+        }
+        .map(|old| old.name),
+        Backend::HostGw => peers::may_be_direct(&netlink.routes()?, network.network).map(Route::to_string),
+        Backend::Alloc => None,
     };
-    match daemon::running() {
-        Some(pid) => Err(TakeoverError::Running { pid, device: old.name }),
-        None => Ok(()),
+    match (what, daemon::running()) {
+        (Some(what), Some(pid)) => Err(TakeoverError::Running { pid, what }),
+        _ => Ok(()),
     }
 }
 
@@ -78,6 +85,7 @@ impl Node {
     pub(super) fn ensure_device(&mut self, wanted: &Overlay) -> Result<Link, OverlayError> {
         let (vni, port) = (wanted.device.vni, wanted.device.port);
         self.takeover.old = device::find(&mut self.netlink, vni, port)?;
+        self.takeover.found |= self.takeover.old.is_some();
         self.takeover.old_v6 = device::find_v6(&mut self.netlink, vni, port)?.filter(|link| link.up);
         let in_use = self.takeover.old_v6.is_some() || self.takeover.old.as_ref().is_some_and(|old| old.up);
         if in_use {
@@ -88,12 +96,13 @@ impl Node {
     }
 
     /// Comes once everything else is in the kernel.
-    pub(super) fn replace_flannels_device(&mut self, wanted: &Overlay) -> Result<(), TakeoverError> {
+    pub(super) fn replace_flannels_device(&mut self, wanted: Option<&Overlay>) -> Result<(), TakeoverError> {
+        let Some(wanted) = wanted else { return Ok(()) };
         let (old, old_v6) = (self.takeover.old.take(), self.takeover.old_v6.take());
         let Some(any) = old.as_ref().or(old_v6.as_ref()) else { return Ok(()) };
         let in_use = old_v6.is_some() || old.as_ref().is_some_and(|old| old.up);
         if let Some(pid) = daemon::running() {
-            let error = TakeoverError::Running { pid, device: any.name.clone() };
+            let error = TakeoverError::Running { pid, what: any.name.clone() };
             if in_use {
                 return Err(error);
             }
@@ -141,16 +150,25 @@ impl Node {
                 self.takeover.problems.push(format!("flannel's routes may be left: {error}"));
             }
         }
-        self.problems.extend(self.takeover.problems.iter().cloned());
+        self.problems.extend(self.takeover.problems.iter().chain(&self.takeover.kept).cloned());
     }
 
     fn look_for_flannels(&mut self) -> Result<(), netlink::Error> {
-        let v6 = self.network.backend.vxlan().map(|options| device::name_v6(options.vni));
-        let v6_stays = v6.map(|name| self.netlink.link_by_name(&name)).transpose()?.flatten().is_some();
-        let cleared = firewall::clear(!v6_stays);
+        let v6 = self.overlay().map(|overlay| device::name_v6(overlay.device.vni));
+        let v6_stays = match v6 {
+            Some(name) => self.netlink.link_by_name(&name)?.is_some(),
+            None => false,
+        };
+        let cleared = firewall::clear(firewall::Terms {
+            with_v6: !v6_stays,
+            with_masquerade: self.config.ip_masq.is_some(),
+        });
         cleared.removed.iter().for_each(|line| info!("{line}"));
         cleared.notes.iter().for_each(|line| warn!("{line}"));
-        self.takeover.problems = cleared.problems;
+        (self.takeover.problems, self.takeover.kept) = (cleared.problems, cleared.kept);
+        if !self.takeover.found && cleared.removed.is_empty() {
+            return Ok(()); // No flanneld was here: such routes are an administrator's.
+        }
         let known = self.peers.desired(self.own(), |ip| self.is_on_link(ip));
         for route in peers::direct_routes(&self.netlink.routes()?, &known) {
             if self.netlink.delete_route(&route)? {

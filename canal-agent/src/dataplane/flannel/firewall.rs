@@ -32,20 +32,31 @@ pub struct Cleared {
     pub notes: Vec<String>,
     /// What is left of flannel's, and why.
     pub problems: Vec<String>,
+    /// What is left on purpose, because nothing stands in its place.
+    pub kept: Vec<String>,
 }
 
-/// Takes away what is flannel's; what it has for IPv6 only if `with_v6`.
-pub fn clear(with_v6: bool) -> Cleared {
+/// What may go.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// What flannel has for IPv6.
+    pub with_v6: bool,
+    /// Ours masquerades in its place.
+    pub with_masquerade: bool,
+}
+
+/// Takes away what is flannel's and has something of ours in its place, or needs nothing.
+pub fn clear(terms: Terms) -> Cleared {
     let mut cleared = Cleared::default();
     let mut seen = BTreeSet::new();
     for tool in TOOLS {
         let Ok(version) = run(tool, &["--version"], "") else { continue };
         let kind = kind(&version);
         if seen.insert(kind) {
-            clear_iptables(tool, kind, &mut cleared);
+            clear_iptables(tool, kind, terms, &mut cleared);
         }
     }
-    clear_nftables(with_v6, !seen.contains(&Kind::NfTables), &mut cleared);
+    clear_nftables(terms, !seen.contains(&Kind::NfTables), &mut cleared);
     if !seen.contains(&Kind::Legacy) && TABLES.iter().any(|table| legacy_tables().contains(*table)) {
         cleared.notes.push(
             "this host has legacy iptables tables and no iptables-legacy to look into them: if flannel's chains \
@@ -66,19 +77,17 @@ fn legacy_tables() -> BTreeSet<String> {
     names.lines().map(str::to_owned).collect()
 }
 
-fn clear_iptables(tool: &str, kind: Kind, cleared: &mut Cleared) {
+fn clear_iptables(tool: &str, kind: Kind, terms: Terms, cleared: &mut Cleared) {
     let legacy = legacy_tables();
     for table in TABLES.into_iter().filter(|table| kind == Kind::NfTables || legacy.contains(*table)) {
         let result = run(&format!("{tool}-save"), &["-t", table], "").and_then(|saved| {
             let Some(removal) = removal(table, &saved) else { return Ok(saved) };
+            if let Some(why) = why_kept(table, &saved, terms) {
+                cleared.kept.push(format!("flannel's rules stay in the table {table} of {tool}: {why}"));
+                return Ok(saved);
+            }
             run(&format!("{tool}-restore"), &["--noflush", "--wait=5"], &removal)?;
             cleared.removed.push(format!("removed flannel's rules from the table {table} of {tool}"));
-            if policy_of_forward(&saved) == Some("DROP") {
-                cleared.notes.push(format!(
-                    "the host's firewall drops what it forwards unless a rule accepts it (policy of FORWARD, {tool}), and \
-                     flannel's rules that accepted pods are gone: if pods are to reach the world, accept them there"
-                ));
-            }
             Ok(saved)
         });
         match result {
@@ -121,15 +130,36 @@ fn removal(table: &str, saved: &str) -> Option<String> {
     Some(text)
 }
 
+/// What would stop working without flannel's rules in that table.
+fn why_kept(table: &str, saved: &str, terms: Terms) -> Option<&'static str> {
+    if table == "nat" && !terms.with_masquerade {
+        return Some(NO_MASQUERADE);
+    }
+    (policy_of_forward(saved) == Some("DROP")).then_some(
+        "the policy of FORWARD is DROP, and they are what accepts pods; accept the pod network there by rules of your own, \
+         then delete the chain FLANNEL-FWD and what leads to it",
+    )
+}
+
+const NO_MASQUERADE: &str = "without them pods would not reach the world, for this agent does not masquerade; start it with \
+                             --ip-masq, or delete them yourself";
+
 fn policy_of_forward(saved: &str) -> Option<&str> {
     saved.lines().find_map(|line| line.strip_prefix(":FORWARD "))?.split_whitespace().next()
 }
 
-fn clear_nftables(with_v6: bool, look_for_chains: bool, cleared: &mut Cleared) {
+fn clear_nftables(terms: Terms, look_for_chains: bool, cleared: &mut Cleared) {
     // Without nft there is nobody who could have made them.
     let Ok(tables) = run("nft", &["list", "tables"], "") else { return };
-    for (family, name) in NFT_TABLES.into_iter().filter(|(family, _)| with_v6 || *family == "ip") {
+    for (family, name) in NFT_TABLES.into_iter().filter(|(family, _)| terms.with_v6 || *family == "ip") {
         if !tables.lines().any(|line| line == format!("table {family} {name}")) {
+            continue;
+        }
+        if !terms.with_masquerade
+            && run("nft", &["list", "table", family, name], "")
+                .is_ok_and(|table| table.contains("masquerade"))
+        {
+            cleared.kept.push(format!("flannel's nftables table {family} {name} stays: {NO_MASQUERADE}"));
             continue;
         }
         match run("nft", &["delete", "table", family, name], "") {
@@ -254,11 +284,22 @@ COMMIT
             for (family, name) in NFT_TABLES {
                 run("nft", &["add", "table", family, name], "").unwrap();
             }
-            let cleared = clear(false);
-            assert_eq!(cleared.problems, Vec::<String>::new());
+            let masquerade = "table ip flannel-ipv4 { chain postrtg { type nat hook postrouting priority 100; masquerade; }; }";
+            run("nft", &["-f", "-"], masquerade).unwrap();
+            // Nothing of ours in their place: what pods need of them stays.
+            let cleared = clear(Terms { with_v6: false, with_masquerade: false });
+            let kept = |words: &str| cleared.kept.iter().filter(|line| line.contains(words)).count();
+            assert_eq!((kept("does not masquerade"), kept("policy of FORWARD")), (3, 2), "{cleared:?}");
+            assert_eq!(cleared.removed, Vec::<String>::new());
+            for tool in ["iptables-nft", "iptables-legacy"] {
+                run(tool, &["-P", "FORWARD", "ACCEPT"], "").unwrap();
+            }
+            let all = Terms { with_v6: true, with_masquerade: true };
+            let cleared = clear(Terms { with_v6: false, ..all });
+            assert_eq!((&cleared.problems, &cleared.kept), (&Vec::new(), &Vec::new()));
             assert_eq!(cleared.removed.len(), 5, "{cleared:?}");
             let told = |words: &str| cleared.notes.iter().filter(|note| note.contains(words)).count();
-            assert_eq!((told("policy of FORWARD"), told("cali-")), (2, 2), "{cleared:?}");
+            assert_eq!(told("cali-"), 2, "{cleared:?}");
             for tool in ["iptables-nft", "iptables-legacy"] {
                 let left = saved(tool);
                 assert!(!left.contains("FLANNEL") && !left.contains("flanneld"), "{left}");
@@ -268,15 +309,15 @@ COMMIT
                 );
             }
             assert_eq!(run("nft", &["list", "tables", "ip6"], "").unwrap().trim(), "table ip6 flannel-ipv6");
-            assert_eq!(clear(true).removed, ["removed flannel's nftables table ip6 flannel-ipv6"]);
-            assert_eq!(clear(true).removed, Vec::<String>::new());
+            assert_eq!(clear(all).removed, ["removed flannel's nftables table ip6 flannel-ipv6"]);
+            assert_eq!(clear(all).removed, Vec::<String>::new());
         });
     }
 
     #[test]
     fn where_nothing_is_nothing_is_made() {
         in_new_netns(|| {
-            assert_eq!(clear(true), Cleared::default());
+            assert_eq!(clear(Terms { with_v6: true, with_masquerade: true }), Cleared::default());
             assert_eq!(run("nft", &["list", "ruleset"], "").unwrap(), "");
             assert_eq!(legacy_tables(), BTreeSet::new());
         });

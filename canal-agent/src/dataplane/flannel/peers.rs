@@ -16,10 +16,20 @@ use crate::netlink::{self, Netlink, Route, protocol};
 /// They win over ours, which is that of the whole network.
 pub fn direct_routes(routes: &[Route], peers: &BTreeMap<Ipv4Net, Peer>) -> Vec<Route> {
     let is_flannels = |route: &&Route| {
-        [protocol::BOOT, protocol::STATIC].contains(&route.protocol)
-            && peers.get(&route.dst).is_some_and(|peer| route.gateway == Some(peer.ip))
+        is_unsigned(route) && peers.get(&route.dst).is_some_and(|peer| route.gateway == Some(peer.ip))
     };
     routes.iter().filter(is_flannels).cloned().collect()
+}
+
+/// One that may be of this kind, for those who do not know the peers yet.
+pub fn may_be_direct(routes: &[Route], network: Ipv4Net) -> Option<&Route> {
+    let inside = |dst: &Ipv4Net| network.contains(dst) && *dst != network;
+    routes.iter().find(|route| is_unsigned(route) && route.gateway.is_some() && inside(&route.dst))
+}
+
+/// As flanneld writes its routes; those of administrators and routing daemons should say whose they are.
+fn is_unsigned(route: &Route) -> bool {
+    route.protocol == protocol::BOOT
 }
 
 /// The peers that the tables of a stopped agent hold.
@@ -62,13 +72,11 @@ mod tests {
     fn direct_routes_are_those_to_a_peers_subnet_by_its_address_that_nobody_signed() {
         let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
         let [a, b] = [Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(192, 0, 2, 3)];
-        let peer = |ip| Peer { ip, vtep_mac: Mac::new([2; 6]), mtu: 1450, on_link: true, direct: false };
+        let peer = |ip| Peer { ip, vtep_mac: Mac::new([2; 6]), mtu: 1450, on_link: true, direct: true };
         let peers = BTreeMap::from([(net("10.77.1.0/24"), peer(a)), (net("10.77.2.0/24"), peer(b))]);
-        let flannels = [
-            Route::via(net("10.77.1.0/24"), a, 2),
-            Route { protocol: protocol::STATIC, ..Route::via(net("10.77.2.0/24"), b, 2) },
-        ];
+        let flannels = [Route::via(net("10.77.1.0/24"), a, 2), Route::via(net("10.77.2.0/24"), b, 2)];
         let strangers = [
+            Route { protocol: protocol::STATIC, ..Route::via(net("10.77.2.0/24"), b, 2) },
             Route::via(net("10.77.1.0/24"), b, 2),
             Route::via(net("10.77.1.0/25"), a, 2),
             Route::via(net("10.77.3.0/24"), a, 2),
@@ -80,5 +88,8 @@ mod tests {
         let all: Vec<_> = strangers.into_iter().chain(flannels.clone()).collect();
         assert_eq!(direct_routes(&all, &peers), flannels);
         assert_eq!(direct_routes(&all, &BTreeMap::new()), []);
+        assert_eq!(may_be_direct(&flannels, net("10.77.0.0/16")), flannels.first());
+        assert_eq!(may_be_direct(&flannels, net("10.78.0.0/16")), None);
+        assert_eq!(may_be_direct(&all[3..7], net("10.77.0.0/16")), None, "signed, or without a gateway");
     }
 }
