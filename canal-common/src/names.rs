@@ -72,5 +72,8 @@ names! {
     FROM_OVERLAY = "from_overlay",
 }
 
+/// The program on the uplink's driver, where the operator wants one.
+pub const XDP_WIRE: &str = "xdp_wire";
+
 /// The program that answers questions about the loaded policy; attached nowhere.
 pub const JUDGE: &str = "judge";

@@ -49,6 +49,8 @@ impl Settings {
     /// The host's stack puts fragments together before it looks at them: it may have those whose first part is still to
     /// come, on any way.
     pub const DEFRAGMENTS: u32 = 1 << 6;
+    /// `xdp_wire` is on the uplink.
+    pub const XDP: u32 = 1 << 7;
 
     /// The default of `calico_vxlan_port`.
     pub const CALICO_VXLAN_PORT: u16 = 4789;

@@ -5,6 +5,7 @@
 //! | `from_pod` | tcx ingress, host side of a pod's veth | what the pod sends |
 //! | `to_pod` | tcx egress, host side of a pod's veth | what the host stack delivers to the pod |
 //! | `from_wire` | tcx ingress, uplink | VXLAN from other nodes |
+//! | `xdp_wire` | XDP, uplink; on demand | the same before the driver's GRO, of known connections |
 //! | `to_overlay` | tcx egress, `canal.<VNI>` | what the host stack sends to other nodes' pods |
 //! | `from_overlay` | tcx ingress, `canal.<VNI>` | what the kernel device decapsulated |
 //! | `judge` | nothing | questions about the loaded policy, by BPF_PROG_RUN |
@@ -35,7 +36,10 @@ mod packet;
 mod step;
 mod verdict;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 use canal_common::reason::Hook;
 
 #[classifier]
@@ -51,6 +55,11 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_wire(ctx: TcContext) -> i32 {
     verdict::conclude(&ctx, Hook::FromWire, hook::from_wire::run(&ctx))
+}
+
+#[xdp(frags)]
+pub fn xdp_wire(ctx: XdpContext) -> u32 {
+    hook::xdp_wire::run(&ctx)
 }
 
 #[classifier]

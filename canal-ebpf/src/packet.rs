@@ -2,7 +2,10 @@
 //!
 //! Pointers into the packet die with any helper that may move its data; nothing here hands one out.
 
-use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::{
+    bindings::__sk_buff,
+    programs::{TcContext, XdpContext},
+};
 use canal_common::{
     Ip4, Mac,
     flow::{FlowKey, FragKey, FragPorts, flow_key},
@@ -56,24 +59,54 @@ pub const TCP_SYN: u8 = 0x02;
 pub const TCP_RST: u8 = 0x04;
 pub const TCP_ACK: u8 = 0x10;
 
+/// What is in one piece at the beginning of a packet, as a hook sees it.
+pub trait Frame {
+    fn start(&self) -> usize;
+    fn end(&self) -> usize;
+}
+
+impl Frame for TcContext {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+}
+
+impl Frame for XdpContext {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+}
+
 /// A pointer to `T` at `offset`, if that many bytes are there in one piece.
 #[inline(always)]
-fn at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
-    let start = ctx.data();
-    if start + offset + size_of::<T>() > ctx.data_end() {
+fn at<T>(ctx: &impl Frame, offset: usize) -> Option<*mut T> {
+    let start = ctx.start();
+    if start + offset + size_of::<T>() > ctx.end() {
         return None;
     }
     Some((start + offset) as *mut T)
 }
 
 #[inline(always)]
-pub fn read<T: Copy>(ctx: &TcContext, offset: usize) -> Option<T> {
+pub fn read<T: Copy>(ctx: &impl Frame, offset: usize) -> Option<T> {
     // SAFETY: `at` checked the bounds; headers have no invalid bit patterns. x86 and arm64 allow the unaligned read.
     at::<T>(ctx, offset).map(|p| unsafe { *p })
 }
 
 #[inline(always)]
-pub fn write<T: Copy>(ctx: &TcContext, offset: usize, value: T) -> Option<()> {
+pub fn write<T: Copy>(ctx: &impl Frame, offset: usize, value: T) -> Option<()> {
     // SAFETY: as in `read`.
     at::<T>(ctx, offset).map(|p| unsafe { *p = value })
 }
@@ -224,13 +257,67 @@ impl Packet {
 /// Parses the IPv4 header at `offset` and what policy needs of the transport header.
 #[inline(always)]
 pub fn parse(ctx: &TcContext, offset: usize) -> Result<Packet, Reason> {
+    let mut packet = parse_ip(ctx, offset, ctx.len() as usize)?;
+    let header_len = usize::from(packet.headers);
+    if packet.part == Part::LaterFragment {
+        return Ok(packet);
+    }
+    // What lies behind the packet's own end is not what the receiver will read.
+    if usize::from(packet.total_len) < header_len + transport_len(packet.proto) {
+        return Err(Reason::Malformed);
+    }
+    if header_len == IPV4_LEN && matches!(packet.proto, PROTO_TCP | PROTO_UDP) {
+        parse_plain_transport(ctx, offset + IPV4_LEN, &mut packet).ok_or(Reason::Malformed)?;
+        return Ok(packet);
+    }
+    // Another variable: what a function is given the address of stays in memory, and the packet's fields shall not.
+    let mut other = Transport { headers: packet.headers, ..Transport::default() };
+    if parse_other(ctx.skb.skb, (offset + header_len) as u32, packet.proto.into(), &raw mut other) != 0 {
+        return Err(Reason::Malformed);
+    }
+    packet.settle_transport(&other);
+    Ok(packet)
+}
+
+/// The same for the packets that there are most of: TCP and UDP in one part, without IP options. `len`: of the frame, in bytes.
+#[inline(always)]
+pub fn parse_plain(ctx: &impl Frame, offset: usize, len: usize) -> Option<Packet> {
+    let mut packet = parse_ip(ctx, offset, len).ok()?;
+    if usize::from(packet.headers) != IPV4_LEN
+        || packet.part != Part::Whole
+        || !matches!(packet.proto, PROTO_TCP | PROTO_UDP)
+        || usize::from(packet.total_len) < IPV4_LEN + transport_len(packet.proto)
+    {
+        return None;
+    }
+    parse_plain_transport(ctx, offset + IPV4_LEN, &mut packet)?;
+    Some(packet)
+}
+
+/// Ports, and TCP's flags, at `start`: a constant, which the verifier and the branch predictor like.
+#[inline(always)]
+fn parse_plain_transport(ctx: &impl Frame, start: usize, packet: &mut Packet) -> Option<()> {
+    let mut transport = Transport { headers: packet.headers, ..Transport::default() };
+    transport.set_ports(read(ctx, start)?);
+    if packet.proto == PROTO_TCP {
+        transport.set_tcp(read(ctx, start + TCP_FLAGS)?);
+    } else {
+        transport.headers += wire::UDP_LEN as u16;
+    }
+    packet.settle_transport(&transport);
+    Some(())
+}
+
+/// The IPv4 header alone; `headers` is its length. `len`: of the frame, in bytes.
+#[inline(always)]
+fn parse_ip(ctx: &impl Frame, offset: usize, len: usize) -> Result<Packet, Reason> {
     let ip: Ipv4Header = read(ctx, offset).ok_or(Reason::Malformed)?;
     let header_len = usize::from(ip.version_ihl & 0x0f) * 4;
     let total_len = u16::from_be(ip.total_len);
     if ip.version_ihl >> 4 != 4
         || header_len < IPV4_LEN
         || usize::from(total_len) < header_len
-        || usize::from(total_len) + offset > ctx.len() as usize
+        || usize::from(total_len) + offset > len
     {
         return Err(Reason::Malformed);
     }
@@ -255,34 +342,9 @@ pub fn parse(ctx: &TcContext, offset: usize) -> Result<Packet, Reason> {
     };
     if fragment & FRAGMENT_OFFSET != 0 {
         packet.part = Part::LaterFragment;
-        return Ok(packet);
-    }
-    if fragment & MORE_FRAGMENTS != 0 {
+    } else if fragment & MORE_FRAGMENTS != 0 {
         packet.part = Part::FirstFragment;
     }
-    // What lies behind the packet's own end is not what the receiver will read.
-    if usize::from(total_len) < header_len + transport_len(ip.proto) {
-        return Err(Reason::Malformed);
-    }
-    let mut transport = Transport { headers: header_len as u16, ..Transport::default() };
-    if header_len == IPV4_LEN && matches!(ip.proto, PROTO_TCP | PROTO_UDP) {
-        // At a constant offset: the verifier and the branch predictor like it.
-        let start = offset + IPV4_LEN;
-        transport.set_ports(read(ctx, start).ok_or(Reason::Malformed)?);
-        if ip.proto == PROTO_TCP {
-            transport.set_tcp(read(ctx, start + TCP_FLAGS).ok_or(Reason::Malformed)?);
-        } else {
-            transport.headers += wire::UDP_LEN as u16;
-        }
-        packet.settle_transport(&transport);
-        return Ok(packet);
-    }
-    // Another variable: what a function is given the address of stays in memory, and the packet's fields shall not.
-    let mut other = transport;
-    if parse_other(ctx.skb.skb, (offset + header_len) as u32, ip.proto.into(), &raw mut other) != 0 {
-        return Err(Reason::Malformed);
-    }
-    packet.settle_transport(&other);
     Ok(packet)
 }
 
@@ -456,14 +518,14 @@ const fn has_ports(proto: u8) -> bool {
 
 /// Rewrites the Ethernet addresses and takes one hop off the TTL of the IPv4 header behind them.
 #[inline(always)]
-pub fn readdress(ctx: &TcContext, dst: Mac, src: Mac) -> Option<()> {
+pub fn readdress(ctx: &impl Frame, dst: Mac, src: Mac) -> Option<()> {
     write(ctx, 0, EthHeader { dst, src, ethertype: wire::ETHERTYPE_IPV4.to_be() })?;
     decrement_ttl(ctx)
 }
 
 /// Another TOS byte in the IPv4 header behind the Ethernet header.
 #[inline(always)]
-pub fn set_tos(ctx: &TcContext, before: u8, after: u8) -> Option<()> {
+pub fn set_tos(ctx: &impl Frame, before: u8, after: u8) -> Option<()> {
     let ip = at::<Ipv4Header>(ctx, OUTER)?;
     // SAFETY: `at` checked the bounds.
     unsafe {
@@ -475,7 +537,7 @@ pub fn set_tos(ctx: &TcContext, before: u8, after: u8) -> Option<()> {
 
 /// RFC 1812 §5.3.1: whoever forwards takes at least one off.
 #[inline(always)]
-pub fn decrement_ttl(ctx: &TcContext) -> Option<()> {
+pub fn decrement_ttl(ctx: &impl Frame) -> Option<()> {
     let ip = at::<Ipv4Header>(ctx, OUTER)?;
     // SAFETY: `at` checked the bounds.
     unsafe {

@@ -24,6 +24,9 @@ use crate::{bpf::bpf, netns::Netns, probe};
 pub struct Entrance<'a> {
     pub netns: &'a Netns,
     pub interface: &'a str,
+    /// The other end of its wire, if they are to come in there: then the interface's driver takes them in, and its XDP
+    /// program if it has one. It must poll (`ethtool -K … gro on`).
+    pub before: Option<(&'a Netns, &'a str)>,
 }
 
 const PAYLOAD: usize = 64;
@@ -37,11 +40,13 @@ const SEEN: Duration = Duration::from_secs(3);
 /// behind the receiver's interface.
 pub fn injected(path: Path<'_>, entrance: Entrance<'_>, duration: Duration) -> Result<Datagrams> {
     let frame = template(path, entrance)?;
-    let driver = Driver::load(&frame)?;
+    let (netns, interface) = entrance.before.unwrap_or((entrance.netns, entrance.interface));
+    let index = netns.run(|| if_nametoindex(interface))?.with_context(|| format!("no {interface}"))?;
+    let driver = Driver::load(&frame, entrance.before.map(|_| index))?;
     let inject = |duration| {
-        entrance.netns.run(|| {
+        netns.run(|| {
             sit(Seat::First)?;
-            driver.inject(entrance.interface, &frame, duration)
+            driver.inject(interface, &frame, duration)
         })?
     };
     inject(WARM_UP)?;
@@ -137,11 +142,12 @@ struct XdpContext {
 }
 
 impl Driver {
-    fn load(frame: &[u8]) -> Result<Self> {
+    /// `out`: the interface that the frames leave by.
+    fn load(frame: &[u8], out: Option<u32>) -> Result<Self> {
         /// `enum bpf_cmd`, `enum bpf_prog_type`.
         const PROG_LOAD: libc::c_long = 5;
         const XDP: u32 = 6;
-        let program = program(frame)?;
+        let program = program(frame, out)?;
         let mut attr = Load {
             prog_type: XDP,
             insn_cnt: u32::try_from(program.len())?,
@@ -185,7 +191,7 @@ impl Driver {
 }
 
 /// Instructions as the kernel takes them: code, registers, offset and immediate value in eight bytes.
-fn program(frame: &[u8]) -> Result<Vec<u64>> {
+fn program(frame: &[u8], out: Option<u32>) -> Result<Vec<u64>> {
     /// Opcodes (RFC 9669): load and store of 4, 2 and 1 bytes, and the rest of what is needed.
     const LOAD: u8 = 0x61;
     const STORE: [(usize, u8); 3] = [(4, 0x62), (2, 0x6a), (1, 0x72)];
@@ -193,7 +199,10 @@ fn program(frame: &[u8]) -> Result<Vec<u64>> {
     const COPY: u8 = 0xbf;
     const ADD: u8 = 0x07;
     const IF_ABOVE: u8 = 0x2d;
+    const CALL: u8 = 0x85;
     const EXIT: u8 = 0x95;
+    /// Number of the helper.
+    const BPF_REDIRECT: i32 = 23;
     const XDP_PASS: i32 = 2;
     let instruction = |code: u8, [target, source]: [u8; 2], offset: usize, value: i32| -> Result<u64> {
         let [low, high] = i16::try_from(offset)?.to_le_bytes();
@@ -218,6 +227,13 @@ fn program(frame: &[u8]) -> Result<Vec<u64>> {
         instruction(IF_ABOVE, [4, 3], stores.len(), 0)?,
     ];
     program.extend(stores);
+    if let Some(out) = out {
+        program.extend([
+            instruction(MOVE, [1, 0], 0, out.cast_signed())?,
+            instruction(MOVE, [2, 0], 0, 0)?,
+            instruction(CALL, [0, 0], 0, BPF_REDIRECT)?,
+        ]);
+    }
     program.push(instruction(EXIT, [0, 0], 0, 0)?);
     Ok(program)
 }

@@ -22,8 +22,8 @@ const ENFORCED: Duration = Duration::from_mins(1);
 
 pub(super) fn build(kind: Kind, rules: u32, gear: Gear) -> Result<Topology> {
     let world = World::builder().build()?;
-    if gear == Gear::Kernel {
-        world.nodes().iter().for_each(|node| node.agent().set_flag("--decap-gear", "kernel"));
+    if let Some(flag) = gear.flag() {
+        world.nodes().iter().for_each(|node| node.agent().set_flag("--decap-gear", flag));
     }
     world.start_agents()?;
     let from = world.node(1).add_pod("end1", &[("role", "end")])?;

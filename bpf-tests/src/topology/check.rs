@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Kind, Topology, felix};
+use super::{Gear, Kind, Topology, felix};
 use crate::{
     capture::Capture,
     load::{self, Receiver},
@@ -30,6 +30,8 @@ impl WireCount {
 /// A wire that segments nothing, between devices that aggregate what comes, as those of a network card do.
 pub struct Narrow<'a> {
     ends: Vec<(&'a Netns, &'static str)>,
+    /// What the wire's devices leave to others, and XDP programs would lose.
+    checksums: bool,
 }
 
 impl Narrow<'_> {
@@ -38,6 +40,8 @@ impl Narrow<'_> {
             let features = ["tso", "gso", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"];
             let command = netns.cmd("ethtool -K").arg(device);
             let command = command.args(features.iter().flat_map(|feature| [*feature, segmentation]));
+            let checksums = self.checksums.then_some(["tx-checksum-ip-generic", "off"]);
+            let command = command.args(checksums.into_iter().flatten());
             command.args(["gro", aggregation]).run()?;
         }
         Ok(())
@@ -86,9 +90,13 @@ impl Topology {
             Some((one, two)) => vec![(one.netns(), "up0"), (two.netns(), "up0")],
             None => vec![(self.path().from.netns(), "eth0"), (self.path().to.netns(), "eth0")],
         };
-        let narrow = Narrow { ends };
+        let narrow = Narrow { ends, checksums: self.has_xdp() };
         narrow.set("off", "on")?;
         Ok(narrow)
+    }
+
+    fn has_xdp(&self) -> bool {
+        matches!(self.kind, Kind::Canal { gear: Gear::Xdp, .. })
     }
 
     /// Of the wire's device and of the sender's, by `device.feature`.
@@ -152,7 +160,8 @@ impl Topology {
     fn offloads_are_as_stated(&self) -> Result<()> {
         let offloads = self.offloads()?;
         let mut needed = vec!["eth0.tcp-segmentation-offload", "eth0.generic-segmentation-offload"];
-        if self.kind != Kind::Bare {
+        // A veth with an XDP program has its other end cut everything to size.
+        if self.kind != Kind::Bare && !self.has_xdp() {
             needed.extend(["up0.tcp-segmentation-offload", "up0.tx-udp_tnl-segmentation"]);
         }
         for name in needed {

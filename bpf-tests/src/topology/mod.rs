@@ -62,6 +62,27 @@ pub enum Gear {
     /// What the agent takes when it is not told.
     Auto,
     Kernel,
+    Xdp,
+}
+
+impl Gear {
+    /// Behind the name of a topology, and what it is called there.
+    const NAMED: [(Self, &'static str, &'static str); 2] = [
+        (Self::Kernel, "/kernel", ", VXLAN taken off by the kernel's device"),
+        (Self::Xdp, "/xdp", ", VXLAN taken off by XDP"),
+    ];
+
+    fn named(self) -> Option<(&'static str, &'static str)> {
+        Self::NAMED
+            .into_iter()
+            .find(|(gear, ..)| *gear == self)
+            .map(|(_, suffix, sentence)| (suffix, sentence))
+    }
+
+    /// As the agent's flag has it.
+    fn flag(self) -> Option<&'static str> {
+        self.named().map(|(suffix, _)| &suffix[1..])
+    }
 }
 
 /// Whose Canal it is.
@@ -90,7 +111,7 @@ impl Kind {
             }
             Self::Canal { rules, gear, build } => {
                 let whose = if build == Build::Own { "Canal" } else { "another build of Canal" };
-                let gear = if gear == Gear::Auto { "" } else { ", VXLAN taken off by the kernel's device" };
+                let gear = gear.named().map_or("", |(_, sentence)| sentence);
                 format!("two nodes, {whose}, a policy of {rules} rules{gear}")
             }
         }
@@ -105,7 +126,7 @@ impl fmt::Display for Kind {
             Self::Vxlan => f.pad("K0"),
             Self::Felix { rules } => f.pad(&format!("K({rules})")),
             Self::Canal { rules, gear, build } => {
-                let gear = if *gear == Gear::Auto { "" } else { KERNEL_GEAR };
+                let gear = gear.named().map_or("", |(suffix, _)| suffix);
                 let build = if *build == Build::Own { "" } else { "'" };
                 f.pad(&format!("C({rules}){gear}{build}"))
             }
@@ -113,16 +134,14 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Behind the name of a topology.
-const KERNEL_GEAR: &str = "/kernel";
-
 impl FromStr for Kind {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> Result<Self> {
         let number = |rules: &str| rules.parse().context("the number of rules");
-        let (name, gear) =
-            name.strip_suffix(KERNEL_GEAR).map_or((name, Gear::Auto), |name| (name, Gear::Kernel));
+        let named =
+            Gear::NAMED.into_iter().find_map(|(gear, suffix, _)| Some((name.strip_suffix(suffix)?, gear)));
+        let (name, gear) = named.unwrap_or((name, Gear::Auto));
         let kind = match name {
             "L" => Self::Bare,
             "D" => Self::Routed,
@@ -133,10 +152,7 @@ impl FromStr for Kind {
                 _ => bail!("there is no topology {name:?}: it is L, D, K0, K(<rules>) or C(<rules>)"),
             },
         };
-        ensure!(
-            gear == Gear::Auto || matches!(kind, Self::Canal { .. }),
-            "{KERNEL_GEAR} is a gear of C(<rules>) only"
-        );
+        ensure!(gear == Gear::Auto || matches!(kind, Self::Canal { .. }), "gears are C(<rules>)'s only");
         Ok(kind)
     }
 }
@@ -197,9 +213,14 @@ impl Topology {
     /// Where the packets come to the receiving side.
     pub fn entrance(&self) -> Entrance<'_> {
         match &self.world {
-            Some(world) => Entrance { netns: world.node(2).netns(), interface: "up0" },
-            None => Entrance { netns: self.to.netns(), interface: "eth0" },
+            Some(world) => Entrance { netns: world.node(2).netns(), interface: "up0", before: None },
+            None => Entrance { netns: self.to.netns(), interface: "eth0", before: None },
         }
+    }
+
+    /// The same, before the receiving device has seen them: they come out of its driver.
+    pub fn entrance_before_driver(&self) -> Entrance<'_> {
+        Entrance { before: Some(self.wire()), ..self.entrance() }
     }
 
     /// Where the packets leave the sending side.
@@ -218,7 +239,7 @@ mod tests {
     #[test]
     fn a_topology_is_known_by_the_name_that_it_shows() {
         let canal = |gear| Kind::Canal { rules: 10, gear, build: Build::Own };
-        let canals = [canal(Gear::Auto), canal(Gear::Kernel)];
+        let canals = [canal(Gear::Auto), canal(Gear::Kernel), canal(Gear::Xdp)];
         for kind in
             [Kind::Bare, Kind::Routed, Kind::Vxlan, Kind::Felix { rules: 10 }].into_iter().chain(canals)
         {

@@ -18,6 +18,7 @@ mod flannel;
 mod flip;
 mod fragments;
 mod fresh;
+mod gears;
 mod inspection;
 mod isolation;
 mod lifecycle;

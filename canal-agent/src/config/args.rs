@@ -70,9 +70,9 @@ pub struct RunArgs {
     /// [default: /etc/calico/felix.cfg]
     #[arg(long, value_name = "FILE")]
     pub felix_config_file: Option<String>,
-    /// What takes VXLAN off incoming packets: our program at the uplink (tc), or the kernel's device with our program
-    /// behind it (kernel) [default: auto, which is tc]
-    #[arg(long, value_name = "auto|tc|kernel")]
+    /// What takes VXLAN off incoming packets: our program at the uplink (tc), one in the uplink's driver for known
+    /// connections and that for the rest (xdp), or the kernel's device with our program behind it (kernel) [default: auto, which is tc]
+    #[arg(long, value_name = "auto|tc|xdp|kernel")]
     pub decap_gear: Option<String>,
     /// Compute the UDP checksum of outgoing VXLAN, which is 0 otherwise: for networks that drop those. It costs speed, for
     /// the kernel's device makes the envelopes then [default: false]

@@ -383,7 +383,7 @@ fn every_mistake_names_its_setting_and_the_remedy() {
         (vec![], vec![("NODENAME", "-a")], "NODENAME: \"-a\" must begin and end"),
         (vec![], vec![("DATASTORE_TYPE", "kubernetes")], "DATASTORE_TYPE: \"kubernetes\" is not supported"),
         (vec![], vec![("ETCD_DISCOVERY_SRV", "x.example")], "name them with ETCD_ENDPOINTS"),
-        (vec![("decap-gear", "xdp")], vec![], "--decap-gear: \"xdp\" is none of auto, tc and kernel"),
+        (vec![("decap-gear", "ebpf")], vec![], "--decap-gear: \"ebpf\" is none of auto, tc, xdp and kernel"),
         (vec![("established", "forget")], vec![], "--established: \"forget\" is neither judge nor keep"),
         (vec![("flow-timeouts", "tcp=1h")], vec![], "known are tcp-new, tcp-established, closing"),
         (vec![("flow-timeouts", "udp")], vec![], "write tcp-established=1h"),

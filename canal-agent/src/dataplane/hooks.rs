@@ -9,16 +9,17 @@ use std::{
 };
 
 use aya::programs::{
-    ProgramError, SchedClassifier, TcAttachType,
+    ProgramError, TcAttachType,
     links::{FdLink, LinkError, LinkOrder, PinnedLink},
     tc::{SchedClassifierLink, TcAttachOptions},
+    xdp::{XdpLink, XdpMode},
 };
 use canal_common::names;
 use tracing::{debug, info};
 
 use super::{
     handle::Handle,
-    object::Object,
+    object::{Object, ObjectError},
     pins::{PinError, Pins},
 };
 
@@ -34,6 +35,8 @@ pub enum HookError {
     PinJudge(#[source] aya::pin::PinError),
     #[error(transparent)]
     Pin(#[from] PinError),
+    #[error(transparent)]
+    Object(#[from] ObjectError),
 }
 
 /// Which programs belong on which kind of interface.
@@ -41,17 +44,28 @@ pub enum HookError {
 pub enum Place {
     Pod,
     Uplink,
+    /// Below [`Place::Uplink`].
+    Driver,
     Overlay,
 }
 
+/// Where on the interface.
+#[derive(Debug, Clone, Copy)]
+enum Point {
+    Tcx(TcAttachType),
+    /// XDP in the driver itself: its generic form is slower than what it would save.
+    Driver,
+}
+
 impl Place {
-    fn programs(self) -> &'static [(&'static str, TcAttachType)] {
+    fn programs(self) -> &'static [(&'static str, Point)] {
+        const INGRESS: Point = Point::Tcx(TcAttachType::Ingress);
+        const EGRESS: Point = Point::Tcx(TcAttachType::Egress);
         match self {
-            Self::Pod => &[(names::TO_POD, TcAttachType::Egress), (names::FROM_POD, TcAttachType::Ingress)],
-            Self::Uplink => &[(names::FROM_WIRE, TcAttachType::Ingress)],
-            Self::Overlay => {
-                &[(names::TO_OVERLAY, TcAttachType::Egress), (names::FROM_OVERLAY, TcAttachType::Ingress)]
-            }
+            Self::Pod => &[(names::TO_POD, EGRESS), (names::FROM_POD, INGRESS)],
+            Self::Uplink => &[(names::FROM_WIRE, INGRESS)],
+            Self::Driver => &[(names::XDP_WIRE, Point::Driver)],
+            Self::Overlay => &[(names::TO_OVERLAY, EGRESS), (names::FROM_OVERLAY, INGRESS)],
         }
     }
 }
@@ -104,7 +118,7 @@ impl Hooks {
         interface: &str,
         ifindex: u32,
     ) -> Result<(), HookError> {
-        for (program, kind) in place.programs() {
+        for (program, point) in place.programs() {
             let path = self.pins.link(interface, program);
             let file = file_name(&path);
             // An interface that was deleted and made again has the old name and a new index.
@@ -113,9 +127,8 @@ impl Hooks {
             if self.current.get(&file).is_some_and(is_current) {
                 continue;
             }
-            let classifier = object.program(program);
             if path.exists() {
-                match update(classifier, &path) {
+                match update(object, program, *point, &path) {
                     Ok(()) => {
                         info!(program, interface, "took over the attachment");
                         self.keep(file, ifindex, &path)?;
@@ -128,7 +141,11 @@ impl Hooks {
                     }
                 }
             }
-            attach(classifier, program, *kind, interface, &path)?;
+            if matches!(point, Point::Driver) {
+                // A driver takes one program, and a hold on the last attachment keeps it.
+                self.current.remove(&file);
+            }
+            attach(object, program, *point, interface, ifindex, &path)?;
             info!(program, interface, "attached");
             self.keep(file, ifindex, &path)?;
         }
@@ -148,6 +165,12 @@ impl Hooks {
             let known = self.current.get(&file_name(&path));
             path.exists() && known.is_none_or(|known| known.is_stale || known.ifindex == ifindex)
         })
+    }
+
+    /// The kernel's number of the program in this interface's driver, if it is ours.
+    pub fn in_driver(&self, interface: &str) -> Option<u32> {
+        let link = PinnedLink::from_pin(self.pins.link(interface, names::XDP_WIRE)).ok()?;
+        FdLink::from(link).info().ok().map(|info| info.program_id())
     }
 
     /// Pins the program that is attached nowhere, in the place of an earlier process's.
@@ -199,37 +222,52 @@ fn file_name(path: &std::path::Path) -> String {
     path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Swaps the program of a pinned link, atomically.
-fn update(classifier: &mut SchedClassifier, path: &std::path::Path) -> Result<(), ProgramError> {
-    let pinned =
-        PinnedLink::from_pin(path).map_err(|e| ProgramError::IOError(io::Error::other(e.to_string())))?;
-    let link = SchedClassifierLink::try_from(FdLink::from(pinned))
-        .map_err(|e| ProgramError::IOError(io::Error::other(e.to_string())))?;
-    let id = classifier.attach_to_link(link)?;
-    // Our handle on the link; the pin keeps the attachment.
-    drop(classifier.take_link(id)?);
+/// Swaps the program of a pinned link, atomically. The pin keeps the attachment, not our handle on the link.
+fn update(object: &mut Object, program: &str, point: Point, path: &std::path::Path) -> Result<(), io::Error> {
+    let link = FdLink::from(PinnedLink::from_pin(path).map_err(io::Error::other)?);
+    match point {
+        Point::Tcx(_) => {
+            let classifier = object.program(program);
+            let link = SchedClassifierLink::try_from(link).map_err(io::Error::other)?;
+            let id = classifier.attach_to_link(link).map_err(io::Error::other)?;
+            drop(classifier.take_link(id).map_err(io::Error::other)?);
+        }
+        Point::Driver => {
+            let driver = object.driver_program().map_err(io::Error::other)?;
+            let link = XdpLink::try_from(link).map_err(io::Error::other)?;
+            let id = driver.attach_to_link(link).map_err(io::Error::other)?;
+            drop(driver.take_link(id).map_err(io::Error::other)?);
+        }
+    }
     Ok(())
 }
 
 fn attach(
-    classifier: &mut SchedClassifier,
+    object: &mut Object,
     program: &'static str,
-    kind: TcAttachType,
+    point: Point,
     interface: &str,
+    ifindex: u32,
     path: &std::path::Path,
 ) -> Result<(), HookError> {
     let failed =
         |source| HookError::Attach { program, interface: interface.to_owned(), source: Box::new(source) };
-    // First: nobody may take a pod's packet away before it is checked.
-    let id = classifier
-        .attach_with_options(interface, kind, TcAttachOptions::TcxOrder(LinkOrder::first()))
-        .map_err(failed)?;
-    let link = classifier.take_link(id).map_err(failed)?;
-    let link = FdLink::try_from(link).map_err(|source| HookError::Link {
-        program,
-        interface: interface.to_owned(),
-        source,
-    })?;
+    let link = match point {
+        Point::Tcx(kind) => {
+            let classifier = object.program(program);
+            // First: nobody may take a pod's packet away before it is checked.
+            let id = classifier
+                .attach_with_options(interface, kind, TcAttachOptions::TcxOrder(LinkOrder::first()))
+                .map_err(failed)?;
+            FdLink::try_from(classifier.take_link(id).map_err(failed)?)
+        }
+        Point::Driver => {
+            let driver = object.driver_program()?;
+            let id = driver.attach_to_if_index(ifindex, XdpMode::Driver).map_err(failed)?;
+            FdLink::try_from(driver.take_link(id).map_err(failed)?)
+        }
+    };
+    let link = link.map_err(|source| HookError::Link { program, interface: interface.to_owned(), source })?;
     let pinned = link.pin(path).map_err(|source| HookError::PinLink {
         program,
         interface: interface.to_owned(),

@@ -8,7 +8,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::MapInfo,
-    programs::{Program, ProgramError, SchedClassifier},
+    programs::{Program, ProgramError, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use aya_obj::Object as Parsed;
@@ -131,6 +131,20 @@ impl Object {
 
     pub fn program(&mut self, name: &str) -> &mut SchedClassifier {
         classifier(&mut self.ebpf, name)
+    }
+
+    /// The program for the uplink's driver. Few nodes want it: the kernel looks at it when it is asked for.
+    pub fn driver_program(&mut self) -> Result<&mut Xdp, ObjectError> {
+        let refused = |source| ObjectError::Program { name: names::XDP_WIRE, source: Box::new(source) };
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(names::XDP_WIRE)
+            .and_then(|program| program.try_into().ok())
+            .expect("the object has it, as an XDP program");
+        if program.fd().is_err() {
+            program.load().map_err(refused)?;
+        }
+        Ok(program)
     }
 }
 
@@ -255,7 +269,7 @@ mod tests {
         for name in names::MAPS {
             assert!(parsed.maps.contains_key(*name), "{name}");
         }
-        for name in names::PROGRAMS.iter().chain(&[names::JUDGE]) {
+        for name in names::PROGRAMS.iter().chain(&[names::JUDGE, names::XDP_WIRE]) {
             assert!(parsed.programs.contains_key(*name), "{name}");
         }
     }

@@ -200,8 +200,19 @@ impl Node {
             self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;
         }
         uplink?;
+        if !self.judges_in_driver() {
+            // Before the program above it is one that does not know what this one has done.
+            self.hooks.detach(Place::Driver, &self.uplink.name)?;
+        }
         if self.judges_uplink() {
             self.hooks.attach(&mut self.object, Place::Uplink, &self.uplink.name, self.uplink.index)?;
+        }
+        if self.judges_in_driver()
+            && let Err(error) =
+                self.hooks.attach(&mut self.object, Place::Driver, &self.uplink.name, self.uplink.index)
+        {
+            self.problems
+                .push(format!("{error}; VXLAN is taken off one layer above, as with --decap-gear tc"));
         }
         Ok(())
     }
@@ -253,6 +264,9 @@ impl Node {
             self.overlay().map(|overlay| (Place::Overlay, overlay.name())).into_iter().collect();
         if self.judges_uplink() {
             wanted.insert((Place::Uplink, self.uplink.name.clone()));
+        }
+        if self.judges_in_driver() {
+            wanted.insert((Place::Driver, self.uplink.name.clone()));
         }
         let guarded: Vec<(String, u32)> =
             self.locals.guarded().map(|(interface, ifindex)| (interface.to_owned(), ifindex)).collect();

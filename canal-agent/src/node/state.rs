@@ -474,7 +474,12 @@ impl Node {
     /// Whether our program belongs on the uplink.
     pub(super) fn judges_uplink(&self) -> bool {
         let backend = &self.network.backend;
-        backend.carries() && (self.config.gear == Gear::Tc || backend.vxlan().is_none())
+        backend.carries() && (self.config.gear != Gear::Kernel || backend.vxlan().is_none())
+    }
+
+    /// Whether one belongs in its driver.
+    pub(super) fn judges_in_driver(&self) -> bool {
+        self.config.gear == Gear::Xdp && self.network.backend.vxlan().is_some()
     }
 
     pub(super) fn prefix(&self) -> &EtcdPrefix {
@@ -510,6 +515,7 @@ pub(super) fn settings(
     let flags = [
         (network.backend.reaches_directly(), Settings::DIRECT_NODES),
         (config.outer_checksum, Settings::OUTER_CHECKSUM),
+        (config.gear == Gear::Xdp, Settings::XDP),
         (defragments, Settings::DEFRAGMENTS),
         (config.established == Established::Keep, Settings::KEEP_ESTABLISHED),
         (parameters.pods_may_vxlan, Settings::ALLOW_POD_VXLAN),

@@ -174,6 +174,12 @@ impl Node {
                 }
             }
         }
+        let driver = self.hooks.in_driver(&self.uplink.name).map(|id| ProgramStatus {
+            program: names::XDP_WIRE.to_owned(),
+            interface: self.uplink.name.clone(),
+            id,
+        });
+        found.extend(driver);
         found.sort();
         found
     }

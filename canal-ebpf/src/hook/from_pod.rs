@@ -123,10 +123,10 @@ fn forward(ctx: &TcContext, packet: &Packet, to: &Leg, via_stack: bool) -> Outco
             }
             packet::decrement_ttl(ctx).ok_or(Reason::Malformed)?;
             if leg::direct_node(to.target).is_some() {
-                return deliver::plainly_to_node(node);
+                return Ok(deliver::plainly_to_node(node));
             }
             if setting!(flags) & Settings::OUTER_CHECKSUM != 0 {
-                return deliver::to_device();
+                return Ok(deliver::to_device());
             }
             // The stack would take the next one off the TTL: what the helper declines has been decremented once,
             // and once more by the stack, which is legal (RFC 1812 §5.3.1: at least one).

@@ -12,6 +12,7 @@ use canal_common::{
 };
 
 use crate::{
+    hook::xdp_wire,
     maps::{NODE_IPS, setting},
     packet::{self, EthHeader, INNER, Ipv4Header, OUTER, Packet, Part},
     step::{
@@ -25,7 +26,7 @@ use crate::{
 /// UDP and VXLAN headers, in network order.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct UdpVxlan {
+pub struct UdpVxlan {
     src_port: u16,
     dst_port: u16,
     len: u16,
@@ -34,11 +35,23 @@ struct UdpVxlan {
     vni: u32,
 }
 
+impl UdpVxlan {
+    /// Our port and VNI, in a whole packet without options.
+    #[inline(always)]
+    pub fn is_ours(&self, ip: &Ipv4Header) -> bool {
+        ip.version_ihl == 0x45
+            && ip.fragment & FRAGMENTED.to_be() == 0
+            && self.dst_port == setting!(vxlan_port).to_be()
+            && self.flags == (u32::from(VXLAN_FLAGS) << 24).to_be()
+            && self.vni == (setting!(vni) << 8).to_be()
+    }
+}
+
 /// More fragments, or an offset: outer fragments are reassembled by the stack.
 const FRAGMENTED: u16 = 0x3fff;
 
-const UDP: usize = OUTER + IPV4_LEN;
-const INNER_ETH: usize = UDP + size_of::<UdpVxlan>();
+pub const UDP: usize = OUTER + IPV4_LEN;
+pub const INNER_ETH: usize = UDP + size_of::<UdpVxlan>();
 const HEADERS: usize = INNER + IPV4_LEN + 20;
 
 /// What the envelope says.
@@ -50,6 +63,11 @@ struct Arrived {
 
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> Outcome {
+    if setting!(flags) & Settings::XDP != 0
+        && let Some(note) = xdp_wire::note(ctx)
+    {
+        return deliver::to_interface(ctx, note.target, note.mac);
+    }
     let Some(Arrived { outer_src, outer_tos, inner_eth }) = ours(ctx) else {
         return if setting!(flags) & Settings::DIRECT_NODES == 0 { Ok(Go::UNTOUCHED) } else { plain(ctx) };
     };
@@ -204,12 +222,7 @@ fn ours(ctx: &TcContext) -> Option<Arrived> {
     }
     packet::make_linear(ctx, HEADERS);
     let udp: UdpVxlan = packet::read(ctx, UDP)?;
-    if ip.version_ihl != 0x45
-        || ip.fragment & FRAGMENTED.to_be() != 0
-        || udp.dst_port != setting!(vxlan_port).to_be()
-        || udp.flags != (u32::from(VXLAN_FLAGS) << 24).to_be()
-        || udp.vni != (setting!(vni) << 8).to_be()
-    {
+    if !udp.is_ours(&ip) {
         return None;
     }
     let inner_eth: EthHeader = packet::read(ctx, INNER_ETH)?;

@@ -5,3 +5,4 @@ pub mod from_pod;
 pub mod from_wire;
 pub mod to_overlay;
 pub mod to_pod;
+pub mod xdp_wire;

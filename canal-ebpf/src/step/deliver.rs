@@ -43,9 +43,15 @@ const ENCAP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
 /// Only from an ingress hook. The pod's own programs on the host side are skipped: policy has been decided.
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext, pod: &Leg) -> Outcome {
-    packet::readdress(ctx, pod.mac, GATEWAY).ok_or(Reason::Malformed)?;
+    to_interface(ctx, pod.target, pod.mac)
+}
+
+/// As [`to_pod`], to the pod with this MAC behind this veth.
+#[inline(always)]
+pub fn to_interface(ctx: &TcContext, ifindex: u32, mac: Mac) -> Outcome {
+    packet::readdress(ctx, mac, GATEWAY).ok_or(Reason::Malformed)?;
     // SAFETY: a helper; an interface that is gone drops the packet.
-    let action = unsafe { bpf_redirect_peer(pod.target, 0) };
+    let action = unsafe { bpf_redirect_peer(ifindex, 0) };
     Ok(Go::redirected(action as i32, Reason::Delivered))
 }
 
@@ -86,16 +92,17 @@ pub fn to_node(ctx: &TcContext, packet: &Packet, node: &Node) -> Result<Outcome,
 
 /// To a node on the uplink's link, as it is.
 #[inline(always)]
-pub fn plainly_to_node(node: &Node) -> Outcome {
-    Ok(Go::redirected(to_neighbour(node.ip) as i32, Reason::Routed))
+pub fn plainly_to_node(node: &Node) -> Go {
+    Go::redirected(to_neighbour(node.ip) as i32, Reason::Routed)
 }
 
 /// To the kernel's device, at whose exit `to_overlay` has it make the envelope.
 #[inline(always)]
-pub fn to_device() -> Outcome {
+pub fn to_device() -> Go {
+    let device = setting!(overlay_ifindex);
     // SAFETY: a helper; an interface that is gone drops the packet.
-    let action = unsafe { bpf_redirect(setting!(overlay_ifindex), 0) };
-    Ok(Go::redirected(action as i32, Reason::Fallback))
+    let action = unsafe { bpf_redirect(device, 0) };
+    Go::redirected(action as i32, Reason::Fallback)
 }
 
 /// The kernel finds out the MAC of `next_hop`, which is on the uplink's link.
@@ -105,10 +112,9 @@ fn to_neighbour(next_hop: Ip4) -> i64 {
     let mut params: bpf_redir_neigh = unsafe { core::mem::zeroed() };
     params.nh_family = AF_INET;
     params.__bindgen_anon_1.ipv4_nh = next_hop.to_wire();
+    let uplink = setting!(uplink_ifindex);
     // SAFETY: a helper; the parameters outlive the call and have the size that is passed.
-    unsafe {
-        bpf_redirect_neigh(setting!(uplink_ifindex), &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0)
-    }
+    unsafe { bpf_redirect_neigh(uplink, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) }
 }
 
 /// `next_hop`: where the envelope goes without asking the routing table (measured: 3 to 6 % of the whole way).
@@ -117,10 +123,11 @@ fn send(ctx: &TcContext, envelope: &Envelope, next_hop: Option<Ip4>) -> Outcome 
     packet::write(ctx, OUTER, envelope.words).ok_or(Reason::EncapFailed)?;
     packet::write(ctx, OUTER + size_of_val(&envelope.words), envelope.ethertype)
         .ok_or(Reason::EncapFailed)?;
+    let uplink = setting!(uplink_ifindex);
     let action = match next_hop {
         Some(next_hop) => to_neighbour(next_hop),
         // SAFETY: a helper; without parameters it looks the outer destination up in the routing table.
-        None => unsafe { bpf_redirect_neigh(setting!(uplink_ifindex), core::ptr::null_mut(), 0, 0) },
+        None => unsafe { bpf_redirect_neigh(uplink, core::ptr::null_mut(), 0, 0) },
     };
     Ok(Go::redirected(action as i32, Reason::Encapsulated))
 }

@@ -32,7 +32,6 @@ pub fn gather(packet: &mut Packet) -> bool {
         return settle(packet);
     }
     match (packet.part, recall(packet)) {
-        (Part::LaterFragment, Recalled::Ports) => true,
         (Part::LaterFragment, Recalled::Nothing) => {
             note(packet, FragPorts { is_scattered: 1, ..FragPorts::default() });
             false

@@ -28,6 +28,8 @@ pub(super) enum Row {
     UdpFlows,
     /// Frames handed to the receiving side from memory.
     Receive,
+    /// The same, to its driver.
+    ReceiveDriver,
 }
 
 /// A column of the result: one traffic may give several.
@@ -49,12 +51,14 @@ pub(super) enum Figure {
     Crr,
     UdpFlows,
     Receive,
+    ReceiveDriver,
     /// Not figures of merit: what was sent in vain.
     Udp64Loss,
     Udp64PathLoss,
     Udp1400Loss,
     UdpFlowsLoss,
     ReceiveLoss,
+    ReceiveDriverLoss,
 }
 
 /// One measured value.
@@ -80,6 +84,10 @@ impl Figure {
             Self::Crr => ("crr", "connections: 16 B each way, reset", "1/s"),
             Self::UdpFlows => ("udp_flows", "UDP flows of one packet", "1/s"),
             Self::Receive => ("receive", "UDP 64 B, injected as XDP frames", "kpps"),
+            Self::ReceiveDriver => ("receive_driver", "UDP 64 B, injected before the driver", "kpps"),
+            Self::ReceiveDriverLoss => {
+                ("receive_driver_loss", "UDP 64 B, injected before the driver, lost", "%")
+            }
             Self::Udp64Loss => ("udp_64_loss", "UDP 64 B, lost", "%"),
             Self::Udp64PathLoss => ("udp_64_path_loss", "UDP 64 B, receiver polls, lost", "%"),
             Self::Udp1400Loss => ("udp_1400_loss", "UDP 1400 B, lost", "%"),
@@ -89,8 +97,14 @@ impl Figure {
     }
 
     /// What was sent in vain.
-    pub(super) const LOSSES: [Self; 5] =
-        [Self::Udp64Loss, Self::Udp64PathLoss, Self::Udp1400Loss, Self::UdpFlowsLoss, Self::ReceiveLoss];
+    pub(super) const LOSSES: [Self; 6] = [
+        Self::Udp64Loss,
+        Self::Udp64PathLoss,
+        Self::Udp1400Loss,
+        Self::UdpFlowsLoss,
+        Self::ReceiveLoss,
+        Self::ReceiveDriverLoss,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         self.description().0
@@ -117,7 +131,7 @@ const WIRE_FRAME: u64 = 1514;
 const FLOWS: u64 = 100_000;
 
 impl Row {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::TcpBulk,
         Self::TcpBulkCubic,
         Self::TcpBulk4,
@@ -129,6 +143,7 @@ impl Row {
         Self::Crr,
         Self::UdpFlows,
         Self::Receive,
+        Self::ReceiveDriver,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -144,6 +159,7 @@ impl Row {
             Self::Crr => "crr",
             Self::UdpFlows => "udp_flows",
             Self::Receive => "receive",
+            Self::ReceiveDriver => "receive_driver",
         }
     }
 
@@ -207,6 +223,11 @@ impl Row {
                 let datagrams = load::injected(path, topology.entrance(), duration)?;
                 check_loss(&datagrams, 0)?;
                 rate_and_loss(&datagrams, [Figure::Receive, Figure::ReceiveLoss])
+            }
+            Self::ReceiveDriver => {
+                let _narrow = topology.narrow()?;
+                let datagrams = load::injected(path, topology.entrance_before_driver(), duration)?;
+                rate_and_loss(&datagrams, [Figure::ReceiveDriver, Figure::ReceiveDriverLoss])
             }
         })
     }
