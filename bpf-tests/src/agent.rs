@@ -129,6 +129,12 @@ impl Agent {
         Cmd::new(binary("canal-agent")?).arg("cleanup").args(self.flags()).in_netns(&self.netns).run()
     }
 
+    /// Runs `canal-agent cleanup --for-flannel` and returns what it said.
+    pub fn hand_over_to_flannel(&self) -> Result<String> {
+        let command = Cmd::new(binary("canal-agent")?).args(["cleanup", "--for-flannel"]);
+        command.args(self.flags()).in_netns(&self.netns).run()
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.folder.join("agent.sock")
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::Ipv4Addr,
     sync::Mutex,
     sync::atomic::{AtomicU8, Ordering},
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{cmd::Cmd, etcd::Etcd, netns::Netns, node::Node, probe::Host};
 
+const NETWORK: &str = "10.100.0.0/16";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
 /// flannel's own.
 const LEASE_TTL: Duration = Duration::from_hours(24);
@@ -71,16 +73,8 @@ impl<'a> FlannelNode<'a> {
         let number = node.number();
         let subnet = Ipv4Addr::new(10, 100, 200u8.wrapping_add(number).wrapping_sub(2), 0);
         let vtep_mac = format!("0e:00:00:00:00:{number:02x}");
-        let public_ip = node.public_ip();
-        let netns = node.netns();
         if let FlannelBackend::Vxlan { checksums, .. } = backend {
-            netns.ip(&format!(
-                "link add flannel.1 address {vtep_mac} mtu 1450 type vxlan id 1 local {public_ip} dev up0 \
-                 dstport 8472 nolearning {}",
-                if checksums { "udpcsum" } else { "noudpcsum" }
-            ))?;
-            netns.ip("link set flannel.1 up")?;
-            netns.ip(&format!("addr add {subnet}/32 dev flannel.1"))?;
+            make_device(node, &vtep_mac, subnet, checksums)?;
         }
         let (next_pod, known) = (AtomicU8::new(2), Mutex::default());
         let flannel = Self { node, etcd, subnet, vtep_mac, backend, next_pod, known };
@@ -103,6 +97,48 @@ impl<'a> FlannelNode<'a> {
             }
         };
         self.etcd.put_leased(&self.lease_key(), &lease.to_string(), LEASE_TTL)
+    }
+
+    /// Its device, as a flanneld that finds none makes it: up, with its address, and without peers.
+    pub fn make_device(&self) -> Result<()> {
+        make_device(self.node, &self.vtep_mac, self.subnet, true)
+    }
+
+    /// What flanneld writes for the CNI plugin, with `--ip-masq`.
+    pub fn write_subnet_file(&self) -> Result<String> {
+        let [a, b, c, _] = self.subnet.octets();
+        let text = format!(
+            "FLANNEL_NETWORK={NETWORK}\nFLANNEL_SUBNET={a}.{b}.{c}.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+        );
+        fs::write(self.node.agent().subnet_file(), &text).context("cannot write the subnet file")?;
+        Ok(text)
+    }
+
+    /// Its rules, as `--ip-masq` and `--iptables-forward-rules` make them; `iptables` names the program.
+    pub fn install_rules(&self, iptables: &str) -> Result<()> {
+        let own = format!("{}/24", self.subnet);
+        let (masq, forward) =
+            ("-m comment --comment \"flanneld masq\" -j", "-m comment --comment \"flanneld forward\" -j");
+        let rules = format!(
+            "*nat\n\
+             :FLANNEL-POSTRTG - [0:0]\n\
+             -A POSTROUTING {masq} FLANNEL-POSTRTG\n\
+             -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 {masq} RETURN\n\
+             -A FLANNEL-POSTRTG -s {own} -d {NETWORK} {masq} RETURN\n\
+             -A FLANNEL-POSTRTG -s {NETWORK} -d {own} {masq} RETURN\n\
+             -A FLANNEL-POSTRTG ! -s {NETWORK} -d {own} {masq} RETURN\n\
+             -A FLANNEL-POSTRTG -s {NETWORK} ! -d 224.0.0.0/4 {masq} MASQUERADE --random-fully\n\
+             -A FLANNEL-POSTRTG ! -s {NETWORK} -d {NETWORK} {masq} MASQUERADE --random-fully\n\
+             COMMIT\n\
+             *filter\n\
+             :FLANNEL-FWD - [0:0]\n\
+             -A FORWARD {forward} FLANNEL-FWD\n\
+             -A FLANNEL-FWD -s {NETWORK} {forward} ACCEPT\n\
+             -A FLANNEL-FWD -d {NETWORK} {forward} ACCEPT\n\
+             COMMIT\n"
+        );
+        let restore = self.node.netns().cmd(&format!("{iptables}-restore --noflush"));
+        restore.stdin(rules).run().map(drop)
     }
 
     pub fn lease_key(&self) -> String {
@@ -171,9 +207,20 @@ impl<'a> FlannelNode<'a> {
     }
 }
 
+fn make_device(node: &Node, vtep_mac: &str, subnet: Ipv4Addr, checksums: bool) -> Result<()> {
+    let (netns, public_ip) = (node.netns(), node.public_ip());
+    netns.ip(&format!(
+        "link add flannel.1 address {vtep_mac} mtu 1450 type vxlan id 1 local {public_ip} dev up0 \
+         dstport 8472 nolearning {}",
+        if checksums { "udpcsum" } else { "noudpcsum" }
+    ))?;
+    netns.ip("link set flannel.1 up")?;
+    netns.ip(&format!("addr add {subnet}/32 dev flannel.1")).map(drop)
+}
+
 impl FlannelPod {
     /// On any node that routes; the node's own peers are its business.
-    pub(crate) fn create(node: &Node, name: &str, ip: Ipv4Addr, mtu: u16) -> Result<Self> {
+    pub fn create(node: &Node, name: &str, ip: Ipv4Addr, mtu: u16) -> Result<Self> {
         let last = ip.octets()[3];
         let host = node.netns();
         let world = host.name().strip_suffix(&format!("n{}", node.number())).context("a node's name")?;
@@ -198,5 +245,12 @@ impl FlannelPod {
     /// Name of the host's end of the veth pair.
     pub fn host_interface(&self) -> &str {
         &self.host_interface
+    }
+
+    /// The MAC of `eth0`.
+    pub fn mac(&self) -> Result<String> {
+        let said = self.netns.ip("-j link show eth0")?;
+        let links: Value = serde_json::from_str(&said)?;
+        Ok(links[0]["address"].as_str().context("eth0 has no MAC")?.to_owned())
     }
 }

@@ -45,7 +45,7 @@ pub use agent::Agent;
 pub use capture::Capture;
 pub use cmd::{Cmd, Proc};
 pub use etcd::Etcd;
-pub use flannel::{FlannelBackend, FlannelNode};
+pub use flannel::{FlannelBackend, FlannelNode, FlannelPod};
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;

@@ -32,13 +32,14 @@ use tracing::{info, warn};
 use crate::{
     api::{health, metrics, port, server},
     config::{Config, Parameters, parameters},
-    dataplane::{events, overlay, pins::Pins},
+    dataplane::{events, flannel::device, overlay, pins::Pins},
     endpoint::publish::{self, Wanted},
     lock::AgentLock,
     netlink::{Monitor, Netlink},
     node::{
         Groundwork, Initial, Memory, Message, Node, Ports, Published, Start,
         health::Health,
+        takeover,
         uplink::{self, Host, Uplink},
         waiting::{self, Progress},
     },
@@ -141,8 +142,8 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         Store::connect_patiently(&config.etcd, |error| progress.waits("etcd", &error.to_string())).await;
     let initial = initialise(&mut tasks, &store, &config);
     let network = network_config(&store, &progress).await;
-    let uplink = blocking(|config: Config| choose_uplink(&config), config.clone()).await?;
-    uplink.suits(&network.backend)?;
+    let wanted = (config.clone(), network.backend.clone());
+    let uplink = blocking(|(config, backend)| choose_uplink(&config, &backend), wanted).await?;
     let (machine, memory) = (machine::read_or_make(&config.state_dir)?, Memory::read(&config.state_dir));
     let leases = list_leases(&store, &progress).await;
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
@@ -350,14 +351,20 @@ async fn list_leases(store: &Store, progress: &Progress) -> Listing {
     }
 }
 
-fn choose_uplink(config: &Config) -> anyhow::Result<Uplink> {
+/// Beside no flanneld that has the network's port.
+fn choose_uplink(config: &Config, backend: &Backend) -> anyhow::Result<Uplink> {
     let mut netlink = Netlink::open()?;
+    if let Some(options) = backend.vxlan() {
+        takeover::check(&mut netlink, options.vni, options.port)?;
+    }
     let uplink = uplink::choose(&Host::read(&mut netlink, &config.uplink)?, &config.uplink)?;
+    uplink.suits(backend)?;
     info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, mtu = uplink.mtu, reason = uplink.reason, "chose the uplink");
     Ok(uplink)
 }
 
-/// The MAC that peers know stays ours: that of the device, else that of our lease, else a new one.
+/// The MAC that peers know stays ours: that of the device, or of the one that flanneld left, else that of our lease, else a
+/// new one.
 async fn vtep_mac(
     leases: &Listing,
     network: &NetworkConfig,
@@ -365,11 +372,8 @@ async fn vtep_mac(
     owner: Owner<'_>,
 ) -> anyhow::Result<Mac> {
     let Some(options) = network.backend.vxlan() else { return Ok(Mac::default()) };
-    let existing = blocking(
-        |vni| -> anyhow::Result<_> { Ok(overlay::existing_mac(&mut Netlink::open()?, vni)?) },
-        options.vni,
-    )
-    .await?;
+    let (vni, port) = (options.vni, options.port);
+    let existing = blocking(move |()| device::known_mac(&mut Netlink::open()?, vni, port), ()).await?;
     if let Some(mac) = existing {
         return Ok(mac);
     }

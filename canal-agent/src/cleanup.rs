@@ -48,13 +48,7 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
             done.push(format!("removed {}", path.display()));
         }
     }
-    // Where etcd had Felix's parameter otherwise, the files go with the next boot: they are below /var/run or the like.
-    let parameters = parameters::merge(&config.felix, &Parameters::default()).parameters;
-    if let Some(prefix) = parameters.status_files
-        && status_files::remove_all(&prefix)?
-    {
-        done.push(format!("removed the endpoint status files below {}", prefix.display()));
-    }
+    done.extend(remove_status_files(config)?);
     // Its name stays known to a node that has it from nowhere else.
     let names_us = read_nodename(&config.nodename_file).is_some_and(|name| name == config.node_name);
     if names_us && !config.name_is_stored && std::fs::remove_file(&config.nodename_file).is_ok() {
@@ -79,6 +73,14 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
         done.push(format!("removed {}", config.state_dir.display()));
     }
     Ok(done)
+}
+
+/// Where etcd had Felix's parameter otherwise, the files go with the next boot: they are below /var/run or the like.
+pub(crate) fn remove_status_files(config: &Config) -> anyhow::Result<Option<String>> {
+    let parameters = parameters::merge(&config.felix, &Parameters::default()).parameters;
+    let Some(prefix) = parameters.status_files else { return Ok(None) };
+    let removed = status_files::remove_all(&prefix)?;
+    Ok(removed.then(|| format!("removed the endpoint status files below {}", prefix.display())))
 }
 
 /// What this node has published would go on applying to whoever gets its pods' addresses next.

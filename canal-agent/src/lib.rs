@@ -26,6 +26,7 @@ mod one_line;
 pub mod preflight;
 pub mod pulse;
 pub mod release;
+pub mod rollback;
 pub mod store;
 
 pub use one_line::one_line;

@@ -8,9 +8,11 @@ use crate::{SOON, soon};
 
 /// A host behind the uplink that knows nothing of pods.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// Another address of it, which pods reach with their own.
+const EXEMPT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 129);
 
 /// The underlay's bridge becomes a router to the outside; every node gets a route there, and no default route.
-fn add_outside(world: &World) -> &Netns {
+pub(crate) fn add_outside(world: &World) -> &Netns {
     let wire = world.wire().unwrap();
     for line in ["addr add 192.168.50.100/24 dev br0", "addr add 203.0.113.1/32 dev lo"] {
         wire.ip(line).unwrap();
@@ -57,6 +59,7 @@ fn pods_reach_the_world_with_their_nodes_address_and_each_other_with_their_own()
     let outside = add_outside(&world);
     for node in world.nodes() {
         node.agent().add_switch("--ip-masq=true");
+        node.agent().set_env("CANAL_IP_MASQ_EXEMPT", "198.51.100.0/24,203.0.113.128/25");
     }
     world.start_agents().unwrap();
     let a = world.node(1).add_pod("a", &[]).unwrap();
@@ -65,7 +68,7 @@ fn pods_reach_the_world_with_their_nodes_address_and_each_other_with_their_own()
     assert!(env.contains("FLANNEL_IPMASQ=true\n"), "{env}");
 
     let mut seen = Capture::start(outside, "br0", &format!("host {OUTSIDE}"), world.folder()).unwrap();
-    let server = outside_server(outside);
+    let server = Outside(outside).serve_tcp(8080).unwrap();
     assert!(soon(|| a.pings(OUTSIDE)), "out and back");
     assert!(a.reaches(OUTSIDE, 8080), "by TCP");
     assert_eq!(a.ping_sized(OUTSIDE, 2, 4000).unwrap().lost, 0, "and in fragments");
@@ -83,14 +86,49 @@ fn pods_reach_the_world_with_their_nodes_address_and_each_other_with_their_own()
         "pods see each other's address"
     );
 
-    let rules = world.node(1).netns().cmd("nft list table ip canal-masq").run().unwrap();
-    for rule in ["masquerade", "224.0.0.0/4", "10.100.0.0/16", "return"] {
+    // Who is exempt sees the pod itself, and so finds it.
+    for line in
+        [format!("addr add {EXEMPT}/32 dev lo"), "route add 10.100.0.0/16 via 192.168.50.1".to_owned()]
+    {
+        outside.ip(&line).unwrap();
+    }
+    let mut seen = Capture::start(outside, "br0", &format!("host {EXEMPT}"), world.folder()).unwrap();
+    assert!(a.pings(EXEMPT) && a.reaches(EXEMPT, 8080));
+    seen.stop().unwrap();
+    assert_eq!(seen.packets("src host 192.168.50.1").unwrap(), Vec::<String>::new());
+    assert!(!seen.packets(&format!("src host {}", a.ip())).unwrap().is_empty());
+
+    // Into pods: from the world by a route as it is; from another node with an address of that one's subnet.
+    world.etcd().put_global_policy("open", bpf_tests::policy::allow_all()).unwrap();
+    let _server = a.serve_tcp(8080).unwrap();
+    let from = Outside(outside);
+    assert!(soon(|| from.pings(a.ip())) && from.reaches(a.ip(), 8080), "the world to a pod");
+    let two = world.node(2);
+    let by_its_address = format!("ping -n -c 2 -i 0.2 -W 1 -I {} {}", two.public_ip(), a.ip());
+    let mut pod = Capture::start(a.netns(), "eth0", "icmp", world.folder()).unwrap();
+    assert!(from.pings(a.ip()) && world.node(1).pings(a.ip()));
+    assert!(two.netns().cmd(&by_its_address).output().unwrap().ok(), "a node that insists on its address");
+    pod.stop().unwrap();
+    let overlay = two.netns().ip("-4 -o addr show canal.1").unwrap();
+    let overlay = overlay.split("inet ").nth(1).unwrap().split('/').next().unwrap();
+    for (from, is_seen) in [("192.168.50.100", true), ("192.168.50.2", false), (overlay, true)] {
+        let packets = pod.packets(&format!("src host {from}")).unwrap();
+        assert_eq!(!packets.is_empty(), is_seen, "from {from}: {packets:?}");
+    }
+
+    // Whoever takes a rule out of the table gets it back.
+    let node = world.node(1).netns();
+    let nft = |line: &str| node.cmd(&format!("nft {line}")).run().unwrap();
+    let rules = nft("list table ip canal-masq");
+    for rule in ["masquerade", "224.0.0.0/4", "10.100.0.0/16", "return", "203.0.113.128/25"] {
         assert!(rules.contains(rule), "{rule}: {rules}");
     }
-    // Whoever flushes the table gets it back.
-    world.node(1).netns().cmd("nft delete table ip canal-masq").run().unwrap();
-    let back = || world.node(1).netns().cmd("nft list table ip canal-masq").output().unwrap().ok();
-    assert!(bpf_tests::until(SOON * 2, back), "the table is made again");
+    let listing = nft("-a list table ip canal-masq");
+    let handle = listing.lines().find(|line| line.contains("224.0.0.0/4")).unwrap();
+    let handle = handle.rsplit_once("# handle ").unwrap().1;
+    nft(&format!("delete rule ip canal-masq postrouting handle {handle}"));
+    let back = || nft("list table ip canal-masq") == rules;
+    assert!(bpf_tests::until(SOON * 2, back), "{}", nft("list table ip canal-masq"));
     assert!(soon(|| a.pings(OUTSIDE)));
     drop(server);
 }
@@ -111,16 +149,15 @@ fn without_masquerade_pods_keep_their_address_and_nothing_is_installed() {
     assert!(a.pings(OUTSIDE), "{}", a.ip());
 }
 
-fn outside_server(netns: &Netns) -> impl Drop + use<> {
-    struct Outside<'a>(&'a Netns);
-    impl Host for Outside<'_> {
-        fn netns(&self) -> &Netns {
-            self.0
-        }
+/// The host behind the uplink.
+struct Outside<'a>(&'a Netns);
 
-        fn ip(&self) -> Ipv4Addr {
-            OUTSIDE
-        }
+impl Host for Outside<'_> {
+    fn netns(&self) -> &Netns {
+        self.0
     }
-    Outside(netns).serve_tcp(8080).unwrap()
+
+    fn ip(&self) -> Ipv4Addr {
+        OUTSIDE
+    }
 }

@@ -1,6 +1,9 @@
 //! The overlay between two Canal nodes.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    time::Duration,
+};
 
 use bpf_tests::{
     Capture, Host, World,
@@ -9,6 +12,7 @@ use bpf_tests::{
     probe::{Connect, Pinger},
     until,
 };
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 
 use crate::{BULK, SOON, soon, two_nodes};
@@ -194,4 +198,68 @@ fn a_node_whose_kernel_takes_vxlan_off_delivers_and_judges_all_the_same() {
     assert!(on_uplink("tc"));
     let stats = pinger.stop().unwrap();
     assert_eq!(stats.lost, 0, "{stats:?}");
+}
+
+#[test]
+fn datagrams_that_a_pod_hands_over_as_one_aggregate_arrive_one_by_one() {
+    const SEGMENT: usize = 1200;
+    const COUNT: usize = 20;
+    let (world, a, b) = two_nodes();
+    let near = world.node(1).add_pod("near", &[]).unwrap();
+    assert!(soon(|| a.pings(near.ip())));
+    for to in [&b, &near] {
+        let target = SocketAddrV4::new(to.ip(), 5353);
+        let receiver = to.netns().run(|| UdpSocket::bind(target)).unwrap().unwrap();
+        receiver.set_read_timeout(Some(SOON)).unwrap();
+        a.netns()
+            .run(|| {
+                let sender = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+                setsockopt(&sender, sockopt::UdpGsoSegment, &i32::try_from(SEGMENT).unwrap()).unwrap();
+                sender.send_to(&vec![9; SEGMENT * COUNT], target).unwrap()
+            })
+            .unwrap();
+        let mut buffer = [0; 2 * SEGMENT];
+        for number in 0..COUNT {
+            let received = receiver.recv(&mut buffer).unwrap();
+            assert_eq!(received, SEGMENT, "datagram {number} to {target}");
+        }
+    }
+}
+
+/// A pod by another address.
+struct Inside<'a>(&'a bpf_tests::Pod, Ipv4Addr);
+impl Host for Inside<'_> {
+    fn netns(&self) -> &bpf_tests::Netns {
+        self.0.netns()
+    }
+
+    fn ip(&self) -> Ipv4Addr {
+        self.1
+    }
+}
+
+#[test]
+fn a_tunnel_that_pods_have_between_them_goes_through_ours() {
+    let (world, a, b) = two_nodes();
+    for (pod, other, last) in [(&a, &b, 1), (&b, &a, 2)] {
+        for line in [
+            &format!(
+                "link add vx0 mtu 1400 type vxlan id 5 local {} remote {} dstport 9000",
+                pod.ip(),
+                other.ip()
+            ),
+            &format!("addr add 172.30.0.{last}/24 dev vx0"),
+            "link set vx0 up",
+        ] {
+            pod.netns().ip(line).unwrap();
+        }
+    }
+    let inside = Ipv4Addr::new(172, 30, 0, 2);
+    assert!(soon(|| a.pings(inside)));
+    // Aggregates of such packets are none that could be put into another envelope as they are.
+    let _served = b.serve_tcp(8080).unwrap();
+    assert!(a.reaches(inside, 8080));
+    let to = Inside(&b, inside);
+    assert!(load::bulk(Path { from: &a, to: &to }, 1, Congestion::Default, BULK).unwrap().bytes > 1 << 18);
+    assert!(world.node(1).agent().count("to_overlay", "fallback").unwrap() > 0);
 }

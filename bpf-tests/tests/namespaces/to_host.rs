@@ -128,10 +128,10 @@ fn without_an_overlay_device_the_host_stays_closed_to_pods_and_their_policy_is_f
     for (problem, [make, remove]) in [
         ("not a VXLAN device", [&["link add canal.1 type bridge"][..], &["link del canal.1"]]),
         (
-            "port 8472 is taken by device flannel.1",
+            "port 8472 is taken by device other.1",
             [
-                &["link add flannel.1 type vxlan id 1 dev up0 dstport 8472", "link set flannel.1 up"],
-                &["link del flannel.1"],
+                &["link add other.1 type vxlan id 1 dev up0 dstport 8472", "link set other.1 up"],
+                &["link del other.1"],
             ],
         ),
     ] {

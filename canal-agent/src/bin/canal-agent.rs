@@ -6,7 +6,7 @@ use canal_agent::{
     app, cleanup,
     config::{Config, RunArgs, command_line},
     dataplane::inspect,
-    logging, one_line, preflight, release,
+    logging, one_line, preflight, release, rollback,
 };
 use clap::{Parser, Subcommand};
 
@@ -22,7 +22,14 @@ enum Verb {
     /// Run the daemon until SIGTERM, which leaves the data path in place
     Run(Box<RunArgs>),
     /// Remove every trace of Canal from this node: programs, tables, device, routes, files
-    Cleanup(Box<RunArgs>),
+    Cleanup {
+        #[command(flatten)]
+        args: Box<RunArgs>,
+        /// For flanneld to go on: put its device in the place of ours, keep the lease, the subnet file and the pods' endpoints.
+        /// Policy ends until Felix runs
+        #[arg(long)]
+        for_flannel: bool,
+    },
     /// This node's subnet in etcd
     #[command(subcommand)]
     Lease(LeaseVerb),
@@ -76,9 +83,10 @@ fn perform(verb: Verb) -> anyhow::Result<()> {
             preflight::raise_file_limit();
             app::run(Config::from_args(*args)?)
         }
-        Verb::Cleanup(args) => {
+        Verb::Cleanup { args, for_flannel } => {
             preflight::check()?;
-            let mut done = cleanup::run(&Config::from_args(*args)?)?;
+            let config = Config::from_args(*args)?;
+            let mut done = if for_flannel { rollback::run(&config)? } else { cleanup::run(&config)? };
             if done.is_empty() {
                 done.push("nothing to remove".to_owned());
             }

@@ -52,6 +52,12 @@ pub struct RunArgs {
     /// Masquerade what pods send out of the network [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub ip_masq: Option<String>,
+    /// Destinations that pods reach with their own address in spite of --ip-masq; several times, or with commas between
+    #[arg(long, value_name = "CIDR,…", action = ArgAction::Append)]
+    pub ip_masq_exempt: Vec<String>,
+    /// Let --ip-masq keep source ports where it can, instead of choosing them at random [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub ip_masq_fully_random_disable: Option<String>,
     /// Where /healthz and /readyz are served, with --healthz-port [default: 0.0.0.0]
     #[arg(long, value_name = "IP")]
     pub healthz_ip: Option<String>,

@@ -32,7 +32,7 @@ struct Vain {
 const KUBE: &str = "Canal keeps leases in etcd, never in Kubernetes";
 const KLOG: &str = "the log's level is RUST_LOG's, else that of Felix's LogSeverityScreen";
 
-const VAIN: [Vain; 14] = [
+const VAIN: [Vain; 13] = [
     // True is refused.
     vain("kube-subnet-mgr", Kind::Bool, &["false"], KUBE),
     vain("kube-api-url", Kind::Text, &[], KUBE),
@@ -46,12 +46,6 @@ const VAIN: [Vain; 14] = [
         Kind::Number(1, 1439),
         &["60"],
         "the lease is kept alive every 10 minutes, and so has 23 hours and 50 minutes left or more",
-    ),
-    vain(
-        "ip-masq-fully-random-disable",
-        Kind::Bool,
-        &["false"],
-        "source ports are always chosen at random, or two connections could get the same one",
     ),
     vain(
         "iptables-resync",

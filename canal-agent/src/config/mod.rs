@@ -14,6 +14,7 @@ mod flanneld;
 mod flows;
 mod gear;
 mod health;
+mod masquerade;
 mod node_name;
 pub mod parameters;
 mod sizes;
@@ -36,6 +37,7 @@ pub use args::{RunArgs, command_line};
 pub use flanneld::FlanneldArgs;
 pub use flows::{Established, FlowTimeouts};
 pub use gear::Gear;
+pub use masquerade::MasqueradeRules;
 pub use parameters::Parameters;
 pub use sizes::TableSizes;
 pub use uplink::{Pattern, UplinkRules};
@@ -48,7 +50,7 @@ pub struct Config {
     /// Where /healthz and /readyz are served.
     pub health: Option<SocketAddr>,
     pub subnet_file: PathBuf,
-    pub ip_masq: bool,
+    pub ip_masq: Option<MasqueradeRules>,
     pub node_name: String,
     /// Tells Calico's CNI plugin the node's name.
     pub nodename_file: PathBuf,
@@ -133,7 +135,7 @@ impl Config {
             etcd: etcd::options(&args, environment)?,
             uplink: uplink::rules(&args, environment)?,
             health: health::address(&args, environment)?,
-            ip_masq: find("ip-masq", args.ip_masq).as_ref().map(boolean).transpose()?.unwrap_or(false),
+            ip_masq: masquerade::rules(&args, environment)?,
             subnet_file: path("subnet-file", args.subnet_file, "/run/flannel/subnet.env"),
             node_name,
             nodename_file,

@@ -31,6 +31,11 @@ fn resolve(flags: &[Given<'_>], variables: &[Given<'_>]) -> Result<Config, Confi
                 args.iface_regex.push((*value).to_owned());
                 continue;
             }
+            "ip-masq-exempt" => {
+                args.ip_masq_exempt.push((*value).to_owned());
+                continue;
+            }
+            "ip-masq-fully-random-disable" => &mut args.ip_masq_fully_random_disable,
             "iface-can-reach" => &mut args.iface_can_reach,
             "healthz-ip" => &mut args.healthz_ip,
             "healthz-port" => &mut args.healthz_port,
@@ -76,7 +81,7 @@ fn with_nothing_given_the_defaults_are_flannels() {
     assert_eq!((config.established, config.flow_timeouts), (Established::Judge, FlowTimeouts::default()));
     assert_eq!(config.sizes, TableSizes::for_memory(4 << 30));
     assert_eq!((config.notices, config.felix.len()), (Vec::new(), 1));
-    assert_eq!((config.uplink, config.health, config.ip_masq), (UplinkRules::default(), None, false));
+    assert_eq!((config.uplink, config.health, config.ip_masq), (UplinkRules::default(), None, None));
     assert_eq!((config.etcd.credentials, config.etcd.tls), (None, crate::store::TlsFiles::default()));
 }
 
@@ -247,10 +252,10 @@ fn every_flag_of_flanneld_is_taken_and_its_default_needs_no_word() {
 fn what_flanneld_would_do_and_canal_does_not_is_said_once_with_the_reason() {
     let line = "-kube-api-url http://k:1 -kubeconfig-file=/k -kube-annotation-prefix x -net-config-path /n \
         -set-node-network-unavailable=false -public-ipv6 fd00::1 -subnet-lease-renew-margin 90 \
-        -ip-masq-fully-random-disable -iptables-resync 10 -iptables-forward-rules=T -ip-blackhole-route -v 4 \
-        -vmodule=a=1 -log_backtrace_at a.go:1";
+        -iptables-resync 10 -iptables-forward-rules=T -ip-blackhole-route -v 4 -vmodule=a=1 \
+        -log_backtrace_at a.go:1";
     let notices = flanneld(line, &[]).unwrap().notices;
-    assert_eq!(notices.len(), 13, "{notices:?}");
+    assert_eq!(notices.len(), 12, "{notices:?}");
     for (notice, words) in notices.iter().zip(["--kube-api-url http://k:1", "--kubeconfig-file"]) {
         assert!(notice.contains(words) && notice.contains("never in Kubernetes"), "{notice}");
     }
@@ -313,7 +318,7 @@ fn a_flag_without_text_beats_the_environment_and_a_variable_is_one_uplink() {
 
 #[test]
 fn truth_values_are_gos() {
-    let masquerade = |value| resolve(&[("ip-masq", value)], &[]).map(|config| config.ip_masq);
+    let masquerade = |value| resolve(&[("ip-masq", value)], &[]).map(|config| config.ip_masq.is_some());
     for value in ["1", "t", "T", "true", "TRUE", "True"] {
         assert_eq!(masquerade(value), Ok(true));
     }
@@ -321,8 +326,32 @@ fn truth_values_are_gos() {
         assert_eq!(masquerade(value), Ok(false));
     }
     assert!(masquerade("yes").is_err());
-    assert!(resolve(&[], &[("FLANNELD_IP_MASQ", "true")]).unwrap().ip_masq);
+    assert!(resolve(&[], &[("FLANNELD_IP_MASQ", "true")]).unwrap().ip_masq.is_some());
     assert!(resolve(&[], &[("CANAL_OUTER_UDP_CHECKSUM", "1")]).unwrap().outer_checksum);
+}
+
+#[test]
+fn destinations_are_exempt_from_masquerading_by_flags_or_one_list() {
+    let exempt = |flags: &[Given<'_>], variables: &[Given<'_>]| {
+        let flags: Vec<_> = flags.iter().copied().chain([("ip-masq", "true")]).collect();
+        let rules = resolve(&flags, variables).map(|config| config.ip_masq.unwrap());
+        rules.map(|rules| rules.exempt.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+    };
+    let list = [("CANAL_IP_MASQ_EXEMPT", "192.0.2.7, 10.1.2.3/16,,10.1.0.0/16")];
+    assert_eq!(exempt(&[], &list).unwrap(), "10.1.0.0/16 192.0.2.7/32", "each once");
+    let flags = [("ip-masq-exempt", "10.2.0.0/16"), ("ip-masq-exempt", "10.3.0.0/16,10.4.0.0/16")];
+    assert_eq!(exempt(&flags, &list).unwrap(), "10.2.0.0/16 10.3.0.0/16 10.4.0.0/16");
+    for wrong in ["10.1.0.0/33", "fd00::/8", "example.org"] {
+        let error = exempt(&[("ip-masq-exempt", wrong)], &[]).unwrap_err().to_string();
+        assert!(error.starts_with("--ip-masq-exempt: ") && error.contains("no IPv4 network"), "{error}");
+    }
+    assert!(resolve(&[("ip-masq-exempt", "x")], &[]).is_err(), "also where it would have no effect");
+    assert_eq!(resolve(&flags, &[]).unwrap().ip_masq, None);
+    let keeps = |text| {
+        let flags = [("ip-masq", "true"), ("ip-masq-fully-random-disable", text)];
+        resolve(&flags, &[]).unwrap().ip_masq.unwrap().keep_ports
+    };
+    assert!(keeps("true") && !keeps("false"));
 }
 
 #[test]

@@ -6,17 +6,17 @@
 //! 0.14 does not know such programs.
 
 use std::{
-    ffi::{CString, c_long},
     io,
-    os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
 use tracing::info;
 
-use super::pins::{PinError, Pins};
+use super::{
+    batch::bpf,
+    handle::Handle,
+    pins::{PinError, Pins},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DefragError {
@@ -29,9 +29,8 @@ pub enum DefragError {
 }
 
 // Of `linux/bpf.h`, `linux/netfilter.h` and `linux/netfilter_ipv4.h`.
-const BPF_PROG_LOAD: c_long = 5;
-const BPF_OBJ_PIN: c_long = 6;
-const BPF_LINK_CREATE: c_long = 28;
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_PROG_TYPE_NETFILTER: u32 = 32;
 const BPF_NETFILTER: u32 = 45;
 const BPF_F_NETFILTER_IP_DEFRAG: u32 = 1;
@@ -72,20 +71,38 @@ struct LinkCreate {
     netfilter_flags: u32,
 }
 
-#[repr(C)]
-struct ObjPin {
-    path: u64,
-    fd: u32,
-    flags: u32,
+/// The link, for as long as the process or its pin lives.
+#[derive(Debug)]
+pub struct Defrag(Handle);
+
+impl Defrag {
+    /// In this network namespace, and from now on: the link is pinned. What an earlier process pinned stays.
+    pub fn ensure(pins: &Pins) -> Result<Self, DefragError> {
+        let path = pins.defrag();
+        if let Ok(present) = Handle::open(&path) {
+            return Ok(Self(present));
+        }
+        pins.prepare()?;
+        let refused = |operation| move |source| DefragError::Refused { operation, source };
+        let link = Handle::from(attach()?);
+        link.pin(&path).map_err(refused("pin it"))?;
+        info!("fragments are put together before they are forwarded");
+        Ok(Self(link))
+    }
+
+    /// True if somebody had removed the pin.
+    pub fn put_back(&self, pins: &Pins) -> Result<bool, DefragError> {
+        let path = pins.defrag();
+        if path.exists() {
+            return Ok(false);
+        }
+        pins.prepare()?;
+        self.0.pin(&path).map_err(|source| DefragError::Refused { operation: "pin it", source })?;
+        Ok(true)
+    }
 }
 
-/// In this network namespace, and from now on: the link is pinned. What an earlier process pinned stays.
-pub fn ensure(pins: &Pins) -> Result<(), DefragError> {
-    let path = pins.defrag();
-    if path.exists() {
-        return Ok(());
-    }
-    pins.prepare()?;
+fn attach() -> Result<OwnedFd, DefragError> {
     let refused = |operation| move |source| DefragError::Refused { operation, source };
     let mut load = ProgLoad {
         prog_type: BPF_PROG_TYPE_NETFILTER,
@@ -96,10 +113,9 @@ pub fn ensure(pins: &Pins) -> Result<(), DefragError> {
         ..ProgLoad::default()
     };
     load.name[..6].copy_from_slice(b"defrag");
-    // SAFETY: instructions, licence and name outlive the call.
-    let program = unsafe { made(BPF_PROG_LOAD, &mut load) }.map_err(refused("load the program"))?;
+    let program = made(BPF_PROG_LOAD, &mut load).map_err(refused("load the program"))?;
     let mut create = LinkCreate {
-        prog_fd: number(&program),
+        prog_fd: program.as_raw_fd().cast_unsigned(),
         target_fd: 0,
         attach_type: BPF_NETFILTER,
         flags: 0,
@@ -108,44 +124,14 @@ pub fn ensure(pins: &Pins) -> Result<(), DefragError> {
         priority: PRIORITY,
         netfilter_flags: BPF_F_NETFILTER_IP_DEFRAG,
     };
-    // SAFETY: it has no pointers.
-    let link = unsafe { made(BPF_LINK_CREATE, &mut create) }.map_err(refused("attach it"))?;
-    let name =
-        CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from).map_err(refused("pin it"))?;
-    let mut pin = ObjPin { path: name.as_ptr() as u64, fd: number(&link), flags: 0 };
-    // SAFETY: the path outlives the call.
-    unsafe { bpf(BPF_OBJ_PIN, &mut pin) }.map_err(refused("pin it"))?;
-    info!("fragments are put together before they are forwarded");
-    Ok(())
-}
-
-fn number(fd: &OwnedFd) -> u32 {
-    fd.as_raw_fd().unsigned_abs()
+    made(BPF_LINK_CREATE, &mut create).map_err(refused("attach it"))
 }
 
 /// For commands that answer with a new descriptor.
-///
-/// # Safety
-///
-/// As of [`bpf`].
-unsafe fn made<T>(command: c_long, attributes: &mut T) -> io::Result<OwnedFd> {
-    // SAFETY: the caller's promise.
-    let fd = unsafe { bpf(command, attributes) }?;
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the kernel made it for us.
+fn made<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attr)?;
+    // SAFETY: the kernel has just handed it out, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// # Safety
-///
-/// `attributes` is what the kernel reads for this command, and the pointers in it are valid until it returns.
-unsafe fn bpf<T>(command: c_long, attributes: &mut T) -> io::Result<c_long> {
-    // SAFETY: the caller's promise; the size is that of what is pointed to.
-    match unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) } {
-        -1 => Err(io::Error::last_os_error()),
-        other => Ok(other),
-    }
-}
-
-const _: () =
-    assert!(size_of::<ProgLoad>() == 72 && size_of::<LinkCreate>() == 32 && size_of::<ObjPin>() == 16);
+const _: () = assert!(size_of::<ProgLoad>() == 72 && size_of::<LinkCreate>() == 32);

@@ -18,6 +18,12 @@ use super::batch::bpf;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 
+impl From<OwnedFd> for Handle {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
 /// The beginning of `union bpf_attr` for both.
 #[repr(C)]
 struct Object {

@@ -9,6 +9,7 @@ mod batch;
 pub mod counters;
 pub mod defrag;
 pub mod events;
+pub mod flannel;
 mod grace;
 mod handle;
 pub mod hits;

@@ -64,11 +64,6 @@ pub fn name(vni: u32) -> String {
     format!("canal.{vni}")
 }
 
-/// The MAC of the device if an earlier process made one: it stays, because peers know it.
-pub fn existing_mac(netlink: &mut Netlink, vni: u32) -> Result<Option<Mac>, netlink::Error> {
-    Ok(netlink.link_by_name(&name(vni))?.filter(|l| l.kind == "vxlan").and_then(|l| l.mac))
-}
-
 /// The device as it is, or a new one, which is down: the programs are loaded with its index.
 pub fn find_or_make(netlink: &mut Netlink, device: &Device) -> Result<Link, OverlayError> {
     match netlink.link_by_name(&name(device.vni))? {
@@ -79,6 +74,29 @@ pub fn find_or_make(netlink: &mut Netlink, device: &Device) -> Result<Link, Over
 
 /// Makes or mends device, address and route; what is right is left alone.
 pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayError> {
+    let link = prepare(netlink, overlay)?;
+    if !link.up {
+        netlink.set_up(link.index).map_err(|error| port_taken(netlink, overlay, error))?;
+    }
+    route(netlink, overlay, link.index)?;
+    let name = &link.name;
+    for (key, value) in [
+        ("net/ipv4/ip_forward".to_owned(), "1"),
+        (format!("net/ipv4/conf/{name}/forwarding"), "1"),
+        // No IPv6 goes this way yet: no router solicitations into nowhere.
+        (format!("net/ipv6/conf/{name}/disable_ipv6"), "1"),
+    ] {
+        match sysctl::set_if_present(&key, value) {
+            Ok(true) => info!(key, value, "set sysctl"),
+            Ok(false) => {}
+            Err(error) => warn!(key, %error, "cannot set sysctl: the host will not forward for its pods"),
+        }
+    }
+    Ok(link)
+}
+
+/// The device and its address, all but up.
+pub fn prepare(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayError> {
     let (name, device) = (overlay.name(), &overlay.device);
     let link = match netlink.link_by_name(&name)? {
         Some(link) if link.kind != "vxlan" => return Err(OverlayError::NameTaken { name }),
@@ -100,23 +118,7 @@ pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayE
         // Every address behind the device is one hop away, and nobody there answers ARP.
         netlink.set_noarp(link.index)?;
     }
-    if !link.up {
-        netlink.set_up(link.index).map_err(|error| port_taken(netlink, overlay, error))?;
-    }
     address(netlink, overlay, link.index)?;
-    route(netlink, overlay, link.index)?;
-    for (key, value) in [
-        ("net/ipv4/ip_forward".to_owned(), "1"),
-        (format!("net/ipv4/conf/{name}/forwarding"), "1"),
-        // No IPv6 goes this way yet: no router solicitations into nowhere.
-        (format!("net/ipv6/conf/{name}/disable_ipv6"), "1"),
-    ] {
-        match sysctl::set_if_present(&key, value) {
-            Ok(true) => info!(key, value, "set sysctl"),
-            Ok(false) => {}
-            Err(error) => warn!(key, %error, "cannot set sysctl: the host will not forward for its pods"),
-        }
-    }
     Ok(link)
 }
 
@@ -183,13 +185,21 @@ fn route(netlink: &mut Netlink, overlay: &Overlay, index: u32) -> Result<(), net
     Ok(())
 }
 
+/// The devices that an agent made, with their VNIs: more than one only if the configuration has changed.
+pub fn present(netlink: &mut Netlink) -> Result<Vec<(u32, Link)>, netlink::Error> {
+    let ours = |link: Link| {
+        let vni = link.name.strip_prefix("canal.").filter(|vni| vni.bytes().all(|b| b.is_ascii_digit()))?;
+        let vni = vni.parse().ok()?;
+        link.vxlan.as_ref().is_some_and(|vxlan| vxlan.external).then_some((vni, link))
+    };
+    Ok(netlink.links()?.into_iter().filter_map(ours).collect())
+}
+
 /// Removes every trace of the device; its address and routes go with it.
 pub fn remove(netlink: &mut Netlink) -> Result<Vec<String>, netlink::Error> {
     let mut removed = Vec::new();
-    for link in netlink.links()? {
-        let ours =
-            link.name.strip_prefix("canal.").is_some_and(|vni| vni.bytes().all(|b| b.is_ascii_digit()));
-        if ours && link.vxlan.is_some_and(|v| v.external) && netlink.delete_link(link.index)? {
+    for (_, link) in present(netlink)? {
+        if netlink.delete_link(link.index)? {
             removed.push(link.name);
         }
     }

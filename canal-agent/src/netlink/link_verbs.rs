@@ -1,6 +1,9 @@
 //! Making, changing and deleting links.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{
+    net::Ipv4Addr,
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use canal_common::Mac;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -33,6 +36,20 @@ pub struct NewVxlan<'a> {
     pub port: u16,
 }
 
+/// A VXLAN device with one VNI, whose peers are entries in its FDB.
+#[derive(Debug, Clone, Copy)]
+pub struct NewTunnel<'a> {
+    pub name: &'a str,
+    pub vni: u32,
+    pub mac: Mac,
+    pub mtu: u32,
+    pub port: u16,
+    /// Source of its envelopes.
+    pub local: Ipv4Addr,
+    /// Index of the interface that carries them.
+    pub lower: u32,
+}
+
 impl Netlink {
     /// Both ends start down.
     pub fn add_veth(&mut self, veth: &NewVeth<'_>) -> Result<(), Error> {
@@ -57,17 +74,32 @@ impl Netlink {
 
     /// Starts down. Setting it up is what takes the port, so that is where a port in use shows.
     pub fn add_vxlan_external(&mut self, vxlan: &NewVxlan<'_>) -> Result<(), Error> {
+        let parameters =
+            vec![InfoVxlan::CollectMetadata(true), InfoVxlan::Learning(false), InfoVxlan::Port(vxlan.port)];
+        self.make_vxlan(*vxlan, parameters)
+    }
+
+    /// Starts down. It sends UDP checksums, as the kernel has it by default.
+    pub fn add_vxlan_tunnel(&mut self, tunnel: &NewTunnel<'_>) -> Result<(), Error> {
+        let NewTunnel { name, vni, mac, mtu, port, local, lower } = *tunnel;
+        let parameters = vec![
+            InfoVxlan::Id(vni),
+            InfoVxlan::Link(lower),
+            InfoVxlan::Local(local),
+            InfoVxlan::Learning(false),
+            InfoVxlan::Port(port),
+        ];
+        self.make_vxlan(NewVxlan { name, mac, mtu, port }, parameters)
+    }
+
+    fn make_vxlan(&mut self, vxlan: NewVxlan<'_>, parameters: Vec<InfoVxlan>) -> Result<(), Error> {
         let attributes = vec![
             LinkAttribute::IfName(check_name(MAKE, vxlan.name)?),
             LinkAttribute::Mtu(vxlan.mtu),
             mac(vxlan.mac),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Vxlan),
-                LinkInfo::Data(InfoData::Vxlan(vec![
-                    InfoVxlan::CollectMetadata(true),
-                    InfoVxlan::Learning(false),
-                    InfoVxlan::Port(vxlan.port),
-                ])),
+                LinkInfo::Data(InfoData::Vxlan(parameters)),
             ]),
         ];
         let object = format!("VXLAN interface {} on UDP port {}", vxlan.name, vxlan.port);

@@ -26,7 +26,7 @@ pub use addr::Address;
 pub use error::Error;
 pub use ethtool::set_gro;
 pub use link::{Dev, Link, Vxlan};
-pub use link_verbs::{NewVeth, NewVxlan};
+pub use link_verbs::{NewTunnel, NewVeth, NewVxlan};
 pub use monitor::{Change, Monitor};
 pub use neigh::Neighbour;
 pub use netns::Netns;

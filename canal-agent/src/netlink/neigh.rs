@@ -1,4 +1,4 @@
-//! Neighbours: which MAC an IPv4 address has on a link.
+//! Neighbours: which MAC an IPv4 address has on a link, and where a VXLAN device finds a MAC.
 
 use std::net::Ipv4Addr;
 
@@ -6,7 +6,7 @@ use canal_common::Mac;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::RouteType,
 };
 
@@ -46,6 +46,24 @@ impl Netlink {
         message.header.state = NeighbourState::Permanent;
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.octets.to_vec()));
         let object = format!("neighbour {ip} on {dev}");
+        let what = What { operation: "set", object: &object };
+        self.change(what, RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Makes or replaces the entry by which a VXLAN device sends to `mac` at the node `node`.
+    pub fn add_fdb_permanent<'a>(
+        &mut self,
+        dev: impl Into<Dev<'a>>,
+        mac: Mac,
+        node: Ipv4Addr,
+    ) -> Result<(), Error> {
+        let dev = dev.into();
+        let mut message = message(self.index_of("set the way to a MAC on", dev)?, node);
+        message.header.family = AddressFamily::Bridge;
+        message.header.state = NeighbourState::Permanent;
+        message.header.flags = NeighbourFlags::Own;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.octets.to_vec()));
+        let object = format!("the way to {mac} via {node} on {dev}");
         let what = What { operation: "set", object: &object };
         self.change(what, RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }

@@ -112,8 +112,9 @@ impl Node {
         self.tell_keeper();
         self.health.beat();
         // Policy does not wait for a broken underlay, nor the other way round.
-        let device = match self.overlay() {
-            Some(wanted) => overlay::ensure(&mut self.netlink, &wanted).map(Some),
+        let wanted = self.overlay();
+        let device = match &wanted {
+            Some(wanted) => self.ensure_device(wanted).map(Some),
             // Of another backend, before.
             None => overlay::remove(&mut self.netlink).map(|_| None).map_err(OverlayError::from),
         };
@@ -137,8 +138,15 @@ impl Node {
             [overlay, policy].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         self.failure = (!failures.is_empty()).then(|| failures.join("; "));
         self.health.beat();
-        if let Err(error) = self.apply_masquerade() {
-            self.problems.push(error.to_string());
+        if self.failure.is_none()
+            && let Some(wanted) = &wanted
+        {
+            self.failure = self.replace_flannels_device(wanted).err().map(|error| error.to_string());
+        }
+        match self.apply_masquerade() {
+            Ok(()) if self.failure.is_none() => self.clear_after_flannel(),
+            Ok(()) => {}
+            Err(error) => self.problems.push(error.to_string()),
         }
         // Other programs take the file for a sign that all is there; without it no pod comes up.
         if self.failure.is_none() {
@@ -161,15 +169,22 @@ impl Node {
                 Err(error) => self.problems.push(error.to_string()),
             }
         }
+        if let Some(Err(error)) = self.defrag.as_ref().map(|defrag| defrag.put_back(&self.pins)) {
+            self.problems.push(error.to_string());
+        }
     }
 
     fn apply_masquerade(&mut self) -> Result<(), MasqueradeError> {
         if self.masquerade_due {
-            if self.config.ip_masq {
-                masquerade::ensure(self.network.network, self.lease.subnet)?;
-            } else {
+            match &self.config.ip_masq {
+                Some(rules) => self.masquerade.ensure(&masquerade::Terms {
+                    network: self.network.network,
+                    subnet: self.lease.subnet,
+                    exempt: rules.exempt.clone(),
+                    fully_random: !rules.keep_ports,
+                })?,
                 // An earlier agent may have had the flag; a host without nft has no table.
-                drop(masquerade::remove());
+                None => drop(masquerade::remove()),
             }
             self.masquerade_due = false;
         }
@@ -342,7 +357,7 @@ impl Node {
                 &self.network,
                 &self.uplink,
                 self.vtep_mac,
-                self.defragments,
+                self.defrag.is_some(),
             )
         };
         if settings != self.settings {
@@ -429,7 +444,7 @@ impl Node {
             network: self.network.network,
             subnet: self.lease.subnet,
             mtu: self.mtu(),
-            ipmasq: self.config.ip_masq,
+            ipmasq: self.config.ip_masq.is_some(),
         };
         if env.write(&self.config.subnet_file)? {
             info!(file = %self.config.subnet_file.display(), subnet = %self.lease.subnet, "wrote the subnet file");

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     config::{Config, Parameters, parameters::ToHost},
     dataplane::{
-        defrag,
+        defrag::Defrag,
         object::Object,
         overlay,
         pins::Pins,
@@ -33,7 +33,7 @@ pub struct Groundwork {
     pub(super) object: Object,
     pub(super) tables: KernelTables,
     pub(super) leftovers: Leftovers,
-    pub(super) defragments: bool,
+    pub(super) defrag: Option<Defrag>,
 }
 
 impl Groundwork {
@@ -50,14 +50,14 @@ impl Groundwork {
         // Whatever is wrong with it is told when it is to come up.
         let device = device(network, uplink, vtep_mac)
             .and_then(|device| overlay::find_or_make(&mut netlink, &device).ok());
-        let defragments = defrag::ensure(&pins).inspect_err(|error| warn!("{error}")).is_ok();
+        let defrag = Defrag::ensure(&pins).inspect_err(|error| warn!("{error}")).ok();
         let steering = Steering::new(&config.node_name, config.felix.clone());
         logging::follow(steering.parameters().log_severity);
         // Nothing is attached before etcd was read. Until then this is a guess, and what an initialised cluster says.
         let parameters = Parameters { to_host: ToHost::Return, ..steering.parameters().clone() };
         let settings = Settings {
             overlay_ifindex: device.map_or(0, |device| device.index),
-            ..settings(config, &parameters, network, uplink, vtep_mac, defragments)
+            ..settings(config, &parameters, network, uplink, vtep_mac, defrag.is_some())
         };
         let mut object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
         let (mut tables, mut leftovers) = KernelTables::adopt(&mut object.ebpf)?;
@@ -67,6 +67,6 @@ impl Groundwork {
             object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
             (tables, leftovers) = KernelTables::adopt(&mut object.ebpf)?;
         }
-        Ok(Self { pins, netlink, steering, settings, object, tables, leftovers, defragments })
+        Ok(Self { pins, netlink, steering, settings, object, tables, leftovers, defrag })
     }
 }

@@ -22,6 +22,7 @@ pub mod state;
 mod status;
 mod steering;
 mod store;
+pub mod takeover;
 mod told;
 pub mod uplink;
 pub mod waiting;

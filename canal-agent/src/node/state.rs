@@ -23,6 +23,7 @@ use super::{
     peers::{Means, Own, Peers},
     steering::Steering,
     store::StoreState,
+    takeover::Takeover,
     told::Told,
     uplink::{self, Uplink, UplinkError},
 };
@@ -38,10 +39,12 @@ use crate::{
     },
     dataplane::{
         counters::Counters,
+        defrag::Defrag,
         events::Events,
         hits::HitCounters,
         hooks::{HookError, Hooks},
         host::HostAddresses,
+        masquerade::Masquerade,
         nodes::Nodes,
         object::{Object, ObjectError},
         overlay::{Device, Overlay, OverlayError},
@@ -176,10 +179,12 @@ pub struct Node {
     pub(super) judge_anew: bool,
     /// Not only policy is to be looked at.
     pub(super) all_is_due: bool,
-    /// The host's stack puts fragments together, see [`defrag`](crate::dataplane::defrag).
-    pub(super) defragments: bool,
+    /// The host's stack puts fragments together, see [`Defrag`].
+    pub(super) defrag: Option<Defrag>,
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
+    pub(super) masquerade: Masquerade,
+    pub(super) takeover: Takeover,
     pub(super) problems: Vec<String>,
     /// What went wrong for some endpoint when its policy was last followed.
     pub(super) of_endpoints: Vec<String>,
@@ -202,7 +207,7 @@ pub struct Node {
 impl Node {
     /// Adopts what an earlier process left. Attaches and writes nothing yet.
     pub fn start(groundwork: Groundwork, start: Start) -> Result<Self, NodeError> {
-        let Groundwork { pins, netlink, steering, settings, mut object, tables, leftovers, defragments } =
+        let Groundwork { pins, netlink, steering, settings, mut object, tables, leftovers, defrag } =
             groundwork;
         let Start { config, network, uplink, vtep_mac, lease, terms, wanted, ports, .. } = start;
         let Start { health, initial, memory, ready, .. } = start;
@@ -260,8 +265,10 @@ impl Node {
             memory,
             judge_anew: false,
             all_is_due: true,
-            defragments,
+            defrag,
             masquerade_due: true,
+            masquerade: Masquerade::default(),
+            takeover: Takeover::default(),
             problems: Vec::new(),
             of_endpoints: Vec::new(),
             told: Told::default(),
@@ -347,7 +354,8 @@ impl Node {
                 self.drain_events();
                 self.forget_the_lost();
                 self.peers.look();
-                self.masquerade_due |= self.config.ip_masq;
+                self.masquerade_due |= self.config.ip_masq.is_some();
+                self.takeover.retry();
                 self.all_is_due = true;
                 true
             }

@@ -23,7 +23,7 @@ pub(super) struct Plan {
 const MANY: u32 = 10_000;
 
 /// Without `--only`.
-const FULL: [Kind; 10] = [
+const FULL: [Kind; 11] = [
     Kind::Bare,
     Kind::Routed,
     Kind::Vxlan,
@@ -34,6 +34,7 @@ const FULL: [Kind; 10] = [
     canal(1_000),
     canal(MANY),
     Kind::Canal { rules: 10, gear: Gear::Kernel, build: Build::Own },
+    Kind::Canal { rules: 10, gear: Gear::Xdp, build: Build::Own },
 ];
 
 /// With `--quick`.
@@ -89,7 +90,16 @@ impl Plan {
 
     /// Rules can matter to new flows only. That they do not matter to others is shown with the most of them.
     pub(super) fn takes(&self, row: Row, kind: Kind) -> bool {
+        if self.are_asked {
+            return true;
+        }
+        // What it adds to the row before it is the gears' own.
+        if row == Row::ReceiveDriver {
+            return matches!(kind, Kind::Felix { rules: 10 } | Kind::Canal { rules: 10, .. });
+        }
         let always = match kind {
+            // A veth is no card: what its sender would leave to it, XDP has to do without.
+            Kind::Canal { gear: Gear::Xdp, .. } => row == Row::TcpBulkMtu,
             // The way out is the same.
             Kind::Canal { gear: Gear::Kernel, .. } => {
                 matches!(row, Row::TcpBulk | Row::TcpBulkMtu | Row::Udp64Path | Row::Rtt | Row::Receive)
@@ -98,7 +108,8 @@ impl Plan {
             Kind::Canal { rules, .. } => rules <= 10 || rules == MANY,
             _ => true,
         };
-        always || self.are_asked || matches!(row, Row::Crr | Row::UdpFlows)
+        always
+            || matches!(row, Row::Crr | Row::UdpFlows) && !matches!(kind, Kind::Canal { gear: Gear::Xdp, .. })
     }
 
     pub(super) fn shows_hooks(&self, kind: Kind) -> bool {
@@ -151,7 +162,8 @@ mod tests {
         let full = Plan::new(&BenchArguments { quick: false, ..arguments(&[]) }).unwrap();
         let many = Kind::Felix { rules: 1_000 };
         assert!(full.is_full && full.takes(Row::Crr, many) && !full.takes(Row::Rtt, many));
-        assert!(Row::ALL.iter().all(|row| full.takes(*row, canal(MANY)) && full.takes(*row, Kind::Bare)));
+        let mut common = Row::ALL.iter().filter(|row| **row != Row::ReceiveDriver);
+        assert!(common.all(|row| full.takes(*row, canal(MANY)) && full.takes(*row, Kind::Bare)));
         let asked = Plan::new(&arguments(&["rtt", "K(1000)"])).unwrap();
         assert!(!asked.is_full && asked.takes(Row::Rtt, many));
     }
