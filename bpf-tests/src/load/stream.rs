@@ -55,7 +55,7 @@ pub struct Stream {
 /// Between two bursts of the sender.
 const BEAT: Duration = Duration::from_millis(1);
 /// A sender that got no turn does not make up for it: a burst of hundreds would be another load.
-const LONGEST_BURST: u64 = 64;
+const LONGEST_BURST: u64 = 128;
 const LOOK: Duration = Duration::from_millis(20);
 /// What is on its way when the sender has ended has so long to come.
 const LATE: Duration = Duration::from_millis(500);

@@ -141,6 +141,10 @@ impl Hooks {
                     }
                 }
             }
+            if matches!(point, Point::Driver) {
+                // A driver takes one program, and a hold on the last attachment keeps it.
+                self.current.remove(&file);
+            }
             attach(object, program, *point, interface, ifindex, &path)?;
             info!(program, interface, "attached");
             self.keep(file, ifindex, &path)?;
