@@ -50,8 +50,8 @@ use crate::{
     },
 };
 
-/// How often everything is looked at without a reason.
-const TICK: Duration = Duration::from_secs(10);
+/// How often the node is told that time has passed.
+const TICK: Duration = Duration::from_secs(1);
 
 pub fn run(config: Config) -> anyhow::Result<()> {
     let shown = serde_json::to_string(&config).unwrap_or_default();

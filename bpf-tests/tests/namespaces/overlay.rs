@@ -220,7 +220,8 @@ fn datagrams_that_a_pod_hands_over_as_one_aggregate_arrive_one_by_one() {
             .unwrap();
         let mut buffer = [0; 2 * SEGMENT];
         for number in 0..COUNT {
-            let received = receiver.recv(&mut buffer).unwrap();
+            let received = receiver.recv(&mut buffer);
+            let received = received.unwrap_or_else(|error| panic!("datagram {number} to {target}: {error}"));
             assert_eq!(received, SEGMENT, "datagram {number} to {target}");
         }
     }

@@ -46,7 +46,7 @@ pub type Records = [BTreeMap<String, Known>; 2];
 
 /// A lease goes when its node leaves for good, but also when somebody deletes it, or when etcd could not be reached for longer
 /// than it lasts. Who is alive takes it again within moments of being back, and is not cut off for them.
-const LOOKS: u8 = 3;
+const LOOKS: u8 = 5;
 
 /// A peer, as its lease says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,12 +137,14 @@ impl Peers {
         self.remembered.clear();
     }
 
-    /// Time has passed: who was given enough of it has left for good.
-    pub fn look(&mut self) {
+    /// A moment has passed: who was given enough of them has left for good. True if somebody has.
+    pub fn look(&mut self) -> bool {
+        let before = self.leaving.len();
         self.leaving.retain(|_, (_, looks)| {
             *looks = looks.saturating_sub(1);
             *looks > 0
         });
+        self.leaving.len() != before
     }
 
     pub fn put(&mut self, key: &str, value: &[u8]) {
@@ -373,7 +375,7 @@ mod tests {
     }
 
     fn let_go(peers: &mut Peers) {
-        (0..LOOKS).for_each(|_| peers.look());
+        (0..LOOKS).for_each(|_| _ = peers.look());
     }
 
     #[test]

@@ -134,6 +134,9 @@ pub struct Initial {
     pub problems: watch::Receiver<Vec<String>>,
 }
 
+/// After so many ticks everything is looked at without a reason.
+const TICKS_TO_EVERYTHING: u32 = 10;
+
 /// All of it lives on one thread.
 pub struct Node {
     pub(super) config: Config,
@@ -178,6 +181,7 @@ pub struct Node {
     pub(super) memory: Memory,
     /// What is no policy decides about flows, and has changed.
     pub(super) judge_anew: bool,
+    ticks: u32,
     /// Not only policy is to be looked at.
     pub(super) all_is_due: bool,
     /// The host's stack puts fragments together, see [`Defrag`].
@@ -266,6 +270,7 @@ impl Node {
             store: StoreState::default(),
             memory,
             judge_anew: false,
+            ticks: 0,
             all_is_due: true,
             defrag,
             masquerade_due: true,
@@ -353,13 +358,16 @@ impl Node {
                 false
             }
             Message::Tick => {
-                self.drain_events();
-                self.forget_the_lost();
-                self.peers.look();
-                self.masquerade_due |= self.config.ip_masq.is_some();
-                self.takeover.retry();
-                self.all_is_due = true;
-                true
+                self.all_is_due |= self.peers.look();
+                self.ticks = (self.ticks + 1) % TICKS_TO_EVERYTHING;
+                if self.ticks == 0 {
+                    self.drain_events();
+                    self.forget_the_lost();
+                    self.masquerade_due |= self.config.ip_masq.is_some();
+                    self.takeover.retry();
+                    self.all_is_due = true;
+                }
+                self.all_is_due
             }
             Message::Stop => false,
         }

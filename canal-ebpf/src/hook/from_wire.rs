@@ -102,7 +102,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
             None => return Ok(Go::next(Reason::Fallback)),
         }
     };
-    if packet.ttl <= 1 || packet.part == Part::Scattered {
+    if packet.ttl <= 1 || packet.part == Part::Scattered || is_datagrams(ctx, &packet) {
         return Ok(Go::next(Reason::Fallback));
     }
     let tos = wire::merged_tos(packet.tos, outer_tos).ok_or(Reason::EcnUnaware)?;
@@ -111,6 +111,13 @@ pub fn run(ctx: &TcContext) -> Outcome {
         packet::set_tos(ctx, packet.tos, tos).ok_or(Reason::Malformed)?;
     }
     deliver::to_pod(ctx, &to)
+}
+
+/// An aggregate of datagrams. The receiving pod has to take it apart, and what the helper leaves of the tunnel's marks on it
+/// (6.18, `bpf_skb_net_shrink`) would have that go wrong; TCP takes them as they are.
+#[inline(always)]
+fn is_datagrams(ctx: &TcContext, packet: &Packet) -> bool {
+    packet.proto == PROTO_UDP && packet::gso_size(ctx) != 0
 }
 
 /// From another node's pod to one of ours, without an envelope. Whatever else it is, the stack knows better.
