@@ -295,6 +295,7 @@ fn wherever_a_takeover_was_cut_off_the_next_start_finishes_it() {
     let (a, b) = (old.add_pod("a").unwrap(), far.add_pod("b").unwrap());
     publish(&world, one, "a", &a);
     let ip = |line: &str| drop(one.netns().ip(line).unwrap());
+    one.agent().add_switch("--ip-masq=true");
     one.agent().start().unwrap();
     for (what, up, rules) in [
         ("ours is made", ["flannel.1"].as_slice(), true),

@@ -118,7 +118,7 @@ fn what_the_helper_declines_is_left_to_the_stack_as_it_was() {
         let context = A.from(lab).segments_of(100);
         let ran = lab.send(Hook::FromPod, &packet.clone().macs(A.mac, HOST_MAC).bytes(), context);
         to_stack(&ran);
-        assert_eq!(ran.frame, packet.ttl(8).macs(A.mac, HOST_MAC).bytes(), "but for one hop");
+        assert_eq!(ran.frame, packet.macs(A.mac, HOST_MAC).bytes(), "hops and all");
         // Segments that are too large for the tunnel are not even tried.
         let packet = Packet::udp(A.at(1), (REMOTE, 54)).payload(&[0; 400]);
         let context = A.from(lab).segments_of(u32::from(MTU));
