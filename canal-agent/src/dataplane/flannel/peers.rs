@@ -76,11 +76,11 @@ mod tests {
         let peers = BTreeMap::from([(net("10.77.1.0/24"), peer(a)), (net("10.77.2.0/24"), peer(b))]);
         let flannels = [Route::via(net("10.77.1.0/24"), a, 2), Route::via(net("10.77.2.0/24"), b, 2)];
         let strangers = [
-            Route { protocol: protocol::STATIC, ..Route::via(net("10.77.2.0/24"), b, 2) },
             Route::via(net("10.77.1.0/24"), b, 2),
             Route::via(net("10.77.1.0/25"), a, 2),
             Route::via(net("10.77.3.0/24"), a, 2),
             Route::link(net("10.77.2.0/24"), 2),
+            Route { protocol: protocol::STATIC, ..Route::via(net("10.77.2.0/24"), b, 2) },
             Route { protocol: 202, ..Route::via(net("10.77.2.0/24"), b, 2) },
             Route { protocol: 12, ..Route::via(net("10.77.2.0/24"), b, 2) },
             Route::via(net("0.0.0.0/0"), a, 2),
