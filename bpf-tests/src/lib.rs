@@ -49,7 +49,7 @@ pub use flannel::{FlannelBackend, FlannelNode, FlannelPod};
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
-pub use probe::{Connect, EchoServer, Host, LiveConnection, Pinger};
+pub use probe::{At, Connect, EchoServer, Host, LiveConnection, Pinger};
 pub use sweep::{clean_up_on_interrupt, clean_up_own_on_interrupt, sweep};
 pub use topology::Topology;
 pub use wait::{eventually, until};

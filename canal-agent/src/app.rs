@@ -44,9 +44,9 @@ use crate::{
         waiting::{self, Progress},
     },
     store::{
-        Attributes, Backend, BackendKind, EtcdPrefix, Lease, LeaseManager, Listing, Mirror, NetworkConfig,
-        Owner, Past, Prefix, RESOURCES, Store, StoreEvent, Terms, VxlanData, VxlanOptions, initial, machine,
-        own_entry, retry::Backoff, subnet_file::read_previous_subnet,
+        Attributes, EtcdPrefix, Lease, LeaseManager, Listing, Mirror, NetworkConfig, Owner, Past, Prefix,
+        RESOURCES, Store, StoreEvent, Terms, VxlanOptions, initial, machine, own_entry, retry::Backoff,
+        subnet_file::read_previous_subnet,
     },
 };
 
@@ -152,7 +152,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
         LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
     let want = Attributes {
         public_ip: uplink.public_ip,
-        backend: backend_kind(&network.backend, vtep_mac),
+        backend: network.backend.in_lease(vtep_mac),
         node: config.node_name.clone(),
         machine,
     };
@@ -396,14 +396,5 @@ async fn acquire(
         }
         leases = None;
         backoff.wait().await;
-    }
-}
-
-/// What the lease says of it.
-fn backend_kind(backend: &Backend, vtep_mac: Mac) -> BackendKind {
-    match backend {
-        Backend::Vxlan(options) => BackendKind::Vxlan(VxlanData { vni: options.vni, vtep_mac }),
-        Backend::HostGw => BackendKind::HostGw,
-        Backend::Alloc => BackendKind::Alloc,
     }
 }

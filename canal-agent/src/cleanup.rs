@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     config::{Config, Parameters, parameters},
-    dataplane::{masquerade, overlay, pins::Pins},
+    dataplane::{masquerade, overlay, pins::Pins, routes},
     endpoint::{Registry, status_files},
     lock::AgentLock,
     model::EndpointKey,
@@ -35,11 +35,7 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
     for device in overlay::remove(&mut netlink)? {
         done.push(format!("removed {device} with its address and route"));
     }
-    for route in netlink.routes()?.iter().filter(|r| r.protocol == overlay::ROUTE_PROTOCOL) {
-        if netlink.delete_route(route)? {
-            done.push(format!("removed the {route}"));
-        }
-    }
+    done.extend(routes::remove_all(&mut netlink)?);
     if masquerade::remove().unwrap_or(false) {
         done.push("removed the masquerade table".to_owned());
     }

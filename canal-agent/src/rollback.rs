@@ -13,6 +13,7 @@ use crate::{
         flannel::{device, peers},
         masquerade, overlay,
         pins::Pins,
+        routes,
     },
     lock::AgentLock,
     netlink::{Link, Netlink, Route, protocol, sysctl},
@@ -48,11 +49,7 @@ pub fn run(config: &Config) -> anyhow::Result<Vec<String>> {
     for device in overlay::remove(&mut netlink)? {
         done.push(format!("removed {device}"));
     }
-    for route in netlink.routes()?.iter().filter(|r| r.protocol == overlay::ROUTE_PROTOCOL) {
-        if netlink.delete_route(route)? {
-            done.push(format!("removed the {route}"));
-        }
-    }
+    done.extend(routes::remove_all(&mut netlink)?);
     done.extend(remove_status_files(config)?);
     if std::fs::remove_file(&config.socket).is_ok() {
         done.push(format!("removed {}", config.socket.display()));

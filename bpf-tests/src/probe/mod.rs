@@ -21,6 +21,23 @@ pub use udp::UdpEcho;
 
 use crate::netns::Netns;
 
+/// Somebody by an address of his, where he is neither pod nor node, or has several.
+#[derive(Debug, Clone, Copy)]
+pub struct At<'a> {
+    pub netns: &'a Netns,
+    pub ip: Ipv4Addr,
+}
+
+impl Host for At<'_> {
+    fn netns(&self) -> &Netns {
+        self.netns
+    }
+
+    fn ip(&self) -> Ipv4Addr {
+        self.ip
+    }
+}
+
 /// A place to ask from: a pod or a node.
 pub trait Host {
     fn netns(&self) -> &Netns;

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use bpf_tests::{Capture, Host, Netns, World};
+use bpf_tests::{At, Capture, Host, Netns, World};
 
 use crate::{SOON, soon};
 
@@ -68,7 +68,7 @@ fn pods_reach_the_world_with_their_nodes_address_and_each_other_with_their_own()
     assert!(env.contains("FLANNEL_IPMASQ=true\n"), "{env}");
 
     let mut seen = Capture::start(outside, "br0", &format!("host {OUTSIDE}"), world.folder()).unwrap();
-    let server = Outside(outside).serve_tcp(8080).unwrap();
+    let server = At { netns: outside, ip: OUTSIDE }.serve_tcp(8080).unwrap();
     assert!(soon(|| a.pings(OUTSIDE)), "out and back");
     assert!(a.reaches(OUTSIDE, 8080), "by TCP");
     assert_eq!(a.ping_sized(OUTSIDE, 2, 4000).unwrap().lost, 0, "and in fragments");
@@ -101,7 +101,7 @@ fn pods_reach_the_world_with_their_nodes_address_and_each_other_with_their_own()
     // Into pods: from the world by a route as it is; from another node with an address of that one's subnet.
     world.etcd().put_global_policy("open", bpf_tests::policy::allow_all()).unwrap();
     let _server = a.serve_tcp(8080).unwrap();
-    let from = Outside(outside);
+    let from = At { netns: outside, ip: OUTSIDE };
     assert!(soon(|| from.pings(a.ip())) && from.reaches(a.ip(), 8080), "the world to a pod");
     let two = world.node(2);
     let by_its_address = format!("ping -n -c 2 -i 0.2 -W 1 -I {} {}", two.public_ip(), a.ip());
@@ -147,17 +147,4 @@ fn without_masquerade_pods_keep_their_address_and_nothing_is_installed() {
     // With a way back it works.
     outside.ip("route add 10.100.0.0/16 via 192.168.50.1").unwrap();
     assert!(a.pings(OUTSIDE), "{}", a.ip());
-}
-
-/// The host behind the uplink.
-struct Outside<'a>(&'a Netns);
-
-impl Host for Outside<'_> {
-    fn netns(&self) -> &Netns {
-        self.0
-    }
-
-    fn ip(&self) -> Ipv4Addr {
-        OUTSIDE
-    }
 }

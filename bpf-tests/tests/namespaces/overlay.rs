@@ -9,7 +9,7 @@ use bpf_tests::{
     Capture, Host, World,
     load::{self, Congestion, Path},
     policy,
-    probe::{Connect, Pinger},
+    probe::{At, Connect, Pinger},
     until,
 };
 use nix::sys::socket::{setsockopt, sockopt};
@@ -227,18 +227,6 @@ fn datagrams_that_a_pod_hands_over_as_one_aggregate_arrive_one_by_one() {
     }
 }
 
-/// A pod by another address.
-struct Inside<'a>(&'a bpf_tests::Pod, Ipv4Addr);
-impl Host for Inside<'_> {
-    fn netns(&self) -> &bpf_tests::Netns {
-        self.0.netns()
-    }
-
-    fn ip(&self) -> Ipv4Addr {
-        self.1
-    }
-}
-
 #[test]
 fn a_tunnel_that_pods_have_between_them_goes_through_ours() {
     let (world, a, b) = two_nodes();
@@ -260,7 +248,7 @@ fn a_tunnel_that_pods_have_between_them_goes_through_ours() {
     // Aggregates of such packets are none that could be put into another envelope as they are.
     let _served = b.serve_tcp(8080).unwrap();
     assert!(a.reaches(inside, 8080));
-    let to = Inside(&b, inside);
+    let to = At { netns: b.netns(), ip: inside };
     assert!(load::bulk(Path { from: &a, to: &to }, 1, Congestion::Default, BULK).unwrap().bytes > 1 << 18);
     assert!(world.node(1).agent().count("to_overlay", "fallback").unwrap() > 0);
 }

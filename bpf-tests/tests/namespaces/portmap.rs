@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use bpf_tests::{Connect, Host, Netns, Node, Pod, World, pod::container_id, policy};
+use bpf_tests::{At, Connect, Host, Node, Pod, World, pod::container_id, policy};
 use serde_json::json;
 
 use crate::{outside::add_outside, soon};
@@ -27,28 +27,11 @@ fn map_port(node: &Node, pod: &Pod, verb: &str) {
     command.env("CNI_PATH", path).stdin(config.to_string()).run().unwrap();
 }
 
-/// Somebody outside, who has two addresses.
-struct Client<'a> {
-    netns: &'a Netns,
-    ip: Ipv4Addr,
-}
-
-impl Client<'_> {
-    fn reaches(&self, node: &Node) -> bool {
-        let line = format!("route replace {}/32 dev br0 src {}", node.public_ip(), self.ip);
-        self.netns.ip(&line).unwrap();
-        Host::reaches(self, node.public_ip(), HOST_PORT)
-    }
-}
-
-impl Host for Client<'_> {
-    fn netns(&self) -> &Netns {
-        self.netns
-    }
-
-    fn ip(&self) -> Ipv4Addr {
-        self.ip
-    }
+/// Of a client outside, who has two addresses.
+fn reaches(client: At<'_>, node: &Node) -> bool {
+    let line = format!("route replace {}/32 dev br0 src {}", node.public_ip(), client.ip);
+    client.netns.ip(&line).unwrap();
+    client.reaches(node.public_ip(), HOST_PORT)
 }
 
 #[test]
@@ -64,12 +47,11 @@ fn a_mapped_port_leads_to_the_pod_whose_policy_sees_the_client() {
     let (near, far) = (one.add_pod("near", &[]).unwrap(), two.add_pod("far", &[]).unwrap());
     world.etcd().put_global_policy("open", policy::allow_all()).unwrap();
     let _server = web.serve_tcp(POD_PORT).unwrap();
-    let [a, b] =
-        ["203.0.113.1", "192.168.50.100"].map(|ip| Client { netns: outside, ip: ip.parse().unwrap() });
+    let [a, b] = ["203.0.113.1", "192.168.50.100"].map(|ip| At { netns: outside, ip: ip.parse().unwrap() });
     let mapped = |from: &dyn Host| from.reaches(one.public_ip(), HOST_PORT);
     assert!(!mapped(two), "no mapping yet");
     map_port(one, &web, "ADD");
-    assert!(soon(|| a.reaches(one)) && b.reaches(one), "from outside");
+    assert!(soon(|| reaches(a, one)) && reaches(b, one), "from outside");
     for (what, from) in
         [("another node", two as &dyn Host), ("its pod", &far), ("a pod beside", &near), ("the pod", &web)]
     {
@@ -82,15 +64,15 @@ fn a_mapped_port_leads_to_the_pod_whose_policy_sees_the_client() {
         world.etcd().put_global_policy("web", policy::ingress(1, "app == 'web'", rules)).unwrap();
     };
     allow_only(a.ip);
-    assert!(soon(|| !b.reaches(one)), "another client");
-    assert!(a.reaches(one) && !mapped(two) && !mapped(&near));
+    assert!(soon(|| !reaches(b, one)), "another client");
+    assert!(reaches(a, one) && !mapped(two) && !mapped(&near));
     allow_only(two.public_ip());
     assert!(soon(|| mapped(two)), "a node");
     // Towards other nodes, pods are masqueraded.
-    assert!(mapped(&far) && !a.reaches(one) && !mapped(&near));
+    assert!(mapped(&far) && !reaches(a, one) && !mapped(&near));
     allow_only(near.ip());
     assert!(soon(|| mapped(&near)), "a pod beside");
-    assert!(!mapped(two) && !a.reaches(one));
+    assert!(!mapped(two) && !reaches(a, one));
     assert!(mapped(one), "the node itself is never policed");
 
     map_port(one, &web, "DEL");

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bpf_tests::{Host, LiveConnection, Netns, Pod, World, policy, policy::RESOURCES};
+use bpf_tests::{At, Host, LiveConnection, Pod, World, policy, policy::RESOURCES};
 use serde_json::json;
 
 use crate::{SOON, soon};
@@ -21,22 +21,6 @@ fn set_action(world: &World, action: &str) {
     assert!(soon(written), "the node's objects are there");
     let spec = json!({ "defaultEndpointToHostAction": action });
     world.etcd().put_resource("felixconfigurations", "FelixConfiguration", None, "node.node1", spec).unwrap();
-}
-
-/// Somebody at the node's other network.
-struct Neighbour<'a> {
-    netns: &'a Netns,
-    ip: Ipv4Addr,
-}
-
-impl Host for Neighbour<'_> {
-    fn netns(&self) -> &Netns {
-        self.netns
-    }
-
-    fn ip(&self) -> Ipv4Addr {
-        self.ip
-    }
 }
 
 /// One flow: a port that is kept, whatever becomes of it.
@@ -92,8 +76,9 @@ fn live_flows_to_the_host_end_when_they_are_denied_and_go_on_when_they_are_allow
 fn a_live_flow_ends_when_its_far_end_becomes_an_address_of_the_host_and_goes_on_afterwards() {
     let world = World::builder().nodes(1).build().unwrap();
     let node = world.node(1);
-    let neighbour = Neighbour { netns: world.hub(), ip: Ipv4Addr::new(192, 168, 60, 77) };
-    let Neighbour { netns: hub, ip: elsewhere } = neighbour;
+    // At the node's other network.
+    let neighbour = At { netns: world.hub(), ip: Ipv4Addr::new(192, 168, 60, 77) };
+    let At { netns: hub, ip: elsewhere } = neighbour;
     node.agent().start().unwrap();
     let pod = node.add_pod("a", &[]).unwrap();
     hub.ip("route add 10.100.0.0/16 via 192.168.60.1").unwrap();

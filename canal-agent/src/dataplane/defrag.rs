@@ -98,14 +98,8 @@ impl Defrag {
     }
 
     /// True if somebody had removed the pin.
-    pub fn put_back(&self, pins: &Pins) -> Result<bool, DefragError> {
-        let path = pins.defrag();
-        if path.exists() {
-            return Ok(false);
-        }
-        pins.prepare()?;
-        self.0.pin(&path).map_err(|source| DefragError::Refused { operation: "pin it", source })?;
-        Ok(true)
+    pub fn put_back(&self, pins: &Pins) -> Result<bool, PinError> {
+        pins.put_back(&self.0, &pins.defrag())
     }
 }
 

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::{nodes::Peer, overlay::ROUTE_PROTOCOL};
 use crate::{
-    netlink::{Netlink, Route, protocol},
+    netlink::{self, Netlink, Route, protocol},
     store::Backend,
 };
 
@@ -86,6 +86,17 @@ pub fn ensure(netlink: &mut Netlink, present: &[Route], wanted: &[Route]) -> Vec
         }
     }
     problems
+}
+
+/// Removes every route of ours, pods' and the device's too; tells of each.
+pub fn remove_all(netlink: &mut Netlink) -> Result<Vec<String>, netlink::Error> {
+    let mut removed = Vec::new();
+    for route in netlink.routes()?.iter().filter(|route| route.protocol == ROUTE_PROTOCOL) {
+        if netlink.delete_route(route)? {
+            removed.push(format!("removed the {route}"));
+        }
+    }
+    Ok(removed)
 }
 
 /// Ours, or flanneld's own way to the same node.

@@ -157,7 +157,9 @@ impl Node {
 
     /// Before anything else: programs that are loaded anew take the tables that are pinned, or empty ones.
     fn put_pins_back(&mut self) {
-        let back = [self.object.put_back(&self.pins), self.hooks.put_back()];
+        let fragments = self.defrag.as_ref().map_or(Ok(false), |defrag| defrag.put_back(&self.pins));
+        let fragments = fragments.map(|back| back.then(|| "defrag".to_owned()).into_iter().collect());
+        let back = [self.object.put_back(&self.pins), self.hooks.put_back(), fragments];
         for back in back {
             match back {
                 Ok(back) if back.is_empty() => {}
@@ -169,9 +171,6 @@ impl Node {
                 }
                 Err(error) => self.problems.push(error.to_string()),
             }
-        }
-        if let Some(Err(error)) = self.defrag.as_ref().map(|defrag| defrag.put_back(&self.pins)) {
-            self.problems.push(error.to_string());
         }
     }
 

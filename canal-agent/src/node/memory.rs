@@ -181,7 +181,7 @@ impl Node {
         });
     }
 
-    /// In its time: every tick comes here, too.
+    /// In its time: who looks at everything comes here, too.
     pub(super) fn keep_memory(&mut self) {
         let memory = &mut self.memory;
         if memory.is_due && memory.kept.is_none_or(|kept| kept.elapsed() > PAUSE) {

@@ -358,16 +358,18 @@ impl Node {
                 false
             }
             Message::Tick => {
-                self.all_is_due |= self.peers.look();
                 self.ticks = (self.ticks + 1) % TICKS_TO_EVERYTHING;
-                if self.ticks == 0 {
+                let everything = self.ticks == 0;
+                if everything {
                     self.drain_events();
                     self.forget_the_lost();
                     self.masquerade_due |= self.config.ip_masq.is_some();
                     self.takeover.retry();
-                    self.all_is_due = true;
                 }
-                self.all_is_due
+                // What failed is tried again with everything, and not at each tick.
+                let changed = self.peers.look() || everything;
+                self.all_is_due |= changed;
+                changed
             }
             Message::Stop => false,
         }

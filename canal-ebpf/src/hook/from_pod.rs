@@ -42,13 +42,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         fragment::scatter(&packet);
         // The stack puts it together with a first part that was judged, or what it forwards is judged at the next hook. On
         // other ways there is none.
-        let to = leg::anyone(packet.dst);
-        let is_judged = match to.kind {
-            Leg::POD => true,
-            Leg::NODE => leg::direct_node(to.target).is_none(),
-            _ => false,
-        };
-        return if is_judged || fragment::stack_gathers() {
+        return if fragment::stack_gathers() || is_judged_later(&packet) {
             Ok(Go::next(Reason::ToStack))
         } else {
             Err(Reason::FragUnknown.into())
@@ -78,6 +72,17 @@ pub fn run(ctx: &TcContext) -> Outcome {
             admit::admit(ctx, Hook::FromPod, &packet, &from, &to, false)?;
             forward(ctx, &packet, &to, false)
         }
+    }
+}
+
+/// Whether what the stack forwards there meets another of our programs.
+#[inline(always)]
+fn is_judged_later(packet: &Packet) -> bool {
+    let to = leg::anyone(packet.dst);
+    match to.kind {
+        Leg::POD => true,
+        Leg::NODE => leg::direct_node(to.target).is_none(),
+        _ => false,
     }
 }
 
@@ -123,7 +128,7 @@ fn forward(ctx: &TcContext, packet: &Packet, to: &Leg, via_stack: bool) -> Outco
             if !deliver::fits(ctx, packet, node) {
                 return Ok(Go::next(Reason::ToStack));
             }
-            if leg::direct_node(to.target).is_some() {
+            if leg::is_direct(node) {
                 packet::decrement_ttl(ctx, OUTER).ok_or(Reason::Malformed)?;
                 return Ok(deliver::plainly_to_node(node));
             }

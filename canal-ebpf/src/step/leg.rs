@@ -92,10 +92,13 @@ pub fn node(index: u32) -> Option<&'static Node> {
 /// A node that holds its lease and is reached without an envelope.
 #[inline(always)]
 pub fn direct_node(index: u32) -> Option<&'static Node> {
-    if setting!(flags) & Settings::DIRECT_NODES == 0 {
-        return None;
-    }
-    node(index).filter(|n| n.flags & Node::DIRECT != 0)
+    if setting!(flags) & Settings::DIRECT_NODES == 0 { None } else { node(index).filter(|n| is_direct(n)) }
+}
+
+/// The same of a node that is known already.
+#[inline(always)]
+pub fn is_direct(node: &Node) -> bool {
+    setting!(flags) & Settings::DIRECT_NODES != 0 && node.flags & Node::DIRECT != 0
 }
 
 /// Whether a packet from `addr` that the host stack forwards can be this leg's, given the interface that it came in by:

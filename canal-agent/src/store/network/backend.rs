@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use canal_common::Mac;
+
 use super::{Fields, NetworkError};
-use crate::store::json::Json;
+use crate::store::{BackendKind, VxlanData, json::Json};
 
 pub const VNI_MAX: u32 = 0x00ff_ffff;
 /// The smallest outer MTU that leaves IPv4's minimum of 68 (RFC 791) to the pods.
@@ -51,6 +53,15 @@ impl Backend {
         match self {
             Self::Vxlan(options) => Some(options),
             Self::HostGw | Self::Alloc => None,
+        }
+    }
+
+    /// As the lease of a node says it whose VXLAN device has this MAC.
+    pub fn in_lease(&self, vtep_mac: Mac) -> BackendKind {
+        match self {
+            Self::Vxlan(options) => BackendKind::Vxlan(VxlanData { vni: options.vni, vtep_mac }),
+            Self::HostGw => BackendKind::HostGw,
+            Self::Alloc => BackendKind::Alloc,
         }
     }
 
