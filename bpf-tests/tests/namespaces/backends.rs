@@ -151,7 +151,7 @@ fn with_direct_routing_neighbours_get_plain_packets_and_the_others_envelopes() {
     assert!(soon(|| flannel.learn_peers().unwrap() == 2), "flannel knows both others");
     // Behind a router.
     let far = r#"{"PublicIP":"192.168.77.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:77"}}"#;
-    world.etcd().put(&format!("{LEASES}10.100.77.0-24"), far).unwrap();
+    world.etcd().put(&format!("{LEASES}10.100.177.0-24"), far).unwrap();
     let a = world.node(1).add_pod("a", &[]).unwrap();
     let b = world.node(2).add_pod("b", &[]).unwrap();
     let c = flannel.add_pod("c").unwrap();
@@ -256,7 +256,7 @@ fn nodes_of_another_backend_or_vni_are_named_and_nothing_for_them_leaves_the_nod
     assert!(here.contains("Destination Host Unreachable"), "of this node's subnet: {here}");
     let there = says(nobody(&other));
     assert!(there.contains("Destination Host Unreachable"), "of the other node's: {there}");
-    for lost in ["10.100.71.5", "10.100.72.5", "10.100.99.5"] {
+    for lost in ["10.100.71.5", "10.100.72.5", "10.100.199.5"] {
         assert!(!a.pings(lost.parse().unwrap()), "{lost}");
     }
     wire.stop().unwrap();

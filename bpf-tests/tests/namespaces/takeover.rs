@@ -139,8 +139,8 @@ impl<'w> Scene<'w> {
         // A peer that flannel reached directly; and what an administrator made.
         let lease = json!({ "PublicIP": ABSENT, "PublicIPv6": null, "BackendType": "vxlan",
                             "BackendData": { "VNI": 1, "VtepMAC": "0e:00:00:00:00:77" } });
-        world.etcd().put("/coreos.com/network/subnets/10.100.77.0-24", &lease.to_string()).unwrap();
-        for route in ["10.100.77.0/24", "10.100.78.0/24", "10.9.0.0/16", "default"] {
+        world.etcd().put("/coreos.com/network/subnets/10.100.177.0-24", &lease.to_string()).unwrap();
+        for route in ["10.100.177.0/24", "10.100.178.0/24", "10.9.0.0/16", "default"] {
             ip(&format!("route add {route} via {ABSENT} dev up0"));
         }
     }
@@ -176,8 +176,8 @@ impl<'w> Scene<'w> {
             "the same one, taken over: {lease}"
         );
         let routes = self.routes();
-        assert!(!routes.contains("10.100.77.0/24"), "{routes}");
-        for route in ["10.100.78.0/24 via", "10.9.0.0/16 via", "default via"] {
+        assert!(!routes.contains("10.100.177.0/24"), "{routes}");
+        for route in ["10.100.178.0/24 via", "10.9.0.0/16 via", "default via"] {
             assert!(routes.contains(route), "{route} is not flannel's: {routes}");
         }
         let nft = one.netns().cmd("nft list tables").run().unwrap();
