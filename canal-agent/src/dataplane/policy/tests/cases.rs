@@ -368,7 +368,9 @@ fn an_endpoint_that_is_shaped_from_now_on_is_judged_again_once_no_program_knows_
     node.tables.apply(compiler.census(), &desired).unwrap();
     node.fake.take_log();
     for (shaped, flags) in [(true, canal_common::endpoint::Endpoint::SHAPED), (false, 0)] {
-        desired.values_mut().for_each(|want| want.shaped = shaped);
+        for want in desired.values_mut() {
+            want.shaped = shaped;
+        }
         node.tables.wait_for_programs().unwrap();
         node.fake.take_waits();
         node.tables.apply(compiler.census(), &desired).unwrap();
