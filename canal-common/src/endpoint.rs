@@ -12,7 +12,13 @@ pub struct Endpoint {
     pub id: u32,
     pub pod_mac: Mac,
     pub host_mac: Mac,
-    pub _reserved: u32,
+    /// [`Endpoint::SHAPED`].
+    pub flags: u32,
+}
+
+impl Endpoint {
+    /// Somebody's queueing discipline is on the pod's interface: its packets go through the host's stack, where they meet it.
+    pub const SHAPED: u32 = 1;
 }
 
 /// `POLICY`: endpoint id → its policy sets. Replaced as one element, so a packet sees one policy, never a mix.

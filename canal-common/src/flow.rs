@@ -34,7 +34,8 @@ pub struct Leg {
     pub mac: Mac,
     /// One of [`Leg::POD`], [`Leg::NODE`], [`Leg::STACK`], [`Leg::HOST`].
     pub kind: u8,
-    pub _pad: u8,
+    /// [`Leg::SHAPED`].
+    pub flags: u8,
 }
 
 impl Leg {
@@ -46,6 +47,15 @@ impl Leg {
     pub const STACK: u8 = 3;
     /// This node itself, which is never policed.
     pub const HOST: u8 = 4;
+
+    /// For a pod: [`crate::endpoint::Endpoint::SHAPED`].
+    pub const SHAPED: u8 = 1;
+
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_shaped(&self) -> bool {
+        self.flags & Self::SHAPED != 0
+    }
 }
 
 /// One flow.
@@ -56,7 +66,7 @@ pub struct Flow {
     pub last_seen: u32,
     /// One of [`Flow::NEW`], [`Flow::ESTABLISHED`], [`Flow::CLOSING`], [`Flow::DENIED`].
     pub state: u8,
-    /// [`Flow::HI_INITIATED`], [`Flow::VIA_STACK`], [`Flow::HALF_OPEN`].
+    /// [`Flow::HI_INITIATED`], [`Flow::VIA_STACK`], [`Flow::HALF_OPEN`], [`Flow::SHAPED`].
     pub flags: u8,
     /// TCP FINs seen: bit 0 from `lo`, bit 1 from `hi`.
     pub fins: u8,
@@ -80,6 +90,18 @@ impl Flow {
     pub const VIA_STACK: u8 = 2;
     /// The request of a TCP connection or SCTP association has been answered, which proves nothing of who sent it.
     pub const HALF_OPEN: u8 = 4;
+    /// An end is shaped. Both directions go through the stack: it may track connections, and drop what it saw half of.
+    pub const SHAPED: u8 = 8;
+    /// All of its packets are the stack's to forward.
+    pub const BY_STACK: u8 = Self::VIA_STACK | Self::SHAPED;
+
+    /// With the legs that it has.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_shape(self) -> Self {
+        let shaped = if self.lo.is_shaped() || self.hi.is_shaped() { Self::SHAPED } else { 0 };
+        Self { flags: self.flags & !Self::SHAPED | shaped, ..self }
+    }
 }
 
 /// `FRAGS`: which datagram a fragment belongs to.

@@ -142,8 +142,7 @@ impl Desk {
             lab.put_set(egress_set, &[ALL_BUT]);
             lab.put_policy(pod.id, EndpointPolicy { ingress_set, egress_set, flags: 0 });
             let ifindex = lab.links.pods[pod.number];
-            let endpoint =
-                Endpoint { ifindex, id: pod.id, pod_mac: pod.mac, host_mac: GATEWAY, _reserved: 0 };
+            let endpoint = Endpoint { ifindex, id: pod.id, pod_mac: pod.mac, host_mac: GATEWAY, flags: 0 };
             lab.put_endpoint(pod.ip, endpoint);
         }
         let cases = cases::all(lab.links);

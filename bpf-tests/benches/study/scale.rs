@@ -123,7 +123,7 @@ impl Node {
         let desired = self.compiler.endpoints().iter().map(|((_, address), judgement)| {
             let (ingress, egress) = (judgement.ingress.clone(), judgement.egress.clone());
             let (pod_mac, host_mac) = (Mac::new([2; 6]), Mac::new([4; 6]));
-            (*address, Desired { ifindex: 1, pod_mac, host_mac, ingress, egress })
+            (*address, Desired { ifindex: 1, pod_mac, host_mac, shaped: false, ingress, egress })
         });
         let desired = desired.collect();
         let problems = self.tables.apply(self.compiler.census(), &desired)?;

@@ -101,6 +101,7 @@ impl Desk {
             ifindex: lab.links.pods[0],
             pod_mac: Mac::new([2; 6]),
             host_mac: Mac::new([4; 6]),
+            shaped: false,
             ingress: judgement.ingress,
             egress: judgement.egress,
         };

@@ -9,6 +9,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
 mod backends;
+mod bandwidth;
 mod calico_store;
 mod cleanup;
 mod etcd_away;

@@ -170,7 +170,7 @@ impl Stage {
         let desired = self.compiler.endpoints().iter().map(|((_, address), judgement)| {
             let (ifindex, pod_mac) = self.plugged[address];
             let (ingress, egress) = (judgement.ingress.clone(), judgement.egress.clone());
-            (*address, Desired { ifindex, pod_mac, host_mac: HOST_MAC, ingress, egress })
+            (*address, Desired { ifindex, pod_mac, host_mac: HOST_MAC, shaped: false, ingress, egress })
         });
         let desired = desired.collect();
         assert_eq!(self.tables.apply(self.compiler.census(), &desired).unwrap(), Problems::new());

@@ -24,6 +24,7 @@ mod keep;
 mod nodes;
 mod overlay;
 mod reason;
+mod shape;
 mod spoofing;
 mod table;
 mod to_pod;
@@ -135,7 +136,7 @@ fn add_pod(lab: &mut Lab, pod: Pod) {
     );
     lab.put_endpoint(
         pod.ip,
-        Endpoint { ifindex, id: pod.id, pod_mac: pod.mac, host_mac: HOST_MAC, _reserved: 0 },
+        Endpoint { ifindex, id: pod.id, pod_mac: pod.mac, host_mac: HOST_MAC, flags: 0 },
     );
 }
 

@@ -66,6 +66,11 @@ fn a_flow_that_the_stack_forwards_is_answered_by_the_stack() {
         to_stack(&leave(lab, A, &Packet::udp(A.at(53), (REMOTE, 1))));
         // By the wire it came for the stack to translate, too.
         passes(&arrive(lab, &Packet::udp((REMOTE, 1), A.at(53))), NEXT, Reason::Fallback);
+        // And so is the packet that is judged again.
+        lab.bump(A.id);
+        to_stack(&leave(lab, A, &Packet::udp(A.at(53), (REMOTE, 1))));
+        lab.bump(A.id);
+        passes(&arrive(lab, &Packet::udp((REMOTE, 1), A.at(53))), NEXT, Reason::Fallback);
     });
 }
 

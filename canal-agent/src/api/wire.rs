@@ -183,6 +183,9 @@ pub struct EndpointStatus {
     /// `ready`, `waiting` (interface not there yet) or `closed`.
     pub state: String,
     pub reason: Option<String>,
+    /// Somebody's queues or filters are on its interface, for what goes to the pod (`in`), comes from it (`out`) or `both`.
+    #[serde(default)]
+    pub shaped: Option<String>,
     /// Policies that apply, in order of evaluation.
     pub ingress: Vec<String>,
     pub egress: Vec<String>,

@@ -117,10 +117,13 @@ fn render(status: &Status) -> String {
     }
     let mut endpoints = table(["ENDPOINT", "ADDRESS", "INTERFACE", "STATE", "INGRESS", "EGRESS"]);
     for endpoint in &status.endpoints {
-        let state = match &endpoint.reason {
-            Some(reason) => format!("{}: {reason}", endpoint.state),
-            None => endpoint.state.clone(),
-        };
+        let mut state = endpoint.state.clone();
+        if let Some(shaped) = &endpoint.shaped {
+            let _ = write!(state, ", shaped {shaped}");
+        }
+        if let Some(reason) = &endpoint.reason {
+            let _ = write!(state, ": {reason}");
+        }
         endpoints.add_row([
             endpoint.key.clone(),
             endpoint.address.to_string(),

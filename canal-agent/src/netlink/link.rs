@@ -35,6 +35,8 @@ pub struct Link {
     pub peer_netnsid: Option<i32>,
     pub alias: Option<String>,
     pub master: Option<u32>,
+    /// Kind of the root queueing discipline: `noqueue` as a veth is born, `noop` while nothing is attached.
+    pub qdisc: String,
     pub vxlan: Option<Vxlan>,
 }
 
@@ -168,6 +170,7 @@ impl Link {
                 LinkAttribute::LinkNetNsId(id) => link.peer_netnsid = Some(id),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias).filter(|a| !a.is_empty()),
                 LinkAttribute::Controller(index) => link.master = Some(index),
+                LinkAttribute::Qdisc(kind) => link.qdisc = kind,
                 LinkAttribute::LinkInfo(info) => link.read_info(info),
                 _ => {}
             }

@@ -1,4 +1,4 @@
-//! The kernel's network configuration: links, addresses, routes, neighbours, offloads, sysctls.
+//! The kernel's network configuration: links, queueing disciplines, addresses, routes, neighbours, offloads, sysctls.
 //!
 //! Owns: the sockets, and the translation between wire attributes and the types here.
 //! Promises: one verb is one request that the kernel has acknowledged when the verb returns; errors name the
@@ -15,6 +15,7 @@ mod link_verbs;
 mod monitor;
 mod neigh;
 mod netns;
+mod qdisc;
 mod route;
 mod socket;
 pub mod sysctl;
@@ -30,5 +31,6 @@ pub use link_verbs::{NewTunnel, NewVeth, NewVxlan};
 pub use monitor::{Change, Monitor};
 pub use neigh::Neighbour;
 pub use netns::Netns;
+pub use qdisc::FilterHook;
 pub use route::{Route, Scope, Way, protocol};
 pub use socket::Netlink;

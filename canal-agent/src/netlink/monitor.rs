@@ -1,10 +1,12 @@
 //! Hints that something changed.
 //!
-//! Promises: every change of links, IPv4 addresses and IPv4 routes after [`Monitor::start`] returned is
+//! Promises: every change of links, queueing disciplines, IPv4 addresses and IPv4 routes after [`Monitor::start`] returned is
 //! followed by a hint; if the kernel had to drop some, by [`Change::Everything`]. Does not: describe the
 //! change. Consumers read the state anew, so a hint that comes late, twice or out of order does no harm.
 
-use std::{io, os::fd::AsRawFd, os::unix::net::UnixStream, sync::mpsc, thread::JoinHandle};
+use std::{
+    io, ops::RangeInclusive, os::fd::AsRawFd, os::unix::net::UnixStream, sync::mpsc, thread::JoinHandle,
+};
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -12,7 +14,13 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::{Error, Link, socket::read_datagram};
 
-const GROUPS: [u32; 3] = [libc::RTNLGRP_LINK, libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV4_ROUTE];
+const GROUPS: [u32; 4] =
+    [libc::RTNLGRP_LINK, libc::RTNLGRP_TC, libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV4_ROUTE];
+
+/// What comes along with changes of queueing disciplines: classes and filters, actions, chains (linux/rtnetlink.h). Nobody here
+/// looks at them, there may be many, and not all can be decoded.
+const WITHIN_QDISCS: [RangeInclusive<u16>; 3] =
+    [libc::RTM_NEWTCLASS..=libc::RTM_GETTFILTER, 48..=50, 100..=102];
 
 /// What to look at again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +39,10 @@ pub enum Change {
         index: u32,
     },
     RouteChanged,
+    /// Queueing disciplines of this link came or went.
+    QdiscChanged {
+        index: u32,
+    },
     /// Hints were lost: look at everything.
     Everything,
 }
@@ -48,7 +60,7 @@ impl Monitor {
     pub fn start(on_change: impl FnMut(Change) + Send + 'static) -> Result<Self, Error> {
         Self::open(on_change).map_err(|source| Error::Transport {
             operation: "listen to",
-            object: "changes of interfaces, addresses and routes".to_owned(),
+            object: "changes of interfaces, queues, addresses and routes".to_owned(),
             source,
         })
     }
@@ -122,6 +134,11 @@ fn hints(mut rest: &[u8], on_change: &mut impl FnMut(Change)) {
     while let Some(length) = rest.get(..4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes) {
         let length = length as usize;
         let Some(bytes) = rest.get(..length).filter(|b| !b.is_empty()) else { return };
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let kind = bytes.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
+        if kind.is_some_and(|kind| WITHIN_QDISCS.iter().any(|kinds| kinds.contains(&kind))) {
+            continue;
+        }
         let change = match NetlinkMessage::deserialize(bytes).map(|m| m.payload) {
             Ok(NetlinkPayload::InnerMessage(message)) => hint(message),
             Ok(_) => None,
@@ -131,7 +148,6 @@ fn hints(mut rest: &[u8], on_change: &mut impl FnMut(Change)) {
         if let Some(change) = change {
             on_change(change);
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
 }
 
@@ -141,6 +157,9 @@ fn hint(message: RouteNetlinkMessage) -> Option<Change> {
             Some(Change::AddrChanged { index: a.header.index })
         }
         RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => Some(Change::RouteChanged),
+        RouteNetlinkMessage::NewQueueDiscipline(q) | RouteNetlinkMessage::DelQueueDiscipline(q) => {
+            u32::try_from(q.header.index).ok().map(|index| Change::QdiscChanged { index })
+        }
         RouteNetlinkMessage::NewLink(_) => {
             Link::read(message).map(|l| Change::LinkChanged { index: l.index, name: l.name })
         }

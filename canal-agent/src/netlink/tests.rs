@@ -311,8 +311,38 @@ fn a_namespace_is_known_by_identity_and_a_visit_leaves_the_visitor_where_it_was(
     });
 }
 
+/// In this thread's namespace.
+fn tc(object: &str, words: &str) {
+    let status = std::process::Command::new("tc").arg(object).args(words.split_whitespace()).status();
+    assert!(status.unwrap().success(), "tc {object} {words}");
+}
+
 #[test]
-fn the_monitor_hints_at_links_addresses_and_routes() {
+fn queues_and_filter_hooks_of_a_link_are_told_apart_from_what_it_is_born_with() {
+    in_new_netns(|| {
+        let pod = another_netns();
+        let mut nl = Netlink::open().unwrap();
+        nl.add_veth(&veth("cali0", "eth0", &pod)).unwrap();
+        let index = nl.link_by_name("cali0").unwrap().unwrap().index;
+        let mut seen =
+            || (nl.link(index).unwrap().unwrap().qdisc, nl.filter_hooks().unwrap().get(&index).copied());
+        assert_eq!(seen(), ("noop".to_owned(), None));
+        Netlink::open().unwrap().set_up(index).unwrap();
+        assert_eq!(seen(), ("noqueue".to_owned(), None));
+        tc("qdisc", "add dev cali0 root tbf rate 1mbit burst 10k latency 25ms");
+        assert_eq!(seen(), ("tbf".to_owned(), None));
+        tc("qdisc", "add dev cali0 ingress");
+        assert_eq!(seen(), ("tbf".to_owned(), Some(FilterHook::Ingress)));
+        tc("qdisc", "del dev cali0 root");
+        tc("qdisc", "del dev cali0 ingress");
+        assert_eq!(seen(), ("noqueue".to_owned(), None));
+        tc("qdisc", "add dev cali0 clsact");
+        assert_eq!(seen(), ("noqueue".to_owned(), Some(FilterHook::Both)));
+    });
+}
+
+#[test]
+fn the_monitor_hints_at_links_queues_addresses_and_routes() {
     in_new_netns(|| {
         let pod = another_netns();
         let mut nl = Netlink::open().unwrap();
@@ -334,6 +364,16 @@ fn the_monitor_hints_at_links_addresses_and_routes() {
         expect(&|c| *c == Change::AddrChanged { index });
         nl.replace_route(&Route::link(net("10.0.0.2/32"), index)).unwrap();
         expect(&|c| *c == Change::RouteChanged);
+        for what in ["add dev cali0 ingress", "del dev cali0 ingress", "add dev cali0 root pfifo"] {
+            tc("qdisc", what);
+            expect(&|c| *c == Change::QdiscChanged { index });
+        }
+        // Filters may be many, and are nobody's business here.
+        tc("qdisc", "add dev cali0 clsact");
+        expect(&|c| *c == Change::QdiscChanged { index });
+        while changes.recv_timeout(Duration::from_millis(50)).is_ok() {}
+        tc("filter", "add dev cali0 ingress u32 match u32 0 0");
+        assert!(changes.recv_timeout(Duration::from_millis(50)).is_err());
         nl.delete_link("cali0").unwrap();
         expect(&|c| *c == Change::LinkGone { index, name: "cali0".into() });
         drop(monitor);

@@ -282,7 +282,9 @@ impl Node {
 
     /// Hooks, then sets, then policies, then endpoints, then routes; then what is left over.
     fn apply_policy(&mut self) -> Result<(), NodeError> {
-        self.links = self.netlink.links()?.into_iter().map(|link| (link.name.clone(), link)).collect();
+        if let Some(error) = self.links.read(&mut self.netlink)? {
+            self.problems.push(format!("{error}; limits on pods' interfaces may be without effect"));
+        }
         self.locals = self.find_locals();
         let mut wanted: BTreeSet<_> =
             self.overlay().map(|overlay| (Place::Overlay, overlay.name())).into_iter().collect();

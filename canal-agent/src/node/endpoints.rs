@@ -15,7 +15,7 @@ use crate::{
     dataplane::{overlay::ROUTE_PROTOCOL, policy::Desired, spoofing::Borrowed},
     endpoint::Registry,
     model::{Cluster, EndpointKey, Labels, WorkloadEndpoint},
-    netlink::{self, Netlink, Route, sysctl},
+    netlink::{self, FilterHook, Netlink, Route, sysctl},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,13 +57,60 @@ pub(super) struct Local {
     /// The interface is one that our CNI plugin made and left down for us to open.
     ours: bool,
     up: bool,
+    pub(super) shape: Option<Shape>,
     desired: Option<Desired>,
     pub(super) judgement: Option<Judgement>,
     spoofed: Vec<IpNet>,
 }
 
-/// The host's interfaces by name.
-pub(super) type Links = BTreeMap<String, netlink::Link>;
+/// The host's interfaces.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    by_name: BTreeMap<String, netlink::Link>,
+    filter_hooks: BTreeMap<u32, FilterHook>,
+}
+
+impl Links {
+    /// Reads them anew; what could not be read stays as it was, and is what is wrong.
+    pub(super) fn read(&mut self, netlink: &mut Netlink) -> Result<Option<netlink::Error>, netlink::Error> {
+        self.by_name = netlink.links()?.into_iter().map(|link| (link.name.clone(), link)).collect();
+        let hooks = netlink.filter_hooks().map(|hooks| self.filter_hooks = hooks);
+        Ok(hooks.err())
+    }
+
+    fn shape(&self, link: &netlink::Link) -> Option<Shape> {
+        Shape::of(&link.qdisc, self.filter_hooks.get(&link.index).copied())
+    }
+}
+
+/// Which ways lead through queues or filters that somebody has put on a pod's interface, seen from the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    In,
+    Out,
+    Both,
+}
+
+impl Shape {
+    /// Our own programs need neither.
+    fn of(root: &str, hook: Option<FilterHook>) -> Option<Self> {
+        let is_in = !matches!(root, "" | "noqueue" | "noop") || hook == Some(FilterHook::Both);
+        match (is_in, hook.is_some()) {
+            (false, false) => None,
+            (true, false) => Some(Self::In),
+            (false, true) => Some(Self::Out),
+            (true, true) => Some(Self::Both),
+        }
+    }
+
+    pub(super) fn slug(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+            Self::Both => "both",
+        }
+    }
+}
 
 /// By address: two endpoints that claim one address are told apart by their keys, and the lower one has it.
 #[derive(Debug, Default)]
@@ -109,10 +156,11 @@ impl Locals {
         let owners = interface_owners(claims.map(|(key, workload)| (key, workload, is_ours(key))));
         let mut locals = Self::default();
         // Whatever kind it is of: one that cannot be served is closed, not open.
-        let pods = links.values().filter(|link| terms.is_named_as_pods(link));
+        let pods = links.by_name.values().filter(|link| terms.is_named_as_pods(link));
         locals.guarded.extend(pods.map(|l| (l.name.clone(), l.index)));
         for (key, workload) in present() {
-            let link = links.get(&workload.interface_name);
+            let link = links.by_name.get(&workload.interface_name);
+            let shape = link.and_then(|link| links.shape(link));
             let owner = owners.get(workload.interface_name.as_str()).copied().unwrap_or(key);
             let refusal = terms.refusal(key, workload, link, owner);
             if workload.addresses.is_empty() {
@@ -131,6 +179,7 @@ impl Locals {
                             ifindex: link.index,
                             pod_mac,
                             host_mac: link.mac.unwrap_or_default(),
+                            shaped: shape.is_some(),
                             ingress: judgement.ingress.clone(),
                             egress: judgement.egress.clone(),
                         };
@@ -144,6 +193,7 @@ impl Locals {
                     state,
                     ours: is_ours(key),
                     up: link.is_some_and(|l| l.up),
+                    shape,
                     desired,
                     judgement: judgement.cloned(),
                     spoofed: workload.spoofed.clone(),
@@ -387,6 +437,19 @@ mod tests {
         };
         // The keys' own order says nothing.
         (EndpointKey::new(namespace, &format!("z{}", workload.len())), endpoint)
+    }
+
+    #[test]
+    fn what_a_veth_is_born_with_shapes_nothing_and_whatever_else_is_there_does() {
+        for born in ["", "noqueue", "noop"] {
+            assert_eq!(Shape::of(born, None), None, "{born}");
+            assert_eq!(Shape::of(born, Some(FilterHook::Ingress)), Some(Shape::Out), "{born}");
+            assert_eq!(Shape::of(born, Some(FilterHook::Both)), Some(Shape::Both), "{born}");
+        }
+        for other in ["tbf", "htb", "pfifo_fast", "mq"] {
+            assert_eq!(Shape::of(other, None), Some(Shape::In), "{other}");
+            assert_eq!(Shape::of(other, Some(FilterHook::Ingress)), Some(Shape::Both), "{other}");
+        }
     }
 
     #[test]

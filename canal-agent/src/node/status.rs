@@ -136,6 +136,7 @@ impl Node {
                 labels: local.labels.clone().into_iter().collect(),
                 state: local.state.slug().to_owned(),
                 reason: local.state.reason().map(str::to_owned),
+                shaped: local.shape.map(|shape| shape.slug().to_owned()),
                 ingress: policies(local.judgement.as_ref().map(|judgement| &judgement.ingress)),
                 egress: policies(local.judgement.as_ref().map(|judgement| &judgement.egress)),
             })

@@ -44,7 +44,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         }
         let related = related::related(ctx, OUTER, &packet)?;
         speaks_for(outer_src, related.peer)?;
-        if related.via_stack || related.to.kind != Leg::POD { None } else { Some(*related.to) }
+        if related.by_stack || related.to.kind != Leg::POD { None } else { Some(*related.to) }
     } else {
         approve(ctx, Hook::FromOverlay, &packet, outer_src)?
     };

@@ -55,13 +55,13 @@ pub fn run(ctx: &TcContext) -> Outcome {
         if related.about != packet.src {
             return Err(Reason::IcmpUnrelated.into());
         }
-        return forward(ctx, &packet, related.to, related.via_stack);
+        return forward(ctx, &packet, related.to, related.by_stack);
     }
     // The flow's own leg is the spoof check.
     let ifindex = packet::ifindex(ctx);
     let own = |from: &Leg| from.kind == Leg::POD && from.target == ifindex && from.mac == eth.src;
     match flow::known(&packet, own)? {
-        Known::Live { to, via_stack } => forward(ctx, &packet, to, via_stack),
+        Known::Live { to, by_stack } => forward(ctx, &packet, to, by_stack),
         Known::Judge => {
             // An answer may happen to go to such a port.
             if is_forbidden_tunnel(&packet) {
@@ -69,8 +69,8 @@ pub fn run(ctx: &TcContext) -> Outcome {
             }
             let from = owner(ctx, &packet, &eth)?;
             let to = leg::anyone(packet.dst);
-            admit::admit(ctx, Hook::FromPod, &packet, &from, &to, false)?;
-            forward(ctx, &packet, &to, false)
+            let by_stack = admit::admit(ctx, Hook::FromPod, &packet, &from, &to, false)?;
+            forward(ctx, &packet, &to, by_stack)
         }
     }
 }
@@ -116,9 +116,9 @@ fn owner(ctx: &TcContext, packet: &Packet, eth: &EthHeader) -> Result<Leg, Stop>
 }
 
 #[inline(always)]
-fn forward(ctx: &TcContext, packet: &Packet, to: &Leg, via_stack: bool) -> Outcome {
-    // The stack owns translation, and the ICMP errors for a spent TTL and a packet too large.
-    if via_stack || packet.ttl <= 1 || packet.part == Part::Scattered {
+fn forward(ctx: &TcContext, packet: &Packet, to: &Leg, by_stack: bool) -> Outcome {
+    // The stack owns translation, queues, and the ICMP errors for a spent TTL and a packet too large.
+    if by_stack || packet.ttl <= 1 || packet.part == Part::Scattered {
         return Ok(Go::next(Reason::ToStack));
     }
     match to.kind {

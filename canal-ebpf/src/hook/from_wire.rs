@@ -92,7 +92,7 @@ pub fn run(ctx: &TcContext) -> Outcome {
         }
         let related = related::related(ctx, INNER, &packet)?;
         speaks_for(outer_src, related.peer)?;
-        if related.via_stack || related.to.kind != Leg::POD {
+        if related.by_stack || related.to.kind != Leg::POD {
             return Ok(Go::next(Reason::Fallback));
         }
         *related.to
@@ -144,7 +144,7 @@ fn plain(ctx: &TcContext) -> Outcome {
         let through = related.peer.kind == Leg::NODE && related.peer.target == from.target;
         if !through
             || leg::direct_node(from.target).is_none()
-            || related.via_stack
+            || related.by_stack
             || related.to.kind != Leg::POD
         {
             return Ok(Go::UNTOUCHED);
@@ -153,7 +153,7 @@ fn plain(ctx: &TcContext) -> Outcome {
     } else {
         let sent = |from: &Leg| from.kind == Leg::NODE && leg::direct_node(from.target).is_some();
         match flow::known(&packet, sent)? {
-            Known::Live { to, via_stack } if !via_stack && to.kind == Leg::POD => *to,
+            Known::Live { to, by_stack } if !by_stack && to.kind == Leg::POD => *to,
             Known::Live { .. } => return Ok(Go::UNTOUCHED),
             Known::Judge => {
                 let Some(to) = leg::pod(packet.dst) else { return Ok(Go::UNTOUCHED) };
@@ -161,7 +161,9 @@ fn plain(ctx: &TcContext) -> Outcome {
                 if leg::direct_node(from.target).is_none() {
                     return Ok(Go::UNTOUCHED);
                 }
-                admit::admit(ctx, Hook::FromWire, &packet, &from, &to, false)?;
+                if admit::admit(ctx, Hook::FromWire, &packet, &from, &to, false)? {
+                    return Ok(Go::UNTOUCHED);
+                }
                 to
             }
         }
@@ -192,8 +194,8 @@ pub fn approve(ctx: &TcContext, hook: Hook, packet: &Packet, outer_src: Ip4) -> 
     let sent =
         |from: &Leg| from.kind == Leg::NODE && leg::node(from.target).is_some_and(|n| n.ip == outer_src);
     match flow::known(packet, sent)? {
-        Known::Live { to, via_stack } => {
-            if via_stack || to.kind != Leg::POD {
+        Known::Live { to, by_stack } => {
+            if by_stack || to.kind != Leg::POD {
                 return Ok(None);
             }
             Ok(Some(*to))
@@ -201,8 +203,8 @@ pub fn approve(ctx: &TcContext, hook: Hook, packet: &Packet, outer_src: Ip4) -> 
         Known::Judge => {
             let from = sender(outer_src, packet.src)?;
             let Some(to) = leg::pod(packet.dst) else { return Ok(None) };
-            admit::admit(ctx, hook, packet, &from, &to, false)?;
-            Ok(Some(to))
+            let by_stack = admit::admit(ctx, hook, packet, &from, &to, false)?;
+            Ok((!by_stack).then_some(to))
         }
     }
 }

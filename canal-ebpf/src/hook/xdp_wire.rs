@@ -77,7 +77,7 @@ fn approve(ctx: &XdpContext) -> Option<Leg> {
     let sent =
         |from: &Leg| from.kind == Leg::NODE && leg::node(from.target).is_some_and(|n| n.ip == outer_src);
     match flow::known(&packet, sent) {
-        Ok(Known::Live { to, via_stack: false }) if to.kind == Leg::POD => Some(*to),
+        Ok(Known::Live { to, by_stack: false }) if to.kind == Leg::POD => Some(*to),
         _ => None,
     }
 }

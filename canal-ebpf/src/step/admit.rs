@@ -46,12 +46,15 @@ impl Judged {
 
     #[inline(always)]
     fn from_bits(bits: u64) -> Self {
-        Self { egress: Verdict::from_bits((bits >> 32) as u32), ingress: Verdict::from_bits(bits as u32) }
+        Self {
+            egress: Verdict::from_bits((bits >> 32) as u32),
+            ingress: Verdict::from_bits((bits & !BY_STACK) as u32),
+        }
     }
 }
 
 /// Judges a packet whose two ends are known (the hook has checked that the sender may claim its address) and
-/// remembers the flow.
+/// remembers the flow. The answer is whether the stack is to forward it.
 #[inline(always)]
 pub fn admit(
     ctx: &TcContext,
@@ -60,23 +63,31 @@ pub fn admit(
     from: &Leg,
     to: &Leg,
     via_stack: bool,
-) -> Result<(), Stop> {
+) -> Result<bool, Stop> {
+    let is_shaped = from.is_shaped() || to.is_shaped();
+    let mut by_stack = via_stack || is_shaped;
     if BARE {
-        return Ok(());
+        return Ok(by_stack);
     }
     // Without ports and types there is nothing to judge by: its first part was, and should have left a flow.
     if packet.part == Part::LaterFragment {
         return Err(Reason::FragUnknown.into());
     }
     let (packet_ptr, from, to) = (&raw const *packet, &raw const *from, &raw const *to);
+    // A connection that asks for itself is nowhere else taken for a known one.
+    if is_shaped && packet.opens && is_later(hook) && was_admitted(packet_ptr, from, to) != 0 {
+        return Ok(true);
+    }
     let mut bits = judge_again(packet_ptr, from, to);
     if bits == UNKNOWN || bits == IN_THE_WAY {
-        let by_stack = if via_stack { BY_STACK } else { 0 };
+        let via_stack = if via_stack { VIA_STACK } else { 0 };
         let over = if bits == IN_THE_WAY { OVER_ANOTHER } else { 0 };
         bits = judge_first(packet_ptr, from, to);
         if Judged::from_bits(bits).allows() && packet.may_begin_flow() {
-            begin(packet_ptr, from, to, by_stack | over);
+            begin(packet_ptr, from, to, via_stack | over);
         }
+    } else {
+        by_stack = bits & BY_STACK != 0;
     }
     let judged = Judged::from_bits(bits);
     for verdict in [judged.egress, judged.ingress] {
@@ -93,11 +104,49 @@ pub fn admit(
         return Err(Stop { reason: Reason::PolicyIngress, verdict: judged.ingress });
     }
     fragment::remember(packet);
-    Ok(())
+    Ok(by_stack)
 }
 
-/// Judges the packet of a live flow again, because something changed, and writes the outcome down: [`Judged`] as bits, or
-/// [`UNKNOWN`] or [`IN_THE_WAY`]. A global function, so that the verifier walks it once per program.
+/// A hook that the stack may come to with what an earlier one has let pass.
+#[inline(always)]
+const fn is_later(hook: Hook) -> bool {
+    matches!(hook, Hook::ToPod | Hook::ToOverlay | Hook::FromOverlay)
+}
+
+/// Not 0 if the request of a shaped connection was judged on its way here, by the policy of today: it is not judged, counted
+/// and told of once more. A global function, as below.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn was_admitted(packet: *const Packet, from: *const Leg, to: *const Leg) -> u32 {
+    // SAFETY: as below.
+    let (Some(packet), Some(from), Some(to)) = (unsafe { (packet.as_ref(), from.as_ref(), to.as_ref()) })
+    else {
+        return 0;
+    };
+    let (key, from_hi) = packet.flow_key();
+    // SAFETY: as in `known`.
+    let Some(flow) = (unsafe { FLOWS.get(&key).or_else(|| FLOWS_NEW.get(&key)) }) else { return 0 };
+    let (known_from, known_to) = ends(flow, from_hi);
+    let admitted = flow.state == Flow::NEW
+        && flow.flags & Flow::SHAPED != 0
+        && initiated_by_hi(flow) == from_hi
+        && now().wrapping_sub(flow.last_seen) <= idle_limit(flow.state, packet.proto)
+        && is_judged_alike(known_from, from)
+        && is_judged_alike(known_to, to);
+    u32::from(admitted)
+}
+
+/// Whether what was asked of policy for the one leg holds for the other.
+#[inline(always)]
+fn is_judged_alike(known: &Leg, new: &Leg) -> bool {
+    if new.kind != Leg::POD {
+        return !matches!(known.kind, Leg::POD | Leg::HOST) && new.kind != Leg::HOST;
+    }
+    known.kind == Leg::POD && (known.endpoint, known.generation) == (new.endpoint, new.generation)
+}
+
+/// Judges the packet of a live flow again, because something changed, and writes the outcome down: [`Judged`] as bits and
+/// [`BY_STACK`], or [`UNKNOWN`] or [`IN_THE_WAY`]. A global function, so that the verifier walks it once per program.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_again(packet: *const Packet, from: *const Leg, to: *const Leg) -> u64 {
@@ -114,6 +163,8 @@ extern "C" fn judge_again(packet: *const Packet, from: *const Leg, to: *const Le
     };
     let mut flow = Flow { last_seen: now(), ..*known };
     (flow.lo, flow.hi) = if from_hi { (*to, *from) } else { (*from, *to) };
+    flow = flow.with_shape();
+    let by_stack = if flow.flags & Flow::BY_STACK != 0 { BY_STACK } else { 0 };
     // The host stays the host, whichever side speaks first after the change.
     if ends(known, from_hi).1.kind == Leg::HOST && to.kind == Leg::STACK {
         *(if from_hi { &mut flow.lo } else { &mut flow.hi }) = leg::other(Leg::HOST);
@@ -125,7 +176,7 @@ extern "C" fn judge_again(packet: *const Packet, from: *const Leg, to: *const Le
     if !is_new && is_kept(known, &flow) {
         note_end(&mut flow, packet, from_hi);
         put_live(&key, &flow);
-        return Judged::UNASKED.to_bits();
+        return Judged::UNASKED.to_bits() | by_stack;
     }
     // In the direction in which it began.
     let by_sender = initiated_by_hi(&flow) == from_hi;
@@ -149,7 +200,7 @@ extern "C" fn judge_again(packet: *const Packet, from: *const Leg, to: *const Le
         }
         put_live(&key, &flow);
     }
-    judged.to_bits()
+    judged.to_bits() | by_stack
 }
 
 /// Judges a packet without a live flow: [`Judged`] as bits. A global function, as above.
@@ -186,12 +237,13 @@ extern "C" fn begin(packet: *const Packet, from: *const Leg, to: *const Leg, opt
     let flow = Flow {
         last_seen: now(),
         state: Flow::NEW,
-        flags: initiator | if options & BY_STACK != 0 { Flow::VIA_STACK } else { 0 },
+        flags: initiator | if options & VIA_STACK != 0 { Flow::VIA_STACK } else { 0 },
         fins: 0,
         _pad: 0,
         lo: if from_hi { *to } else { *from },
         hi: if from_hi { *from } else { *to },
-    };
+    }
+    .with_shape();
     if options & OVER_ANOTHER != 0
         && let Some(place) = FLOWS.get_ptr_mut(&key)
     {
@@ -211,8 +263,11 @@ const UNKNOWN: u64 = (Verdict::new(Verdict::PAGE, 0).bits as u64) << 32;
 /// Nothing live either, but an entry in `FLOWS` that a new flow of the same ports must not find before its own.
 const IN_THE_WAY: u64 = UNKNOWN | 1;
 
+/// Of [`judge_again`], beside [`Judged`]: the stack is to forward the flow. The bit says something in the upper half only.
+const BY_STACK: u64 = Verdict::new(Verdict::DENY, 0).to_host().bits as u64;
+
 /// For [`begin`]: the stack has the packet, and shall have the answers.
-const BY_STACK: u32 = 1;
+const VIA_STACK: u32 = 1;
 /// For [`begin`]: as [`IN_THE_WAY`] said.
 const OVER_ANOTHER: u32 = 2;
 

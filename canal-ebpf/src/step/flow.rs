@@ -40,8 +40,8 @@ pub fn idle_limit(state: u8, proto: u8) -> u32 {
 
 /// What the table says about a packet.
 pub enum Known {
-    /// Approved: where it goes.
-    Live { to: &'static Leg, via_stack: bool },
+    /// Approved: where it goes. `by_stack`: the stack is to forward it.
+    Live { to: &'static Leg, by_stack: bool },
     /// To be judged: new, changed, expired, or a fresh connection request.
     Judge,
 }
@@ -103,7 +103,7 @@ pub fn known(packet: &Packet, may_send: impl FnOnce(&Leg) -> bool) -> Result<Kno
     note_end(flow, packet, from_hi);
     fragment::remember(packet);
     let (_, to) = ends(flow, from_hi);
-    Ok(Known::Live { to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
+    Ok(Known::Live { to, by_stack: flow.flags & Flow::BY_STACK != 0 })
 }
 
 /// A reset, or a FIN from either side, closes the flow.

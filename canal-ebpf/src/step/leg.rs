@@ -2,7 +2,12 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use canal_common::{
-    Ip4, Mac, endpoint::BorrowedSource, flow::Leg, host::is_for_many, node::Node, settings::Settings,
+    Ip4, Mac,
+    endpoint::{BorrowedSource, Endpoint},
+    flow::Leg,
+    host::is_for_many,
+    node::Node,
+    settings::Settings,
 };
 
 use crate::{
@@ -15,7 +20,7 @@ const NO_MAC: Mac = Mac::new([0; 6]);
 
 #[inline(always)]
 pub const fn other(kind: u8) -> Leg {
-    Leg { generation: 0, endpoint: 0, target: 0, mac: NO_MAC, kind, _pad: 0 }
+    Leg { generation: 0, endpoint: 0, target: 0, mac: NO_MAC, kind, flags: 0 }
 }
 
 /// A pod of this node.
@@ -33,7 +38,7 @@ pub fn pod(addr: Ip4) -> Option<Leg> {
         target: endpoint.ifindex,
         mac: endpoint.pod_mac,
         kind: Leg::POD,
-        _pad: 0,
+        flags: if endpoint.flags & Endpoint::SHAPED != 0 { Leg::SHAPED } else { 0 },
     })
 }
 

@@ -24,7 +24,8 @@ pub struct Related {
     /// The leg of that one.
     pub peer: &'static Leg,
     pub to: &'static Leg,
-    pub via_stack: bool,
+    /// The stack is to forward it.
+    pub by_stack: bool,
 }
 
 /// An ICMP error may pass when the packet that it is about belongs to a live flow: it goes to that packet's sender.
@@ -46,5 +47,5 @@ pub fn related(ctx: &TcContext, offset: usize, packet: &Packet) -> Result<Relate
     {
         return Err(Reason::IcmpUnrelated.into());
     }
-    Ok(Related { about: about.dst, peer, to, via_stack: flow.flags & Flow::VIA_STACK != 0 })
+    Ok(Related { about: about.dst, peer, to, by_stack: flow.flags & Flow::BY_STACK != 0 })
 }

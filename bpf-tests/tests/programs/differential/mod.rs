@@ -96,6 +96,7 @@ impl Process {
                 ifindex: links.pods[pod.number],
                 pod_mac: pod.mac,
                 host_mac: HOST_MAC,
+                shaped: false,
                 ingress: judgement.ingress.clone(),
                 egress: judgement.egress.clone(),
             };

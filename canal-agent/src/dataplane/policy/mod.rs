@@ -57,6 +57,8 @@ pub struct Desired {
     pub ifindex: u32,
     pub pod_mac: Mac,
     pub host_mac: Mac,
+    /// [`Endpoint::SHAPED`].
+    pub shaped: bool,
     pub ingress: Arc<PolicySet>,
     pub egress: Arc<PolicySet>,
 }

@@ -132,7 +132,7 @@ impl<T: Tables> PolicyTables<T> {
                 id,
                 pod_mac: desired.pod_mac,
                 host_mac: desired.host_mac,
-                _reserved: 0,
+                flags: if desired.shaped { Endpoint::SHAPED } else { 0 },
             };
             // Policy before address: an endpoint is closed until its policy stands.
             if let Some(old) = old {
@@ -149,6 +149,11 @@ impl<T: Tables> PolicyTables<T> {
                 self.tables.write_endpoint(*addr, endpoint)?;
                 self.endpoints.insert(*addr, Programmed { endpoint, policy: *policy });
                 self.orphans.retain(|orphan| *orphan != id);
+                if old.is_some() {
+                    // Programs read the generation after the element: with the new one they must not have the old other.
+                    self.tables.note_programs()?;
+                    self.tables.wait_for_programs()?;
+                }
             }
             let is_dirty = dirty.contains(&policy.ingress_set) || dirty.contains(&policy.egress_set);
             if is_other || is_dirty || flipped.contains(addr) {

@@ -357,3 +357,30 @@ fn what_an_earlier_process_left_in_disorder_is_closed_and_cleaned_up() {
     assert_eq!((state.endpoints.len(), state.policy.len(), state.used_sets().len()), (1, 1, 2));
     assert!(node.lets_in(2) && !node.lets_in(3));
 }
+
+/// A program reads the endpoint, then its generation: once there is a new one, none may still hold the old endpoint.
+#[test]
+fn an_endpoint_that_is_shaped_from_now_on_is_judged_again_once_no_program_knows_it_otherwise() {
+    let mut node = Node::new(Limits::default());
+    node.allow("x").update();
+    let mut compiler = Compiler::of(&node.world.cluster, NODE);
+    let mut desired = desired(&compiler);
+    node.tables.apply(compiler.census(), &desired).unwrap();
+    node.fake.take_log();
+    for (shaped, flags) in [(true, canal_common::endpoint::Endpoint::SHAPED), (false, 0)] {
+        for want in desired.values_mut() {
+            want.shaped = shaped;
+        }
+        node.tables.wait_for_programs().unwrap();
+        node.fake.take_waits();
+        node.tables.apply(compiler.census(), &desired).unwrap();
+        let log = node.fake.take_log();
+        assert!(
+            matches!(log[..], [Write::Endpoint(_, endpoint), Write::Bump(id)] if endpoint.flags == flags && endpoint.id == id),
+            "{log:?}"
+        );
+        assert_eq!(node.fake.take_waits(), [1], "between the two");
+        node.tables.apply(compiler.census(), &desired).unwrap();
+        assert!(node.fake.take_log().is_empty(), "it stays so");
+    }
+}

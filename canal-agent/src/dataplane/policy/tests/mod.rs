@@ -65,7 +65,7 @@ fn desired(compiled: &Compiler) -> BTreeMap<Ipv4Addr, Desired> {
             Mac::new([first, 0, a, b, c, d])
         };
         let (ingress, egress) = (judgement.ingress.clone(), judgement.egress.clone());
-        (addr, Desired { ifindex: number, pod_mac: mac(2), host_mac: mac(6), ingress, egress })
+        (addr, Desired { ifindex: number, pod_mac: mac(2), host_mac: mac(6), shaped: false, ingress, egress })
     };
     owners(compiled).into_iter().map(of).collect()
 }
