@@ -21,6 +21,7 @@ mod error;
 mod interface;
 mod ipam;
 mod kubernetes;
+mod readiness;
 mod request;
 mod result;
 mod subnet;
@@ -43,6 +44,7 @@ pub use config::{
 pub use error::{CniError, Code};
 pub use interface::{GATEWAY, HOST_MAC, HOST_PREFIX};
 pub use kubernetes::{PodFacts, Port, PortProtocol};
+pub use readiness::wait_for_gates;
 pub use request::{Arguments, Attachment, Environment, PodName, Verb, search_path};
 pub use subnet::Subnet;
 

@@ -51,10 +51,21 @@ pub(super) fn keys(
         ip_forwarding,
         node_name: NodeName::read(fields)?,
         policy: Policy::of_calico(fields, notes)?,
-        readiness_gates: fields.texts("readiness_gates")?,
+        readiness_gates: gates(fields)?,
         policy_setup_timeout: Duration::from_secs(setup.into()),
         flannel_data_dir: None,
     })
+}
+
+fn gates(fields: &mut Fields) -> Result<Vec<String>, CniError> {
+    let gates = fields.texts("readiness_gates")?;
+    match gates.iter().find(|gate| !gate.starts_with("http://")) {
+        Some(gate) => {
+            let why = "want URLs such as http://localhost:9099/readiness: they are asked without TLS";
+            Err(fields.invalid("readiness_gates", gate, why))
+        }
+        None => Ok(gates),
+    }
 }
 
 /// The agent has a connection of its own, so that this one's data only has to be well-formed.

@@ -2,11 +2,11 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::TcpListener,
-    path::{Path, PathBuf},
+    io::{self, Read, Write},
+    net::{Shutdown, TcpListener},
+    path::PathBuf,
     process::Command,
-    sync::{Arc, OnceLock, mpsc},
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
@@ -23,39 +23,50 @@ use serde_json::{Value, json};
 use super::*;
 use crate::store::Secret;
 
-/// Certificates for all tests.
-fn folder() -> &'static Path {
-    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
-    FOLDER.get_or_init(make_certificates).path()
-}
+/// Certificates made for one test.
+struct Certificates(tempfile::TempDir);
 
-fn make_certificates() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let openssl = |arguments: &str| {
-        let run =
-            Command::new("openssl").args(arguments.split(' ')).current_dir(folder.path()).output().unwrap();
+impl Certificates {
+    fn new() -> Self {
+        let new = Self(tempfile::tempdir().unwrap());
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+        for name in ["ca", "other"] {
+            new.openssl(&format!(
+                "req -x509 {key} -days 2 -subj /CN={name} -keyout {name}.key -out {name}.pem"
+            ));
+        }
+        fs::write(new.file("ext"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+        for (name, ca) in [("server", "ca"), ("client", "ca"), ("stranger", "other")] {
+            new.openssl(&format!("req {key} -subj /CN={name} -keyout {name}.key -out {name}.csr"));
+            new.openssl(&format!(
+                "x509 -req -in {name}.csr -CA {ca}.pem -CAkey {ca}.key -CAcreateserial -days 2 -extfile ext -out {name}.pem"
+            ));
+        }
+        new
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let run = Command::new("openssl").args(arguments.split(' ')).current_dir(&self.0).output().unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    for name in ["ca", "other"] {
-        openssl(&format!("req -x509 {key} -days 2 -subj /CN={name} -keyout {name}.key -out {name}.pem"));
     }
-    fs::write(folder.path().join("ext"), "subjectAltName=IP:127.0.0.1\n").unwrap();
-    for (name, ca) in [("server", "ca"), ("client", "ca"), ("stranger", "other")] {
-        openssl(&format!("req {key} -subj /CN={name} -keyout {name}.key -out {name}.csr"));
-        openssl(&format!(
-            "x509 -req -in {name}.csr -CA {ca}.pem -CAkey {ca}.key -CAcreateserial -days 2 -extfile ext -out {name}.pem"
-        ));
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
     }
-    folder
-}
 
-fn file(name: &str) -> PathBuf {
-    folder().join(name)
-}
+    fn data(&self, name: &str) -> String {
+        STANDARD.encode(fs::read(self.file(name)).unwrap())
+    }
 
-fn data(name: &str) -> String {
-    STANDARD.encode(fs::read(file(name)).unwrap())
+    /// Access with the right authority and a token.
+    fn trusted(&self, server: &str) -> Access {
+        Access {
+            server: Some(server.to_owned()),
+            certificate_authority: Some(self.file("ca.pem")),
+            token: Some(Secret::new("s3cret")),
+            ..Access::default()
+        }
+    }
 }
 
 /// What a server does when it has read a request.
@@ -67,16 +78,18 @@ enum Does {
 }
 
 /// The address, and the requests that came.
-fn server(does: Does) -> (String, mpsc::Receiver<String>) {
+fn server(certificates: &Certificates, does: Does) -> (String, mpsc::Receiver<String>) {
     let provider = Arc::new(ring::default_provider());
-    let chain: Vec<_> =
-        CertificateDer::pem_file_iter(file("server.pem")).unwrap().collect::<Result<_, _>>().unwrap();
-    let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
+    let chain: Vec<_> = CertificateDer::pem_file_iter(certificates.file("server.pem"))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    let key = PrivateKeyDer::from_pem_file(certificates.file("server.key")).unwrap();
     let builder =
         ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
     let builder = if matches!(does, Does::AsksWho(_)) {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(file("ca.pem")).unwrap()).unwrap();
+        roots.add(CertificateDer::from_pem_file(certificates.file("ca.pem")).unwrap()).unwrap();
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
         builder.with_client_cert_verifier(verifier)
@@ -104,6 +117,9 @@ fn server(does: Does) -> (String, mpsc::Receiver<String>) {
                 }
                 Does::Hangs => drop(stream.read(&mut byte)),
             }
+            // A close with something unread would take back what was said.
+            stream.sock.shutdown(Shutdown::Write).ok();
+            io::copy(&mut stream.sock, &mut io::sink()).ok();
         }
     });
     (address, requests)
@@ -158,20 +174,11 @@ fn ask(access: &Access) -> Result<PodFacts, CniError> {
     PodFacts::ask(access, &web())
 }
 
-/// With the right authority and a token.
-fn trusted(server: &str) -> Access {
-    Access {
-        server: Some(server.to_owned()),
-        certificate_authority: Some(file("ca.pem")),
-        token: Some(Secret::new("s3cret")),
-        ..Access::default()
-    }
-}
-
 #[test]
 fn a_pod_is_read_by_a_kubeconfig() {
-    let (server, requests) = server(Does::Answers(http("200 OK", &pod().to_string())));
-    let authority = format!("certificate-authority-data: {}", data("ca.pem"));
+    let certificates = Certificates::new();
+    let (server, requests) = server(&certificates, Does::Answers(http("200 OK", &pod().to_string())));
+    let authority = format!("certificate-authority-data: {}", certificates.data("ca.pem"));
     let (folder, access) = kubeconfig(&server, &authority, "token: s3cret");
     let facts = ask(&access).unwrap();
     let port = |name: &str, protocol, port, host_port, host_ip: &str| Port {
@@ -205,7 +212,7 @@ fn a_pod_is_read_by_a_kubeconfig() {
     assert!(request.to_ascii_lowercase().contains("authorization: bearer s3cret\r\n"), "{request}");
 
     // Files beside the kubeconfig, and the token's before the token.
-    fs::copy(file("ca.pem"), folder.path().join("ca.pem")).unwrap();
+    fs::copy(certificates.file("ca.pem"), folder.path().join("ca.pem")).unwrap();
     fs::write(folder.path().join("token"), "newer\n").unwrap();
     let (other, access) =
         kubeconfig(&server, "certificate-authority: ca.pem", "token: old\n    tokenFile: token");
@@ -220,25 +227,30 @@ fn a_pod_is_read_by_a_kubeconfig() {
     ask(&access).unwrap();
     // The older keys, which come first, with the version in the address.
     let (_kept, access) = kubeconfig("https://127.0.0.1:1", "insecure-skip-tls-verify: true", "token: old");
-    let access = Access { kubeconfig: access.kubeconfig, ..trusted(&format!("{server}/api/v1/")) };
+    let access =
+        Access { kubeconfig: access.kubeconfig, ..certificates.trusted(&format!("{server}/api/v1/")) };
     ask(&access).unwrap();
 }
 
 #[test]
 fn a_client_certificate_is_shown_to_a_server_that_asks_for_one() {
-    let (server, _requests) = server(Does::AsksWho(http("200 OK", &pod().to_string())));
-    let authority = format!("certificate-authority-data: {}", data("ca.pem"));
+    let certificates = Certificates::new();
+    let (server, _requests) = server(&certificates, Does::AsksWho(http("200 OK", &pod().to_string())));
+    let authority = format!("certificate-authority-data: {}", certificates.data("ca.pem"));
     let user = |certificate: &str, key: &str| {
-        let user =
-            format!("client-certificate-data: {}\n    client-key-data: {}", data(certificate), data(key));
+        let user = format!(
+            "client-certificate-data: {}\n    client-key-data: {}",
+            certificates.data(certificate),
+            certificates.data(key)
+        );
         kubeconfig(&server, &authority, &user)
     };
     ask(&user("client.pem", "client.key").1).unwrap();
     let files = Access {
-        client_certificate: Some(file("client.pem")),
-        client_key: Some(file("client.key")),
+        client_certificate: Some(certificates.file("client.pem")),
+        client_key: Some(certificates.file("client.key")),
         token: None,
-        ..trusted(&server)
+        ..certificates.trusted(&server)
     };
     ask(&files).unwrap();
 
@@ -246,7 +258,7 @@ fn a_client_certificate_is_shown_to_a_server_that_asks_for_one() {
         (user("stranger.pem", "stranger.key").1, "it does not take our client certificate"),
         (user("client.pem", "stranger.key").1, "the client certificate and its key cannot be used"),
         (user("client.key", "client.key").1, "there is no certificate"),
-        (trusted(&server), "it does not take our client certificate"),
+        (certificates.trusted(&server), "it does not take our client certificate"),
         (Access { client_key: None, ..files.clone() }, "has no key"),
         (Access { client_certificate: None, ..files }, "no certificate"),
     ] {
@@ -258,6 +270,7 @@ fn a_client_certificate_is_shown_to_a_server_that_asks_for_one() {
 
 #[test]
 fn each_refusal_says_what_to_do() {
+    let certificates = Certificates::new();
     let status = |message: &str| json!({"kind": "Status", "message": message}).to_string();
     let huge = "x".repeat(5 << 20);
     for (answer, code, says) in [
@@ -292,8 +305,8 @@ fn each_refusal_says_what_to_do() {
         (b"garbage\r\n\r\n".to_vec(), Code::InvalidConfig, "address of the API?"),
         (Vec::new(), Code::TryAgain, "does the API listen there"),
     ] {
-        let (server, _requests) = server(Does::Answers(answer));
-        let error = ask(&trusted(&server)).unwrap_err();
+        let (server, _requests) = server(&certificates, Does::Answers(answer));
+        let error = ask(&certificates.trusted(&server)).unwrap_err();
         assert_eq!(error.code, code, "{says}: {error}");
         assert!(error.details.contains(says), "{says}: {error}");
         assert_eq!(error.msg, "cannot learn about pod shop/web-0 from Kubernetes");
@@ -304,28 +317,33 @@ fn each_refusal_says_what_to_do() {
 
 #[test]
 fn a_server_that_is_not_there_or_not_the_right_one_says_so() {
-    let (good, _requests) = server(Does::Answers(http("200 OK", &pod().to_string())));
+    let certificates = Certificates::new();
+    let (good, _requests) = server(&certificates, Does::Answers(http("200 OK", &pod().to_string())));
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let wrong_authority = Access { certificate_authority: Some(file("other.pem")), ..trusted(&good) };
-    let no_authority = Access { certificate_authority: Some(file("ext")), ..trusted(&good) };
-    let no_file = Access { certificate_authority: Some(file("none")), ..trusted(&good) };
+    let wrong_authority =
+        Access { certificate_authority: Some(certificates.file("other.pem")), ..certificates.trusted(&good) };
+    let no_authority =
+        Access { certificate_authority: Some(certificates.file("ext")), ..certificates.trusted(&good) };
+    let no_file =
+        Access { certificate_authority: Some(certificates.file("none")), ..certificates.trusted(&good) };
     let other_name = good.replace("127.0.0.1", "localhost");
     for (access, code, says) in [
-        (trusted(&format!("https://{unused}")), Code::TryAgain, "does the API listen there"),
+        (certificates.trusted(&format!("https://{unused}")), Code::TryAgain, "does the API listen there"),
         (wrong_authority, Code::InvalidConfig, "give the kubeconfig the one of this cluster"),
         (no_authority, Code::InvalidConfig, "no certificate in its certificate authority"),
         (no_file, Code::InvalidConfig, "cannot read the certificate authority of Kubernetes"),
-        (trusted(&other_name), Code::InvalidConfig, "its certificate is not good"),
-        (trusted("ftp://x"), Code::InvalidConfig, "the server of Kubernetes is \"ftp://x\""),
-        (trusted("https://a b"), Code::InvalidConfig, "address of the API?"),
+        (certificates.trusted(&other_name), Code::InvalidConfig, "its certificate is not good"),
+        (certificates.trusted("ftp://x"), Code::InvalidConfig, "the server of Kubernetes is \"ftp://x\""),
+        (certificates.trusted("https://a b"), Code::InvalidConfig, "address of the API?"),
         (Access::default(), Code::InvalidConfig, "does not say where the API of Kubernetes is"),
     ] {
         let error = ask(&access).unwrap_err();
         assert_eq!(error.code, code, "{says}: {error}");
         assert!(error.to_string().contains(says), "{says}: {error}");
     }
-    let (hangs, _requests) = server(Does::Hangs);
-    let error = PodFacts::ask_within(Duration::from_millis(200), &trusted(&hangs), &web()).unwrap_err();
+    let (hangs, _requests) = server(&certificates, Does::Hangs);
+    let error =
+        PodFacts::ask_within(Duration::from_millis(200), &certificates.trusted(&hangs), &web()).unwrap_err();
     assert_eq!(error.code, Code::TryAgain, "{error}");
     assert!(error.details.contains("no whole answer within 200ms"), "{error}");
 }

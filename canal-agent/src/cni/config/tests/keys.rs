@@ -298,6 +298,11 @@ fn calicos_keys_that_would_give_a_pod_something_else_are_refused_by_name() {
         ),
         (with("calico", json!({"mtu": -1})), Decode, "cannot read the network configuration: `mtu` is -1"),
         (with("calico", json!({"mtu": 67})), InvalidConfig, "`mtu` is 67: want 68 to 65535"),
+        (
+            with("calico", json!({"readiness_gates": ["localhost"]})),
+            InvalidConfig,
+            "`readiness_gates` is \"localhost\"",
+        ),
         (with("calico", json!({"nodename": "-a"})), InvalidConfig, "`nodename` is \"-a\""),
         (
             with("calico", json!({"container_settings": {"allow_ip_forwarding": 1}})),
