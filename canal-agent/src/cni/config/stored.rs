@@ -3,13 +3,13 @@
 use std::{
     fs::File,
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::super::request::is_identifier;
+use super::{super::request::is_identifier, host_local::data_dir};
 
 /// A note is a configuration of a few hundred bytes.
 const SIZE_MAX: u64 = 1 << 20;
@@ -32,6 +32,11 @@ fn bridge() -> String {
 }
 
 impl Stored {
+    /// Where `host-local` keeps this container's lease, in the folder of its network.
+    pub fn ipam_data_dir(&self) -> PathBuf {
+        data_dir(&self.ipam)
+    }
+
     /// `None`: flannel's plugin has not attached this container, or it has been detached since. The error is a line for
     /// standard error. `container_id` has been checked.
     pub fn load(data_dir: &Path, container_id: &str) -> Result<Option<Self>, String> {

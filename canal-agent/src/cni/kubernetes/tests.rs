@@ -394,6 +394,45 @@ fn a_kubeconfig_that_cannot_be_used_says_why_and_shows_no_secret() {
 }
 
 #[test]
+fn kubeconfigs_are_read_however_they_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kubeconfig");
+    let head = "clusters: [{name: c, cluster: {server: 'https://a:6443/', insecure-skip-tls-verify: SKIP}}]\n\
+                contexts: [{name: x, context: {cluster: c, user: u, namespace: shop}}]\npreferences: {}\n";
+    for (text, token) in [
+        (head.replace("SKIP", "true") + "users: [{name: u, user: {token: abc}}]\ncurrent-context: x\n", "abc"),
+        (format!("---\n{head}users:\n- name: u\n  user:\n    token: 0123\n...\n").replace("SKIP", "True"), "0123"),
+        (head.replace("SKIP", "true").replace('\n', "\r\n") + "users:\r\n  - {name: u, user: {token: \"abc\\n\"}}\r\n", "abc"),
+        (
+            json!({
+                "kind": "Config", "apiVersion": "v1", "current-context": "x",
+                "clusters": [{"name": "c", "cluster": {"server": "https://a:6443", "insecure-skip-tls-verify": true}}],
+                "users": [{"name": "u", "user": {"token": "abc", "extensions": [{"name": "e", "extension": {}}]}}],
+                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            })
+            .to_string(),
+            "abc",
+        ),
+    ] {
+        fs::write(&path, &text).unwrap();
+        let access = Access { kubeconfig: Some(path.clone()), ..Access::default() };
+        let connection = kubeconfig::Connection::read(&access).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(connection.server, "https://a:6443");
+        assert_eq!(connection.trust, kubeconfig::Trust::Everybody);
+        assert_eq!(connection.token.unwrap().reveal(), token);
+    }
+    // Aliases that stand for each other a billion times over.
+    let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for i in 1..10 {
+        let of = format!("*a{}", i - 1);
+        bomb.extend([format!("a{i}: &a{i} [{}]\n", vec![of; 10].join(","))]);
+    }
+    fs::write(&path, bomb).unwrap();
+    let access = Access { kubeconfig: Some(path), ..Access::default() };
+    assert!(kubeconfig::Connection::read(&access).is_err());
+}
+
+#[test]
 fn annotations_are_honoured_noted_or_refused() {
     let read = |key: &str, value: &str| {
         let mut pod = pod();

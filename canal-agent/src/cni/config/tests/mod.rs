@@ -97,6 +97,17 @@ fn the_configuration_of_canals_manifest_runs_as_it_is() {
 }
 
 #[test]
+fn the_configuration_of_flannels_manifest_runs_as_it_is() {
+    let config = read(&json!({
+        "name": "cbr0", "cniVersion": "0.3.1", "type": "flannel",
+        "delegate": {"hairpinMode": true, "isDefaultGateway": true},
+    }));
+    assert_eq!((config.network.as_str(), config.version), ("cbr0", "0.3.1"));
+    assert_eq!(routes(&config), ["10.77.0.0/16", "0.0.0.0/0"]);
+    assert_eq!(config.notes.len(), 1);
+}
+
+#[test]
 fn keys_that_are_honoured_say_nothing() {
     let calico = json!({
         "datastore_type": "etcdv3", "etcd_endpoints": "http://a:2379", "etcd_discovery_srv": "a", "etcd_scheme": "http",
@@ -326,7 +337,7 @@ fn the_notes_of_flannels_own_plugin_are_read_and_not_touched() {
     std::fs::write(folder.path().join("abc"), text).unwrap();
     let stored = Stored::load(folder.path(), "abc").unwrap().unwrap();
     assert_eq!((stored.network.as_str(), stored.kind.as_str()), ("cbr0", "bridge"));
-    assert_eq!(host_local::data_dir(&stored.ipam), PathBuf::from("/d"));
+    assert_eq!(stored.ipam_data_dir(), PathBuf::from("/d"));
     for broken in ["", "{", "[]", "{}", r#"{"name":7}"#, r#"{"name":"../x"}"#] {
         std::fs::write(folder.path().join("abc"), broken).unwrap();
         let note = Stored::load(folder.path(), "abc").unwrap_err();
