@@ -38,8 +38,8 @@ use std::{
 };
 
 pub use config::{
-    Access, Config, Dialect, LATEST, NodeName, Policy, Range, Routes, Stored, VERSIONS, ValidAttachment,
-    Wishes,
+    Access, Config, Dialect, LATEST, NodeName, Policy, Range, Routes, Stored, Token, VERSIONS,
+    ValidAttachment, Wishes,
 };
 pub use error::{CniError, Code};
 pub use interface::{GATEWAY, HOST_MAC, HOST_PREFIX};

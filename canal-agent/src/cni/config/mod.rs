@@ -30,7 +30,7 @@ use self::{
 };
 pub use self::{
     node_name::NodeName,
-    policy::{Access, Policy},
+    policy::{Access, Policy, Token},
     range::Range,
     routes::Routes,
     runtime::Wishes,

@@ -1,12 +1,11 @@
 //! Where labels and namespace of a pod come from.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use super::{
     super::error::CniError,
     fields::{Fields, Notes},
 };
-use crate::store::Secret;
 
 /// Whose policy model the endpoint belongs to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,7 +26,17 @@ pub struct Access {
     pub certificate_authority: Option<PathBuf>,
     pub client_certificate: Option<PathBuf>,
     pub client_key: Option<PathBuf>,
-    pub token: Option<Secret>,
+    pub token: Option<Token>,
+}
+
+/// A bearer's token, which must not reach a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(pub String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
 }
 
 impl Policy {
@@ -44,7 +53,7 @@ impl Policy {
             certificate_authority: policy.text("k8s_certificate_authority")?.map(PathBuf::from),
             client_certificate: policy.text("k8s_client_certificate")?.map(PathBuf::from),
             client_key: policy.text("k8s_client_key")?.map(PathBuf::from),
-            token: policy.text("k8s_auth_token")?.map(Secret::new),
+            token: policy.text("k8s_auth_token")?.map(Token),
         };
         // It only chose the node whose podCIDR `usePodCidr` stood for.
         kubernetes.accept_texts(&["node_name"])?;

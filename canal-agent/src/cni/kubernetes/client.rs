@@ -16,6 +16,7 @@ use ureq::{
 
 use super::{
     super::{
+        config::Token,
         error::{CniError, Code},
         request::PodName,
     },
@@ -45,8 +46,8 @@ pub(super) fn get(connection: &Connection, pod: &PodName, patience: Duration) ->
     // Both names are checked ones, that need no escapes.
     let url = format!("{server}/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name);
     let mut request = Agent::from(config.build()).get(&url).header("accept", "application/json");
-    if let Some(token) = &connection.token {
-        request = request.header("authorization", format!("Bearer {}", token.reveal()));
+    if let Some(Token(token)) = &connection.token {
+        request = request.header("authorization", format!("Bearer {token}"));
     }
     let broken = |error: &ureq::Error| {
         let (code, details) = explain(error, patience);

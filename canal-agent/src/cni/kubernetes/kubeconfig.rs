@@ -10,10 +10,9 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
 use super::super::{
-    config::Access,
+    config::{Access, Token},
     error::{CniError, Code},
 };
-use crate::store::Secret;
 
 /// All that a connection needs. Certificates and keys are PEM.
 #[derive(Debug)]
@@ -21,7 +20,7 @@ pub(super) struct Connection {
     /// `https://host:port`, without a slash at its end.
     pub(super) server: String,
     pub(super) trust: Trust,
-    pub(super) token: Option<Secret>,
+    pub(super) token: Option<Token>,
     pub(super) identity: Option<Identity>,
 }
 
@@ -231,18 +230,18 @@ fn trust(access: &Access, cluster: &Cluster, folder: &Path) -> Result<Trust, Cni
 }
 
 /// A file comes first, as it may have been renewed since.
-fn token(access: &Access, user: &User, folder: &Path) -> Result<Option<Secret>, CniError> {
+fn token(access: &Access, user: &User, folder: &Path) -> Result<Option<Token>, CniError> {
     if let Some(token) = &access.token {
         return Ok(Some(token.clone()));
     }
     if !user.token_file.is_empty() {
         match read_file(&folder.join(&user.token_file), "the token for Kubernetes") {
-            Ok(text) => return Ok(Some(Secret::new(String::from_utf8_lossy(&text).trim()))),
+            Ok(text) => return Ok(Some(Token(String::from_utf8_lossy(&text).trim().to_owned()))),
             Err(error) if user.token.is_empty() => return Err(error),
             Err(_) => {}
         }
     }
-    Ok((!user.token.is_empty()).then(|| Secret::new(user.token.trim())))
+    Ok((!user.token.is_empty()).then(|| Token(user.token.trim().to_owned())))
 }
 
 fn identity(access: &Access, user: &User, folder: &Path) -> Result<Option<Identity>, CniError> {

@@ -21,7 +21,7 @@ use rustls::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::store::Secret;
+use crate::cni::config::Token;
 
 /// Certificates made for one test.
 struct Certificates(tempfile::TempDir);
@@ -63,7 +63,7 @@ impl Certificates {
         Access {
             server: Some(server.to_owned()),
             certificate_authority: Some(self.file("ca.pem")),
-            token: Some(Secret::new("s3cret")),
+            token: Some(Token("s3cret".to_owned())),
             ..Access::default()
         }
     }
@@ -419,7 +419,7 @@ fn kubeconfigs_are_read_however_they_are_written() {
         let connection = kubeconfig::Connection::read(&access).unwrap_or_else(|e| panic!("{text}: {e}"));
         assert_eq!(connection.server, "https://a:6443");
         assert_eq!(connection.trust, kubeconfig::Trust::Everybody);
-        assert_eq!(connection.token.unwrap().reveal(), token);
+        assert_eq!(connection.token.unwrap().0, token);
     }
     // Aliases that stand for each other a billion times over.
     let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
