@@ -37,7 +37,7 @@ pub(super) fn add(
     interface::check(&pod, attachment)?;
     let subnet = Subnet::load(&config.subnet_file)?;
     let mut undo = Undo::default();
-    add_steps(config, attachment, environment, &pod, subnet, &mut undo)
+    add_steps(config, attachment, environment, &pod, &subnet, &mut undo)
         .map_err(|error| error.with_leftovers(&undo.back()))
 }
 
@@ -47,13 +47,14 @@ fn add_steps<'a>(
     attachment: &'a Attachment,
     environment: &'a Environment,
     pod: &'a Netns,
-    subnet: Subnet,
+    subnet: &Subnet,
     undo: &mut Undo<'a>,
 ) -> Result<Made, CniError> {
     let kernel = |e| CniError::kernel(&e);
     let ipam = Ipam::new(config, attachment, environment);
     let allocation = ipam.add(subnet.net)?;
-    undo.push(move || ipam.del(Some(subnet.net)).map_err(|e| e.to_string()));
+    let net = subnet.net;
+    undo.push(move || ipam.del(Some(net)).map_err(|e| e.to_string()));
 
     let mut host = Netlink::open().map_err(kernel)?;
     let host_interface = interface::make(&mut host, pod, attachment, subnet.mtu).map_err(kernel)?;

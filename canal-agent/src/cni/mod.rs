@@ -20,6 +20,8 @@ mod config;
 mod error;
 mod interface;
 mod ipam;
+mod kubernetes;
+mod readiness;
 mod request;
 mod result;
 mod subnet;
@@ -35,10 +37,15 @@ use std::{
     process::ExitCode,
 };
 
-pub use config::{Config, LATEST, VERSIONS};
+pub use config::{
+    Access, Config, Dialect, LATEST, NodeName, Policy, Range, Routes, Stored, Token, VERSIONS,
+    ValidAttachment, Wishes,
+};
 pub use error::{CniError, Code};
 pub use interface::{GATEWAY, HOST_MAC, HOST_PREFIX};
-pub use request::{Attachment, Environment, Verb};
+pub use kubernetes::{PodFacts, Port, PortProtocol};
+pub use readiness::wait_for_gates;
+pub use request::{Arguments, Attachment, Environment, PodName, Verb, search_path};
 pub use subnet::Subnet;
 
 /// A configuration is a few kilobytes; this much is an error or an attack.
@@ -50,14 +57,15 @@ pub fn main() -> ExitCode {
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
+    let program = Dialect::of_program(&std::env::args_os().next().unwrap_or_default());
     let mut stdin = Vec::new();
     let answer = match io::stdin().lock().take(STDIN_MAX).read_to_end(&mut stdin) {
-        Ok(_) => call(&environment, &stdin),
+        Ok(_) => call_as(program, &environment, &stdin),
         Err(e) => Err(CniError::new(Code::Io, "cannot read standard input", e.to_string())),
     };
     let (text, code) = match answer {
         Ok(text) => (text, ExitCode::SUCCESS),
-        Err(error) => (error.to_json(config::answer_version(&stdin)), ExitCode::FAILURE),
+        Err(error) => (error.to_json(config::answer_version(program, &stdin)), ExitCode::FAILURE),
     };
     let line_end = if text.is_empty() { "" } else { "\n" };
     match write!(io::stdout().lock(), "{text}{line_end}") {
@@ -66,19 +74,24 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// One call; what it returns belongs on standard output.
+/// One call under our own name; what it returns belongs on standard output.
 pub fn call(environment: &Environment, stdin: &[u8]) -> Result<String, CniError> {
+    call_as(Dialect::Canal, environment, stdin)
+}
+
+/// One call under the name of a plugin.
+pub fn call_as(program: Dialect, environment: &Environment, stdin: &[u8]) -> Result<String, CniError> {
     match Verb::read(environment)? {
-        Verb::Version => config::versions(stdin),
+        Verb::Version => config::versions(program, stdin),
         Verb::Add => {
             let attachment = Attachment::read(Verb::Add, environment)?;
-            let config = Config::read(stdin)?;
+            let config = Config::read(program, stdin, &Arguments::read(environment)?)?;
             let made = attach::add(&config, &attachment, environment)?;
             Ok(made.to_json(config.version))
         }
         Verb::Del => {
             let attachment = Attachment::read(Verb::Del, environment)?;
-            let config = Config::read(stdin)?;
+            let config = Config::read(program, stdin, &Arguments::read(environment)?)?;
             attach::del(&config, &attachment, environment)?;
             Ok(String::new())
         }
