@@ -87,11 +87,13 @@ fn withdraw_endpoints(config: &Config) -> anyhow::Result<Vec<String>> {
     if registry.records().is_empty() {
         return Ok(Vec::new());
     }
+    let leaving = registry.leaving().map(|(key, record)| (key, record.endpoint.container_id.clone()));
+    let present = registry.present().map(|(key, record)| (key.clone(), record.endpoint.container_id.clone()));
+    let published: Vec<(EndpointKey, String)> = present.chain(leaving).collect();
     let withdraw = async {
         let store = Store::connect(&config.etcd).await?;
         let mut done = Vec::new();
-        for (key, record) in registry.records() {
-            let container = &record.endpoint.container_id;
+        for (key, container) in &published {
             if delete_if(&store, &key.store_key(), |value| is_of_container(value, container)).await? {
                 done.push(format!("removed endpoint {key} from etcd"));
             }
@@ -100,7 +102,7 @@ fn withdraw_endpoints(config: &Config) -> anyhow::Result<Vec<String>> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let stays = |why: String| {
-        let keys: Vec<_> = registry.records().keys().map(EndpointKey::store_key).collect();
+        let keys: Vec<_> = published.iter().map(|(key, _)| key.store_key()).collect();
         vec![format!("NOT removed from etcd ({why}): {}", keys.join(" "))]
     };
     Ok(match runtime.block_on(async { tokio::time::timeout(PATIENCE, withdraw).await }) {

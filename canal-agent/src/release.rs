@@ -39,5 +39,5 @@ pub fn run(config: &Config, force: bool) -> anyhow::Result<Vec<String>> {
 fn pods(config: &Config) -> anyhow::Result<usize> {
     let known = Registry::open_existing(&config.state_dir, &config.node_name)?;
     let Some((registry, broken)) = known else { return Ok(0) };
-    Ok(registry.records().values().filter(|record| !record.leaving).count() + broken.len())
+    Ok(registry.present().count() + broken.len())
 }

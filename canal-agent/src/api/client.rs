@@ -18,11 +18,13 @@ use nix::sys::{
     },
     time::{TimeVal, TimeValLike},
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     explain::{Ask, Explanation},
-    wire::{AddEndpoint, ApiError, Status},
+    wire::{
+        AddEndpoint, ApiError, AttachmentId, Collect, Collected, EndpointReport, Goodbye, Readiness, Status,
+    },
 };
 
 /// Where the agent listens unless told otherwise.
@@ -79,16 +81,40 @@ impl Client {
         self
     }
 
+    /// Announces what is about to be made. The agent keeps it, and undoes it when it is not heard of again.
+    pub fn begin_endpoint(&self, endpoint: &AddEndpoint) -> Result<(), ClientError> {
+        self.send("PUT", "/v1/endpoints", endpoint).map(drop)
+    }
+
     /// Returns when the endpoint's policy is enforced.
     pub fn add_endpoint(&self, endpoint: &AddEndpoint) -> Result<(), ClientError> {
-        let body = serde_json::to_vec(endpoint).map_err(|e| self.not_ours(e.to_string()))?;
-        self.call("POST", "/v1/endpoints", &body).map(drop)
+        self.send("POST", "/v1/endpoints", endpoint).map(drop)
     }
 
     /// Succeeds also when there is none.
-    pub fn delete_endpoint(&self, container_id: &str, interface: &str) -> Result<(), ClientError> {
-        let path = format!("/v1/endpoints/{}/{}", escape(container_id), escape(interface));
-        self.call("DELETE", &path, &[]).map(drop)
+    pub fn delete_endpoint(&self, id: &AttachmentId, goodbye: &Goodbye) -> Result<(), ClientError> {
+        self.send("DELETE", &endpoint_path(id), goodbye).map(drop)
+    }
+
+    /// `None`: the agent has no record of it.
+    pub fn endpoint(&self, id: &AttachmentId) -> Result<Option<EndpointReport>, ClientError> {
+        self.get(&endpoint_path(id))
+    }
+
+    /// Whether pods can be attached.
+    pub fn ready(&self) -> Result<Readiness, ClientError> {
+        self.get("/v1/ready")
+    }
+
+    /// Removes what a runtime does not list.
+    pub fn collect(&self, asked: &Collect) -> Result<Collected, ClientError> {
+        let answer = self.send("POST", "/v1/collect", asked)?;
+        serde_json::from_slice(&answer).map_err(|e| self.not_ours(e.to_string()))
+    }
+
+    fn send(&self, method: &str, path: &str, body: &impl Serialize) -> Result<Vec<u8>, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|e| self.not_ours(e.to_string()))?;
+        self.call(method, path, &body)
     }
 
     pub fn status(&self) -> Result<Status, ClientError> {
@@ -96,8 +122,7 @@ impl Client {
     }
 
     pub fn explain(&self, ask: &Ask) -> Result<Explanation, ClientError> {
-        let body = serde_json::to_vec(ask).map_err(|e| self.not_ours(e.to_string()))?;
-        let answer = self.call("POST", "/v1/explain", &body)?;
+        let answer = self.send("POST", "/v1/explain", ask)?;
         serde_json::from_slice(&answer).map_err(|e| self.not_ours(e.to_string()))
     }
 
@@ -199,6 +224,10 @@ impl Client {
     }
 }
 
+fn endpoint_path(id: &AttachmentId) -> String {
+    format!("/v1/endpoints/{}/{}", escape(&id.container_id), escape(&id.interface))
+}
+
 /// One component of a path.
 fn escape(text: &str) -> String {
     use std::fmt::Write as _;
@@ -296,10 +325,11 @@ mod tests {
             container_id: "abc".into(),
             interface: "eth0".into(),
             host_interface: "caliabc".into(),
-            mac: "02:00:00:00:00:01".parse().unwrap(),
+            mac: Some("02:00:00:00:00:01".parse().unwrap()),
             addresses: vec![[10, 100, 1, 2].into()],
             network: "canal".into(),
             labels: [("app".into(), "web".into())].into(),
+            ..AddEndpoint::default()
         };
         client.add_endpoint(&endpoint).unwrap();
         let request = seen.join().unwrap();
@@ -308,7 +338,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<AddEndpoint>(body).unwrap(), endpoint);
 
         let (_folder, client, seen) = agent("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}");
-        client.delete_endpoint("abc", "a/b%é").unwrap();
+        client.delete_endpoint(&AttachmentId::new("abc", "a/b%é"), &Goodbye::default()).unwrap();
         assert!(seen.join().unwrap().starts_with("DELETE /v1/endpoints/abc/a%2Fb%25%C3%A9 HTTP/1.1"));
     }
 
@@ -318,7 +348,8 @@ mod tests {
         let answer =
             format!("HTTP/1.1 503 Service Unavailable\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         let (_folder, client, _seen) = agent(answer.leak());
-        let error = client.delete_endpoint("abc", "eth0").unwrap_err();
+        let error =
+            client.delete_endpoint(&AttachmentId::new("abc", "eth0"), &Goodbye::default()).unwrap_err();
         assert!(matches!(&error, ClientError::Refused(e) if e.try_again), "{error:?}");
         assert_eq!(error.to_string(), "pod abc: no policy yet");
     }

@@ -18,7 +18,10 @@ use super::{
     events::Events,
     explain::{Ask, Explanation},
     exposition,
-    wire::{AddEndpoint, ApiError, Rules, Status},
+    wire::{
+        AddEndpoint, ApiError, AttachmentId, Collect, Collected, EndpointReport, Goodbye, Readiness, Rules,
+        Status,
+    },
 };
 use crate::node::{Message, Question};
 
@@ -45,8 +48,10 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 
 pub async fn serve(listener: UnixListener, messages: Sender) {
     let router = Router::new()
-        .route("/v1/endpoints", post(add))
-        .route("/v1/endpoints/{container}/{interface}", delete(remove))
+        .route("/v1/ready", get(ready))
+        .route("/v1/endpoints", post(add).put(begin))
+        .route("/v1/endpoints/{container}/{interface}", delete(remove).get(report))
+        .route("/v1/collect", post(collect))
         .route("/v1/status", get(status))
         .route("/v1/explain", post(explain))
         .route("/metrics", get(metrics))
@@ -78,14 +83,39 @@ async fn add(State(messages): State<Sender>, Json(endpoint): Json<AddEndpoint>) 
     Ok(Json(serde_json::json!({})))
 }
 
+async fn begin(
+    State(messages): State<Sender>,
+    Json(endpoint): Json<AddEndpoint>,
+) -> Answer<serde_json::Value> {
+    ask(&messages, |reply| Message::BeginEndpoint { endpoint, reply }).await?.map_err(refused)?;
+    Ok(Json(serde_json::json!({})))
+}
+
 async fn remove(
     State(messages): State<Sender>,
     UrlPath((container_id, interface)): UrlPath<(String, String)>,
+    Json(goodbye): Json<Goodbye>,
 ) -> Answer<serde_json::Value> {
-    ask(&messages, |reply| Message::DeleteEndpoint { container_id, interface, reply })
-        .await?
-        .map_err(refused)?;
+    let id = AttachmentId { container_id, interface };
+    ask(&messages, |reply| Message::DeleteEndpoint { id, goodbye, reply }).await?.map_err(refused)?;
     Ok(Json(serde_json::json!({})))
+}
+
+async fn report(
+    State(messages): State<Sender>,
+    UrlPath((container_id, interface)): UrlPath<(String, String)>,
+) -> Answer<Option<EndpointReport>> {
+    let id = AttachmentId { container_id, interface };
+    let report = ask(&messages, |reply| Message::Ask(Question::Endpoint { id, reply })).await?;
+    Ok(Json(report.map_err(refused)?))
+}
+
+async fn collect(State(messages): State<Sender>, Json(asked): Json<Collect>) -> Answer<Collected> {
+    Ok(Json(ask(&messages, |reply| Message::Collect { asked, reply }).await?.map_err(refused)?))
+}
+
+async fn ready(State(messages): State<Sender>) -> Answer<Readiness> {
+    Ok(Json(ask(&messages, |reply| Message::Ask(Question::Ready { reply })).await?))
 }
 
 async fn status(State(messages): State<Sender>) -> Answer<Status> {

@@ -1,26 +1,126 @@
 //! What travels over the local socket.
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+    path::PathBuf,
+};
 
 use canal_common::Mac;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-/// Hand a freshly made pod interface to the agent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+use crate::model::Pod;
+
+/// The container's interface that is meant, as runtimes name it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AttachmentId {
+    pub container_id: String,
+    pub interface: String,
+}
+
+impl AttachmentId {
+    pub fn new(container_id: &str, interface: &str) -> Self {
+        Self { container_id: container_id.to_owned(), interface: interface.to_owned() }
+    }
+}
+
+impl fmt::Display for AttachmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of container {}", self.interface, self.container_id)
+    }
+}
+
+/// A pod's interface: announced before it is made, handed to the agent once it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddEndpoint {
     pub container_id: String,
     /// Interface name inside the pod.
     pub interface: String,
     /// Interface name on the host: the other end of the veth pair.
     pub host_interface: String,
-    /// MAC of the pod's end.
-    pub mac: Mac,
+    /// MAC of the pod's end; absent before there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+    #[serde(default)]
     pub addresses: Vec<Ipv4Addr>,
-    /// Name of the CNI network, and of the endpoint's profile.
+    /// Name of the CNI network, and of the endpoint's profile unless `profiles` says otherwise.
     pub network: String,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
+    /// Absent: the container is no pod of Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+    /// The name that this node has in the endpoint's; absent: the agent's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// `host-local`'s folder for the network, to give the address back when nobody else does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leases: Option<PathBuf>,
+}
+
+impl AddEndpoint {
+    pub fn id(&self) -> AttachmentId {
+        AttachmentId::new(&self.container_id, &self.interface)
+    }
+
+    /// The profile that is made for the network, if the endpoint has that one.
+    pub fn own_profile(&self) -> Option<&str> {
+        self.profiles.is_empty().then_some(self.network.as_str())
+    }
+}
+
+/// The end of a pod, with what is needed for one that the agent has no record of: Calico's plugin may have made it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goodbye {
+    pub network: String,
+    #[serde(default)]
+    pub node: Option<String>,
+    #[serde(default)]
+    pub leases: Option<PathBuf>,
+}
+
+/// How one attachment stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointReport {
+    pub endpoint: AddEndpoint,
+    /// `ready`, `closed`, `begun` or `leaving`.
+    pub state: String,
+    /// Why it is not ready.
+    pub reason: Option<String>,
+}
+
+/// Whether new pods can be attached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// Why not; absent: they can.
+    pub reason: Option<String>,
+    /// Pods that exist may be cut off from a part of the network as well.
+    pub limited: bool,
+}
+
+/// A runtime's whole list of a network: everything else of that network goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collect {
+    pub network: String,
+    pub valid: BTreeSet<AttachmentId>,
+    /// Who has addresses of the network and is not on the list: pods that Calico's plugin made are known by that.
+    pub stale: BTreeSet<AttachmentId>,
+    #[serde(default)]
+    pub node: Option<String>,
+    #[serde(default)]
+    pub leases: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// What went, one line each.
+    pub removed: Vec<String>,
+    /// What could not.
+    pub problems: Vec<String>,
 }
 
 /// Why the agent did not do what was asked.

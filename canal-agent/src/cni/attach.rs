@@ -1,124 +1,212 @@
-//! ADD and DEL, step by step.
+//! ADD, step by step.
 
-use std::{path::Path, time::Duration};
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
 
 use super::{
-    config::Config,
+    call::{Call, note, shown},
     error::{CniError, Code},
-    interface::{self, HOST_MAC},
+    interface::{self, Found, HOST_MAC, Plan},
     ipam::Ipam,
-    request::{Attachment, Environment},
+    names::names,
+    readiness::wait_for_gates,
     result::Made,
     subnet::Subnet,
     undo::Undo,
+    workload::Workload,
 };
 use crate::{
     api::{
         client::{Client, ClientError},
         wire::AddEndpoint,
     },
-    netlink::{Netlink, Netns},
+    endpoint::{goodbyes, mark},
+    netlink::{Link, Netlink, Netns},
 };
 
-/// DEL must not wait long for an agent that does not answer: it will find out by itself.
-const GOODBYE: Duration = Duration::from_secs(5);
+/// How often a name that was free may be taken by somebody else before the pair is made.
+const TRIES: usize = 4;
+
+/// Everything that is known before anything is touched.
+struct Prepared<'a> {
+    call: Call<'a>,
+    pod: &'a Netns,
+    client: Client,
+    ipam: Ipam<'a>,
+    subnet: Subnet,
+    /// What `host-local` may choose from.
+    ranges: Value,
+    wish: Option<Ipv4Addr>,
+    endpoint: AddEndpoint,
+    plan: Plan,
+    names: Vec<String>,
+}
 
 /// Attaches the container, or leaves nothing behind.
-pub(super) fn add(
-    config: &Config,
-    attachment: &Attachment,
-    environment: &Environment,
-) -> Result<Made, CniError> {
-    let path = attachment.netns.as_deref().unwrap_or(Path::new(""));
-    let pod = Netns::open(path).map_err(|e| {
-        let msg = format!("there is no network namespace CNI_NETNS={}", path.display());
-        CniError::new(Code::UnknownContainer, msg, e.to_string())
-    })?;
-    interface::check(&pod, attachment)?;
-    let subnet = Subnet::load(&config.subnet_file)?;
+pub(super) fn add(call: Call<'_>) -> Result<Made, CniError> {
+    let kernel = |e| CniError::kernel(&e);
+    let pod = interface::open(call.attachment)?;
+    // A second call for this pod waits until the first has ended, in whatever way.
+    let _alone = pod.lock().map_err(kernel)?;
+    match interface::look(&pod, &call.id()).map_err(kernel)? {
+        Found::Nothing => {}
+        Found::Foreign => {
+            return Err(exists(call, "DEL the earlier attachment first, or choose another CNI_IFNAME"));
+        }
+        Found::Ours(ends) => {
+            let (inside, host) = *ends;
+            if let Some(made) = again(call, &pod, &inside, &host)? {
+                return Ok(made);
+            }
+        }
+    }
+    let prepared = prepare(call, &pod)?;
     let mut undo = Undo::default();
-    add_steps(config, attachment, environment, &pod, &subnet, &mut undo)
-        .map_err(|error| error.with_leftovers(&undo.back()))
+    make(&prepared, &mut undo).map_err(|error| error.with_leftovers(&undo.back()))
+}
+
+fn exists(call: Call<'_>, hint: &str) -> CniError {
+    let msg = format!("the container has an interface {} already", call.attachment.interface);
+    CniError::new(Code::InterfaceExists, msg, hint)
+}
+
+/// The same answer as the first time, if that ADD went through; `None`: it was cut off, and what it left is removed.
+fn again(call: Call<'_>, pod: &Netns, inside: &Link, host: &Link) -> Result<Option<Made>, CniError> {
+    let kernel = |e| CniError::kernel(&e);
+    let client = call.client();
+    let report = client.endpoint(&call.id()).map_err(|e| no_agent(&e))?;
+    let endpoint = report.filter(|r| r.state != "begun" && r.state != "leaving").map(|r| r.endpoint);
+    let whole = endpoint.filter(|e| e.host_interface == host.name && e.mac == inside.mac && inside.up);
+    let (Some(endpoint), Some(mac)) = (whole, inside.mac) else { return Ok(None) };
+    let [ip] = endpoint.addresses[..] else { return Ok(None) };
+    if endpoint.network != call.config.network {
+        return Err(exists(call, &format!("it is in network {}: DEL it there first", endpoint.network)));
+    }
+    if let Some(other) = call.config.wishes.ip.filter(|wish| *wish != ip) {
+        return Err(exists(call, &format!("its address is {ip}, not {other}: DEL it first")));
+    }
+    let mut inner = Netlink::open_in(pod).map_err(kernel)?;
+    let addresses = inner.addresses(Some(inside.index)).map_err(kernel)?;
+    if !addresses.iter().any(|address| address.net.addr() == ip) {
+        return Ok(None);
+    }
+    client.add_endpoint(&endpoint).map_err(|e| no_agent(&e))?;
+    let subnet = Subnet::load(&call.config.subnet_file)?;
+    Ok(Some(Made {
+        host_interface: host.name.clone(),
+        host_mac: host.mac.unwrap_or(HOST_MAC),
+        interface: call.attachment.interface.clone(),
+        mac,
+        mtu: inside.mtu,
+        sandbox: shown(call.attachment.netns.as_deref()),
+        ip,
+        routes: call.config.routes.on(&subnet)?,
+        dns: None,
+    }))
+}
+
+/// Reads and checks all there is, from near to far.
+fn prepare<'a>(call: Call<'a>, pod: &'a Netns) -> Result<Prepared<'a>, CniError> {
+    let config = call.config;
+    let subnet = Subnet::load(&config.subnet_file)?;
+    let ranges = config.range.within(subnet.net)?;
+    let mtu = config.mtu_on(&subnet)?;
+    let routes = config.routes.on(&subnet)?;
+    let names = names(call.environment, call.attachment, call.arguments.pod.as_ref())?;
+    let ipam = Ipam::find(call)?;
+    wait_for_gates(&config.readiness_gates)?;
+    let workload = Workload::find(call)?;
+    let wishes = workload.wishes.or(config.wishes);
+    if let Some(ip) = wishes.ip.filter(|ip| !subnet.net.contains(ip)) {
+        let msg = format!("the address {ip} is not inside this node's subnet {}", subnet.net);
+        let hint = "other nodes send this node only what is for its subnet: ask for another, or for none";
+        return Err(CniError::new(Code::InvalidConfig, msg, hint));
+    }
+    let endpoint = AddEndpoint {
+        container_id: call.attachment.container_id.clone(),
+        interface: call.attachment.interface.clone(),
+        network: config.network.clone(),
+        labels: workload.labels,
+        profiles: workload.profiles,
+        pod: workload.pod,
+        node: config.node_name.resolve()?,
+        leases: Some(call.leases().folder().to_owned()),
+        ..AddEndpoint::default()
+    };
+    // The address is known later.
+    let address = Ipv4Addr::UNSPECIFIED;
+    let plan = Plan { mtu, mac: wishes.mac, address, routes, ip_forwarding: config.ip_forwarding };
+    Ok(Prepared {
+        call,
+        pod,
+        client: call.client(),
+        ipam,
+        subnet,
+        ranges,
+        wish: wishes.ip,
+        endpoint,
+        plan,
+        names,
+    })
 }
 
 /// Each step that changes something notes first how to undo it.
-fn add_steps<'a>(
-    config: &'a Config,
-    attachment: &'a Attachment,
-    environment: &'a Environment,
-    pod: &'a Netns,
-    subnet: &Subnet,
-    undo: &mut Undo<'a>,
-) -> Result<Made, CniError> {
+fn make<'a>(prepared: &'a Prepared<'a>, undo: &mut Undo<'a>) -> Result<Made, CniError> {
     let kernel = |e| CniError::kernel(&e);
-    let ipam = Ipam::new(config, attachment, environment);
-    let allocation = ipam.add(subnet.net)?;
-    let net = subnet.net;
-    undo.push(move || ipam.del(Some(net)).map_err(|e| e.to_string()));
-
+    let Prepared { call, pod, client, ipam, .. } = prepared;
+    let id = call.id();
     let mut host = Netlink::open().map_err(kernel)?;
-    let host_interface = interface::make(&mut host, pod, attachment, subnet.mtu).map_err(kernel)?;
-    let name = host_interface.clone();
-    undo.push(move || host.delete_link(name.as_str()).map(drop).map_err(|e| e.to_string()));
-    let mac = interface::configure(pod, attachment, allocation.ip).map_err(kernel)?;
+    let mut endpoint = prepared.endpoint.clone();
+    endpoint.host_interface = interface::choose_name(&mut host, &prepared.names, &id).map_err(kernel)?;
+    let goodbye = call.goodbye()?;
+    // From here on the agent undoes what this call cannot.
+    let begun = client.begin_endpoint(&endpoint);
+    // One that was silent may have taken note of it.
+    if !matches!(begun, Err(ClientError::Down { .. })) {
+        let withdrawn = id.clone();
+        undo.push(move || client.delete_endpoint(&withdrawn, &goodbye).map_err(|e| e.to_string()));
+    }
+    begun.map_err(|e| no_agent(&e))?;
+    if let Err(error) = goodbyes::forget(&call.goodbyes(), &id) {
+        note(&format!("cannot remove the note of an earlier DEL: {error}"));
+    }
 
-    let client = Client::new(&config.socket);
-    let endpoint = AddEndpoint {
-        container_id: attachment.container_id.clone(),
-        interface: attachment.interface.clone(),
-        host_interface: host_interface.clone(),
-        mac,
-        addresses: vec![allocation.ip],
-        network: config.network.clone(),
-        labels: config.labels.clone(),
-    };
-    client.add_endpoint(&endpoint).map_err(|error| {
-        // An agent that was silent, or refused half way, may have taken note of the endpoint.
-        if !matches!(error, ClientError::Down { .. }) {
-            let goodbye = client.clone().timeout(GOODBYE);
-            undo.push(move || {
-                let (id, interface) = (&attachment.container_id, &attachment.interface);
-                goodbye.delete_endpoint(id, interface).map_err(|e| e.to_string())
-            });
+    // Of an earlier life of this container, in whatever namespace.
+    interface::delete(&mut host, Some(pod), &id).map_err(kernel)?;
+    let allocation = ipam.add(prepared.subnet.net, &prepared.ranges, prepared.wish)?;
+    undo.push(move || ipam.del().map_err(|e| e.to_string()));
+
+    let plan = Plan { address: allocation.ip, ..prepared.plan.clone() };
+    for _ in 0..TRIES {
+        let names = (endpoint.host_interface.as_str(), id.interface.as_str());
+        if interface::make(&mut host, pod, names, &plan, &mark::mark(&endpoint)).map_err(kernel)?.is_some() {
+            break;
         }
-        let code = if error.try_again() { Code::TryAgain } else { Code::AgentRefused };
-        CniError::new(code, "the agent did not take the endpoint", error.to_string())
-    })?;
+        endpoint.host_interface = interface::choose_name(&mut host, &prepared.names, &id).map_err(kernel)?;
+        client.begin_endpoint(&endpoint).map_err(|e| no_agent(&e))?;
+    }
+    let name = endpoint.host_interface.clone();
+    undo.push(move || host.delete_link(name.as_str()).map(drop).map_err(|e| e.to_string()));
+    let mac = interface::configure(pod, &id.interface, &plan).map_err(kernel)?;
 
+    endpoint.mac = Some(mac);
+    endpoint.addresses = vec![allocation.ip];
+    client.add_endpoint(&endpoint).map_err(|e| no_agent(&e))?;
     Ok(Made {
-        host_interface,
+        host_interface: endpoint.host_interface,
         host_mac: HOST_MAC,
-        interface: attachment.interface.clone(),
+        interface: id.interface,
         mac,
-        mtu: subnet.mtu,
+        mtu: plan.mtu,
         sandbox: pod.path().display().to_string(),
         ip: allocation.ip,
+        routes: plan.routes,
         dns: allocation.dns,
     })
 }
 
-/// Detaches the container. What is gone already is no error, and an agent that is down learns of it from the
-/// missing interface. Only an address that cannot be given back is: nobody else would ever give it back.
-pub(super) fn del(
-    config: &Config,
-    attachment: &Attachment,
-    environment: &Environment,
-) -> Result<(), CniError> {
-    let client = Client::new(&config.socket).timeout(GOODBYE);
-    if let Err(error) = client.delete_endpoint(&attachment.container_id, &attachment.interface) {
-        note(&error.to_string());
-    }
-    let pod = attachment.netns.as_deref().and_then(|path| Netns::open(path).ok());
-    let deleted = Netlink::open().and_then(|mut host| interface::delete(&mut host, pod.as_ref(), attachment));
-    if let Err(error) = deleted {
-        note(&error.to_string());
-    }
-    // The range does not matter for giving back.
-    let subnet = Subnet::load(&config.subnet_file).ok().map(|s| s.net);
-    Ipam::new(config, attachment, environment).del(subnet)
-}
-
-/// Standard error goes to the runtime's log.
-fn note(what: &str) {
-    eprintln!("canal-cni: DEL goes on: {what}");
+fn no_agent(error: &ClientError) -> CniError {
+    let code = if error.try_again() { Code::TryAgain } else { Code::AgentRefused };
+    CniError::new(code, "the agent did not take the endpoint", error.to_string())
 }

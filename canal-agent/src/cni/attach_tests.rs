@@ -14,7 +14,7 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{interface::names, *};
+use super::*;
 use crate::{
     api::wire::AddEndpoint,
     netlink::{
@@ -70,11 +70,12 @@ impl Node {
         self.call("ADD").map(|answer| serde_json::from_str(&answer).unwrap())
     }
 
-    /// Answers every call with this, and passes on request line and body.
+    /// Takes everything well, but answers to an endpoint with this; passes on request line and body.
     fn agent(&self, answer: &'static str) -> mpsc::Receiver<(String, String)> {
         let listener = UnixListener::bind(self.folder.path().join("agent.sock")).unwrap();
         let (seen, requests) = mpsc::channel();
         thread::spawn(move || {
+            let mut known = Value::Null;
             while let Ok((stream, _)) = listener.accept() {
                 let mut reader = BufReader::new(stream);
                 let mut head = Vec::new();
@@ -89,6 +90,23 @@ impl Node {
                 let length = head.iter().find_map(|l| l.strip_prefix("Content-Length: ")).unwrap();
                 let mut body = vec![0; length.parse().unwrap()];
                 reader.read_exact(&mut body).unwrap();
+                let answer = if head[0].starts_with("GET ") {
+                    let report = if known.is_null() {
+                        Value::Null
+                    } else {
+                        json!({"endpoint": known, "state": "ready", "reason": null})
+                    };
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{report}", report.to_string().len())
+                } else if head[0].starts_with("POST ") {
+                    answer.to_owned()
+                } else {
+                    OK.to_owned()
+                };
+                match head[0].split(' ').next().unwrap() {
+                    "POST" => known = serde_json::from_slice(&body).unwrap(),
+                    "PUT" | "DELETE" => known = Value::Null,
+                    _ => {}
+                }
                 reader.get_mut().write_all(answer.as_bytes()).unwrap();
                 if seen.send((head[0].clone(), String::from_utf8(body).unwrap())).is_err() {
                     return;
@@ -147,15 +165,21 @@ fn add_makes_a_pod_that_waits_only_for_its_agent_and_del_takes_all_of_it_away() 
         assert_eq!(routes[1].scope, Scope::Link);
 
         let (line, body) = requests.recv().unwrap();
+        assert_eq!(line, "PUT /v1/endpoints HTTP/1.1");
+        let begun: AddEndpoint = serde_json::from_str(&body).unwrap();
+        assert_eq!((begun.mac, begun.addresses.len()), (None, 0), "before anything is there");
+        let (line, body) = requests.recv().unwrap();
         assert_eq!(line, "POST /v1/endpoints HTTP/1.1");
         let wanted = AddEndpoint {
             container_id: "0123456789abcdef".into(),
             interface: "eth0".into(),
             host_interface: "cali0123456789a".into(),
-            mac: eth0.mac.unwrap(),
+            mac: eth0.mac,
             addresses: vec![[10, 100, 7, 2].into()],
             network: "canal".into(),
             labels: [("app".to_owned(), "web".to_owned())].into(),
+            leases: Some(node.folder.path().join("ipam/canal")),
+            ..AddEndpoint::default()
         };
         assert_eq!(serde_json::from_str::<AddEndpoint>(&body).unwrap(), wanted);
 
@@ -189,7 +213,9 @@ fn an_endpoint_that_the_agent_refuses_is_undone_there_too() {
         let error = node.add().unwrap_err();
         assert_eq!(error.code, Code::AgentRefused);
         assert!(error.details.starts_with("address taken"), "{error}");
-        assert!(requests.recv().unwrap().0.starts_with("POST "));
+        for verb in ["PUT ", "POST "] {
+            assert!(requests.recv().unwrap().0.starts_with(verb));
+        }
         assert!(requests.recv().unwrap().0.starts_with("DELETE "));
         node.assert_untouched();
     });
@@ -229,8 +255,9 @@ fn a_name_of_another_container_is_not_stolen_but_a_leftover_of_ours_is_replaced(
         let second = node.add().unwrap();
         let name = |result: &Value| result["interfaces"][0]["name"].as_str().unwrap().to_owned();
         let attachment = Attachment::read(Verb::Add, &node.environment).unwrap();
+        let names = names::names(&node.environment, &attachment, None).unwrap();
         assert_eq!(name(&first), "cali0123456789a");
-        assert_eq!(name(&second), names(&attachment).nth(1).unwrap());
+        assert_eq!(name(&second), names[1]);
 
         // The container comes back with a new namespace, though nobody called DEL for the old one.
         fs::remove_dir_all(node.folder.path().join("ipam")).unwrap();
@@ -292,8 +319,8 @@ fn what_is_missing_or_wrong_on_the_node_is_said_before_anything_is_touched() {
         (Code::NoSubnet, "FLANNEL_MTU is missing", |n| {
             fs::write(n.folder.path().join("subnet.env"), "FLANNEL_SUBNET=10.1.1.1/24\n").unwrap();
         }),
-        (Code::IpamMissing, "install the standard CNI plugins", |n| n.set("CNI_PATH", "/no/such/folder")),
-        (Code::IpamFailed, "host-local failed (ADD)", |n| {
+        (Code::PluginMissing, "install the standard CNI plugins", |n| n.set("CNI_PATH", "/no/such/folder")),
+        (Code::PluginFailed, "host-local failed (ADD)", |n| {
             n.config["ipam"]["dataDir"] = json!("/dev/null");
         }),
     ];

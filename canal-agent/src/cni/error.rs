@@ -22,22 +22,30 @@ pub enum Code {
     InvalidConfig = 7,
     /// The agent is not there or not ready: the same call may succeed in a moment.
     TryAgain = 11,
+    /// STATUS: an ADD would fail.
+    NotAvailable = 50,
+    /// STATUS: an ADD would fail, and pods that exist may be cut off from a part of the network.
+    Limited = 51,
     /// The agent will not take this endpoint, and will not in a moment either.
     AgentRefused = 100,
     /// The subnet file is missing or unusable: the node has no subnet (yet).
     NoSubnet = 101,
-    /// `host-local` is not in any folder of `CNI_PATH`, or cannot be run.
-    IpamMissing = 102,
-    /// `host-local` failed.
-    IpamFailed = 103,
+    /// `host-local` (or another plugin that made the pod) is not in any folder of `CNI_PATH`, or cannot be run.
+    PluginMissing = 102,
+    /// `host-local`, or another plugin that made the pod, failed.
+    PluginFailed = 103,
     /// Every address of the node's subnet is in use.
     PoolFull = 104,
     /// The container has an interface of this name already. Nothing was done.
     InterfaceExists = 105,
     /// The kernel refused a link, an address or a route.
     Kernel = 106,
-    /// The verb is a valid one that this version of the plugin does not have.
-    UnsupportedVerb = 107,
+    /// CHECK: something is not as ADD made it; `details` name all of it.
+    Drifted = 107,
+    /// The address that was asked for is outside the subnet or somebody else's.
+    AddressTaken = 108,
+    /// GC: something could not be removed; the rest was.
+    GarbageLeft = 109,
 }
 
 /// A failed call.

@@ -1,44 +1,26 @@
-//! Addresses by the real `host-local`: finding it, running it, reading what it says.
+//! Addresses by the real `host-local`: what it is told, and what its answer means.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-    sync::mpsc,
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 use ipnet::Ipv4Net;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    config::Config,
+    call::Call,
     error::{CniError, Code},
-    request::{Attachment, Environment},
+    exec,
 };
 
-const PLUGIN: &str = "host-local";
+pub(super) const PLUGIN: &str = "host-local";
 /// Spoken by every `host-local` since 2019, whatever version the runtime asked us for.
 const VERSION: &str = "0.4.0";
-/// It reads and writes a few small files under a lock.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// `host-local` wants a range even to release an address, and looks only at the container then.
-const ANY_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24);
 
 /// `host-local` for one attachment.
 #[derive(Debug)]
 pub(super) struct Ipam<'a> {
-    config: &'a Config,
-    attachment: &'a Attachment,
-    environment: &'a Environment,
+    call: Call<'a>,
+    program: PathBuf,
 }
 
 /// What the pod gets.
@@ -61,112 +43,90 @@ struct Ip {
     address: String,
 }
 
-/// The error object of the CNI specification.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Refusal {
-    msg: String,
-    details: String,
-}
-
 impl<'a> Ipam<'a> {
-    pub(super) fn new(config: &'a Config, attachment: &'a Attachment, environment: &'a Environment) -> Self {
-        Self { config, attachment, environment }
+    /// Fails where `host-local` is not there.
+    pub(super) fn find(call: Call<'a>) -> Result<Self, CniError> {
+        Ok(Self { call, program: exec::find(PLUGIN, &call.attachment.path)? })
     }
 
-    /// Takes an address of the node's subnet.
-    pub(super) fn add(&self, subnet: Ipv4Net) -> Result<Allocation, CniError> {
-        let stdout = self.call("ADD", subnet)?;
+    /// Takes an address of the node's subnet: the one that is wished for, or the next.
+    pub(super) fn add(
+        &self,
+        subnet: Ipv4Net,
+        ranges: &Value,
+        wish: Option<Ipv4Addr>,
+    ) -> Result<Allocation, CniError> {
+        let stdin = self.stdin(ranges, wish);
+        let stdout = match self.run("ADD", &stdin) {
+            // It is ours already: of a call that was cut off.
+            Err(error) if error.details.contains("duplicate allocation") => {
+                self.del()?;
+                self.run("ADD", &stdin)
+            }
+            answered => answered,
+        };
+        let stdout = stdout.map_err(|error| explained(error, wish))?;
         read_answer(&stdout, subnet).inspect_err(|_| {
             // An address was taken, even if it is one that we cannot use.
-            self.del(Some(subnet)).ok();
+            self.del().ok();
         })
     }
 
     /// Gives back what the attachment has; nothing is as good.
-    pub(super) fn del(&self, subnet: Option<Ipv4Net>) -> Result<(), CniError> {
-        self.call("DEL", subnet.unwrap_or(ANY_RANGE)).map(drop)
+    pub(super) fn del(&self) -> Result<(), CniError> {
+        // It wants a range here as well, and looks only at the container.
+        self.run("DEL", &self.stdin(&json!([[{"subnet": "192.0.2.0/24"}]]), None)).map(drop)
     }
 
-    fn call(&self, verb: &str, subnet: Ipv4Net) -> Result<Vec<u8>, CniError> {
-        let program = find(&self.attachment.path)?;
+    fn run(&self, verb: &str, stdin: &Value) -> Result<Vec<u8>, CniError> {
+        // What is in CNI_ARGS was read, and goes the way that is the same in all versions.
         let environment: BTreeMap<_, _> = self
+            .call
             .environment
             .iter()
+            .filter(|(name, _)| *name != "CNI_ARGS")
             .map(|(n, v)| (n.as_str(), v.as_str()))
             .chain([("CNI_COMMAND", verb)])
             .collect();
-        let stdin = stdin(self.config, subnet).to_string();
-        let output = run(&program, &environment, stdin).map_err(|source| {
-            let code =
-                if source.kind() == io::ErrorKind::TimedOut { Code::IpamFailed } else { Code::IpamMissing };
-            CniError::new(code, format!("cannot run {}", program.display()), source.to_string())
-        })?;
-        if output.status.success() { Ok(output.stdout) } else { Err(refused(verb, &output)) }
+        let output = exec::run(&self.program, &environment, stdin.to_string())?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        Err(CniError::new(Code::PluginFailed, format!("{PLUGIN} failed ({verb})"), exec::said(&output)))
+    }
+
+    /// The configuration that `host-local` sees.
+    fn stdin(&self, ranges: &Value, wish: Option<Ipv4Addr>) -> Value {
+        let mut ipam = self.call.config.ipam.clone();
+        ipam.insert("ranges".to_owned(), ranges.clone());
+        let mut stdin = json!({"cniVersion": VERSION, "name": self.call.config.network, "ipam": ipam});
+        if let Some(ip) = wish {
+            stdin["runtimeConfig"] = json!({"ips": [ip]});
+        }
+        stdin
     }
 }
 
-/// The configuration that `host-local` sees.
-fn stdin(config: &Config, subnet: Ipv4Net) -> Value {
-    let mut ipam = config.ipam.clone();
-    ipam.insert("ranges".to_owned(), json!([[{"subnet": subnet}]]));
-    json!({"cniVersion": VERSION, "name": config.network, "ipam": ipam})
-}
-
-fn find(path: &[PathBuf]) -> Result<PathBuf, CniError> {
-    path.iter().map(|folder| folder.join(PLUGIN)).find(|p| p.is_file()).ok_or_else(|| {
-        let folders: Vec<_> = path.iter().map(|p| p.display().to_string()).collect();
-        let details = format!(
-            "looked in CNI_PATH ({}): install the standard CNI plugins there (Debian: \
-             containernetworking-plugins)",
-            folders.join(":")
-        );
-        CniError::new(Code::IpamMissing, format!("there is no {PLUGIN}"), details)
-    })
-}
-
-/// Runs to the end, or kills it when patience ends.
-fn run(program: &Path, environment: &BTreeMap<&str, &str>, stdin: String) -> io::Result<Output> {
-    let mut child = Command::new(program)
-        .env_clear()
-        .envs(environment)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let pid = Pid::from_raw(child.id().cast_signed());
-    let (done, finished) = mpsc::channel();
-    thread::spawn(move || {
-        if let Some(mut pipe) = child.stdin.take() {
-            // If it ends without reading, its answer says why.
-            pipe.write_all(stdin.as_bytes()).ok();
-        }
-        done.send(child.wait_with_output()).ok();
-    });
-    finished.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-        kill(pid, Signal::SIGKILL).ok();
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("it did not end within {PATIENCE:?}")))
-    })
-}
-
-fn refused(verb: &str, output: &Output) -> CniError {
-    let refusal: Refusal = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let said = [refusal.msg, refusal.details, String::from_utf8_lossy(&output.stderr).trim().to_owned()];
-    let said = said.iter().filter(|s| !s.is_empty()).map(String::as_str).collect::<Vec<_>>().join(": ");
-    // All its errors have one code, so its words are all that tells a full pool from a broken one.
-    if said.contains("no IP addresses available") {
+/// All its errors have one code, so its words are all that tells a full pool, or an address that is taken, from something
+/// broken.
+fn explained(error: CniError, wish: Option<Ipv4Addr>) -> CniError {
+    if let Some(ip) = wish.filter(|_| error.details.contains("requested IP")) {
+        let hint = format!("ask for another, or for none ({})", error.details);
+        return CniError::new(Code::AddressTaken, format!("the address {ip} cannot be had"), hint);
+    }
+    if error.details.contains("no IP addresses available") {
         let hint = format!(
-            "every address of this node's subnet is in use; delete pods, or give nodes larger subnets ({said})"
+            "every address of this node's subnet is in use; delete pods, or give nodes larger subnets ({})",
+            error.details
         );
         return CniError::new(Code::PoolFull, "no free address", hint);
     }
-    let said = if said.is_empty() { output.status.to_string() } else { said };
-    CniError::new(Code::IpamFailed, format!("{PLUGIN} failed ({verb})"), said)
+    error
 }
 
 fn read_answer(stdout: &[u8], subnet: Ipv4Net) -> Result<Allocation, CniError> {
     let failed = |details: String| {
-        CniError::new(Code::IpamFailed, format!("{PLUGIN} gave no usable address"), details)
+        CniError::new(Code::PluginFailed, format!("{PLUGIN} gave no usable address"), details)
     };
     let answer: Answer = serde_json::from_slice(stdout).map_err(|e| failed(e.to_string()))?;
     let [ip] = answer.ips.as_slice() else {

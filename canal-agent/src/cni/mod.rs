@@ -16,16 +16,24 @@
 //! All but the first three are optional.
 
 mod attach;
+mod call;
+mod check;
 mod config;
+mod detach;
 mod error;
+mod exec;
+mod gc;
 mod interface;
 mod ipam;
 mod kubernetes;
+mod names;
 mod readiness;
 mod request;
 mod result;
+mod status;
 mod subnet;
 mod undo;
+mod workload;
 
 #[cfg(test)]
 mod attach_tests;
@@ -37,14 +45,15 @@ use std::{
     process::ExitCode,
 };
 
+use call::Call;
 pub use config::{
     Access, Config, Dialect, LATEST, NodeName, Policy, Range, Routes, Stored, Token, VERSIONS,
     ValidAttachment, Wishes,
 };
 pub use error::{CniError, Code};
-pub use interface::{GATEWAY, HOST_MAC, HOST_PREFIX};
+pub use interface::{GATEWAY, HOST_MAC};
 pub use kubernetes::{PodFacts, Port, PortProtocol};
-pub use readiness::wait_for_gates;
+pub use names::HOST_PREFIX;
 pub use request::{Arguments, Attachment, Environment, PodName, Verb, search_path};
 pub use subnet::Subnet;
 
@@ -81,24 +90,34 @@ pub fn call(environment: &Environment, stdin: &[u8]) -> Result<String, CniError>
 
 /// One call under the name of a plugin.
 pub fn call_as(program: Dialect, environment: &Environment, stdin: &[u8]) -> Result<String, CniError> {
-    match Verb::read(environment)? {
-        Verb::Version => config::versions(program, stdin),
-        Verb::Add => {
-            let attachment = Attachment::read(Verb::Add, environment)?;
-            let config = Config::read(program, stdin, &Arguments::read(environment)?)?;
-            let made = attach::add(&config, &attachment, environment)?;
-            Ok(made.to_json(config.version))
+    let verb = Verb::read(environment)?;
+    if verb == Verb::Version {
+        return config::versions(program, stdin);
+    }
+    let arguments = &Arguments::read(environment)?;
+    let config = &Config::read(program, stdin, arguments)?;
+    verb.is_in(config.version)?;
+    for line in &config.notes {
+        call::note(line);
+    }
+    let silent = |()| String::new();
+    match verb {
+        Verb::Status => status::status(config, &search_path(environment)?).map(silent),
+        Verb::Gc => {
+            search_path(environment)?;
+            gc::gc(config).map(silent)
         }
-        Verb::Del => {
-            let attachment = Attachment::read(Verb::Del, environment)?;
-            let config = Config::read(program, stdin, &Arguments::read(environment)?)?;
-            attach::del(&config, &attachment, environment)?;
-            Ok(String::new())
+        Verb::Add | Verb::Del | Verb::Check | Verb::Version => {
+            let attachment = &Attachment::read(verb, environment)?;
+            let call = Call { config, attachment, arguments, environment };
+            match verb {
+                Verb::Add => {
+                    let made = attach::add(call)?;
+                    Ok(made.to_json(config.version, config.prev_result.as_ref()))
+                }
+                Verb::Check => check::check(call).map(silent),
+                _ => detach::del(call).map(silent),
+            }
         }
-        verb @ (Verb::Check | Verb::Gc | Verb::Status) => Err(CniError::new(
-            Code::UnsupportedVerb,
-            format!("{verb:?} is not supported"),
-            "ADD, DEL and VERSION are; `disableCheck` in the configuration list keeps runtimes from asking",
-        )),
     }
 }

@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Returns when each gate has answered with success, or says which has not.
-pub fn wait_for_gates(gates: &[String]) -> Result<(), CniError> {
+pub(super) fn wait_for_gates(gates: &[String]) -> Result<(), CniError> {
     wait(gates, PATIENCE, PAUSE)
 }
 

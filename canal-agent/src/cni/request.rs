@@ -75,6 +75,27 @@ impl Verb {
     }
 }
 
+impl Verb {
+    /// Older versions of the specification do not have the newer verbs.
+    pub(super) fn is_in(self, version: &str) -> Result<(), CniError> {
+        let since = match self {
+            Self::Check => "0.4.0",
+            Self::Gc | Self::Status => "1.1.0",
+            Self::Add | Self::Del | Self::Version => return Ok(()),
+        };
+        // In lists of versions as short as these, the order of texts is that of numbers.
+        if version >= since {
+            return Ok(());
+        }
+        let msg = format!("CNI {version} has no {}", format!("{self:?}").to_uppercase());
+        Err(CniError::new(
+            Code::IncompatibleVersion,
+            msg,
+            format!("it came with {since}: raise `cniVersion`"),
+        ))
+    }
+}
+
 impl Attachment {
     /// Of ADD and CHECK (everything is needed) or DEL (the namespace and `CNI_PATH` may be missing).
     pub fn read(verb: Verb, environment: &Environment) -> Result<Self, CniError> {

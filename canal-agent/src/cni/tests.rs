@@ -5,12 +5,7 @@ use std::cell::RefCell;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{
-    interface::{mark, names},
-    result::Made,
-    undo::Undo,
-    *,
-};
+use super::{result::Made, undo::Undo, *};
 
 fn environment(pairs: &[(&str, &str)]) -> Environment {
     pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
@@ -213,10 +208,20 @@ fn version_answers_whatever_version_is_asked_for() {
 }
 
 #[test]
-fn verbs_of_the_specification_that_are_not_there_say_so() {
-    for verb in ["CHECK", "GC", "STATUS"] {
-        let error = call(&environment(&[("CNI_COMMAND", verb)]), CONFIG.as_bytes()).unwrap_err();
-        assert_eq!(error.code, Code::UnsupportedVerb);
+fn a_verb_that_a_version_does_not_have_is_refused_by_name() {
+    for (verb, version, fails) in [
+        ("CHECK", "0.3.1", true),
+        ("CHECK", "0.4.0", false),
+        ("GC", "1.0.0", true),
+        ("GC", "1.1.0", false),
+        ("STATUS", "0.4.0", true),
+        ("STATUS", "1.1.0", false),
+    ] {
+        let stdin = CONFIG.replace("1.0.0", version);
+        let call = call(&environment(&[("CNI_COMMAND", verb), ("CNI_PATH", "/none")]), stdin.as_bytes());
+        let error = call.unwrap_err();
+        assert_eq!(error.code == Code::IncompatibleVersion, fails, "{verb} {version}: {error}");
+        assert_eq!(error.msg == format!("CNI {version} has no {verb}"), fails, "{error}");
     }
 }
 
@@ -242,9 +247,10 @@ fn a_result_is_shaped_by_its_version() {
         mtu: 1450,
         sandbox: "/run/netns/abc".into(),
         ip: [10, 100, 7, 2].into(),
+        routes: vec!["0.0.0.0/0".parse().unwrap()],
         dns: None,
     };
-    let answer = |version: &str| serde_json::from_str::<Value>(&made.to_json(version)).unwrap();
+    let answer = |version: &str| serde_json::from_str::<Value>(&made.to_json(version, None)).unwrap();
     let modern = json!({
         "cniVersion": "1.0.0",
         "interfaces": [
@@ -268,6 +274,31 @@ fn a_result_is_shaped_by_its_version() {
         (&json!(1450), &json!(1450))
     );
     assert_eq!(latest["ips"], modern["ips"]);
+    let oldest = json!({
+        "cniVersion": "0.2.0",
+        "ip4": {"ip": "10.100.7.2/32", "routes": [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}]},
+        "dns": {},
+    });
+    assert_eq!(answer("0.2.0"), oldest);
+
+    let earlier =
+        json!({"cniVersion": "1.0.0", "interfaces": [{"name": "x0"}], "ips": [], "dns": {"domain": "d"}});
+    let chained: Value = serde_json::from_str(&made.to_json("1.0.0", Some(&earlier))).unwrap();
+    assert_eq!(chained["interfaces"][0], json!({"name": "x0"}));
+    assert_eq!(
+        (&chained["interfaces"][2]["name"], &chained["ips"][0]["interface"]),
+        (&json!("eth0"), &json!(2))
+    );
+    assert_eq!(chained["dns"], json!({"domain": "d"}));
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let told = result::Told::of(&answer(version), "eth0").unwrap();
+        assert_eq!((told.mac, told.hosts), (Some(made.mac), vec!["caliabc".to_owned()]));
+        assert_eq!(
+            (told.addresses, told.routes),
+            (vec!["10.100.7.2/32".parse().unwrap()], made.routes.clone())
+        );
+    }
+    assert_eq!(result::Told::of(&oldest, "eth0"), None);
 }
 
 #[test]
@@ -353,24 +384,4 @@ proptest! {
             }
         }
     }
-}
-
-#[test]
-fn the_first_name_is_calicos_and_every_name_and_mark_is_one_the_kernel_takes() {
-    let attachment = |id: &str| Attachment {
-        container_id: id.to_owned(),
-        interface: "eth0".to_owned(),
-        netns: None,
-        path: Vec::new(),
-    };
-    assert_eq!(names(&attachment("0123456789abcdef")).next().unwrap(), "cali0123456789a");
-    assert_eq!(names(&attachment("ca")).next().unwrap(), "calica");
-    assert_eq!(mark(&attachment("ca")), "canal ca eth0");
-    let long = attachment(&"f".repeat(1000));
-    assert!(mark(&long).len() < 64);
-    let mut all: Vec<_> = names(&long).collect();
-    assert!(all.iter().all(|n| n.len() <= 15 && n.starts_with("cali")));
-    all.sort();
-    all.dedup();
-    assert_eq!(all.len(), 8);
 }

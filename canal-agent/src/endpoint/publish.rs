@@ -3,12 +3,13 @@
 //! A task that is handed the wanted state and works until etcd agrees; it starts over whenever it is poked. An etcd
 //! that is away costs nothing but time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::{
+    api::wire::AttachmentId,
     endpoint::Record,
     model::{
         Cluster, EndpointKey,
@@ -27,7 +28,9 @@ use crate::{
 /// What etcd should hold for this node. A new value (even an equal one) makes the publisher check everything.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    pub records: BTreeMap<EndpointKey, Record>,
+    pub present: Vec<(EndpointKey, Record)>,
+    /// Whose pod is gone, and the endpoint that it had.
+    pub leaving: Vec<(AttachmentId, EndpointKey)>,
     pub node: String,
     /// Networks of which no profile is to be made (see [`made_otherwise`]).
     pub without_profile: BTreeSet<String>,
@@ -47,7 +50,7 @@ pub fn made_otherwise(cluster: &Cluster) -> BTreeSet<String> {
 pub async fn run(
     store: Store,
     mut wanted: watch::Receiver<Wanted>,
-    gone: mpsc::UnboundedSender<EndpointKey>,
+    gone: mpsc::UnboundedSender<AttachmentId>,
 ) {
     let mut backoff = Backoff::default();
     let mut complaint = None;
@@ -84,10 +87,10 @@ pub async fn run(
 async fn publish(
     store: &Store,
     wanted: &Wanted,
-    gone: &mpsc::UnboundedSender<EndpointKey>,
+    gone: &mpsc::UnboundedSender<AttachmentId>,
 ) -> Result<(), StoreError> {
-    let present = || wanted.records.iter().filter(|(_, record)| !record.leaving);
-    let networks: BTreeSet<&str> = present().map(|(_, record)| record.endpoint.network.as_str()).collect();
+    let networks: BTreeSet<&str> =
+        wanted.present.iter().filter_map(|(_, record)| record.endpoint.own_profile()).collect();
     for network in networks.into_iter().filter(|network| !wanted.without_profile.contains(*network)) {
         let key = profile_key(network);
         let value = profile::network_profile_json(network, &birth(None));
@@ -95,16 +98,16 @@ async fn publish(
             info!(profile = network, "created the network's profile");
         }
     }
-    for (key, record) in present() {
-        let workload = record.workload(&wanted.node);
-        upsert(store, &key.store_key(), |existing| workload.to_json(key, &birth(existing)).into_bytes())
-            .await?;
+    for (key, record) in &wanted.present {
+        upsert(store, &key.store_key(), |existing| {
+            record.to_json(key, &wanted.node, &birth(existing)).into_bytes()
+        })
+        .await?;
     }
-    for (key, record) in wanted.records.iter().filter(|(_, record)| record.leaving) {
-        let container = &record.endpoint.container_id;
-        delete_if(store, &key.store_key(), |value| is_of_container(value, container)).await?;
+    for (id, key) in &wanted.leaving {
+        delete_if(store, &key.store_key(), |value| is_of_container(value, &id.container_id)).await?;
         // The agent is gone only when it stops; the record stays for the next one.
-        let _ = gone.send(key.clone());
+        let _ = gone.send(id.clone());
     }
     Ok(())
 }

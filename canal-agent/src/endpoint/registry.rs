@@ -1,31 +1,72 @@
 //! The endpoints of this node's CNI plugin, one file each below `<state-dir>/endpoints`.
 //!
-//! A file is written before ADD answers, and goes only when the endpoint has left etcd: what must be finished later is
-//! finished by whichever agent runs then. A file that cannot be read is reported and left alone.
+//! A file is written before the plugin touches anything, and goes only when address and interface are given back and the
+//! endpoint has left etcd: what was cut off, or must be finished later, is finished by whichever agent runs then. A file
+//! that cannot be read is reported and left alone.
+//!
+//! Two containers can claim one WorkloadEndpoint, when Kubernetes makes a pod anew before the old one is gone: both are
+//! kept, and the one that came last holds the endpoint.
 
 use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::wire::AddEndpoint,
-    model::{EndpointKey, WorkloadEndpoint, endpoint::EndpointName},
+    api::wire::{AddEndpoint, AttachmentId},
+    model::{
+        EndpointKey, Pod, WorkloadEndpoint,
+        endpoint::{Birth, EndpointName},
+        name,
+    },
 };
 
 /// Namespace of endpoints that no orchestrator put into one, as the Calico plugin has it.
 pub const NAMESPACE: &str = "default";
-const ORCHESTRATOR: &str = "cni";
+/// Longest identifier that is taken, in bytes; runtimes use 64.
+const ID_MAX: usize = 128;
+
+/// How far an attachment has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The plugin is at it, or was cut off.
+    Begun,
+    /// It is a pod's.
+    Present,
+    /// The pod is gone; what it had has yet to be given back, or etcd to be told.
+    Leaving,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored")]
 pub struct Record {
     pub endpoint: AddEndpoint,
-    /// The pod is gone; etcd has yet to be told.
+    pub phase: Phase,
+    /// When it was begun: milliseconds since 1970.
+    pub since: u64,
+}
+
+/// Also what earlier versions wrote.
+#[derive(Deserialize)]
+struct Stored {
+    endpoint: AddEndpoint,
     #[serde(default)]
-    pub leaving: bool,
+    leaving: bool,
+    phase: Option<Phase>,
+    #[serde(default)]
+    since: u64,
+}
+
+impl From<Stored> for Record {
+    fn from(Stored { endpoint, leaving, phase, since }: Stored) -> Self {
+        let before = if leaving { Phase::Leaving } else { Phase::Present };
+        Self { endpoint, phase: phase.unwrap_or(before), since }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +81,11 @@ pub enum RegistryError {
 pub struct Registry {
     dir: PathBuf,
     node: String,
-    records: BTreeMap<EndpointKey, Record>,
+    records: BTreeMap<AttachmentId, Record>,
+    /// Who holds which endpoint.
+    holders: BTreeMap<EndpointKey, AttachmentId>,
+    /// When the youngest record was begun.
+    latest: u64,
 }
 
 /// What was read, and the files that could not be used, with the reason.
@@ -65,7 +110,8 @@ impl Registry {
             move |source| RegistryError::Io { operation, path, source }
         };
         fs::create_dir_all(&dir).map_err(io("make", &dir))?;
-        let mut registry = Self { dir: dir.clone(), node: node.to_owned(), records: BTreeMap::new() };
+        let (records, holders) = (BTreeMap::new(), BTreeMap::new());
+        let mut registry = Self { dir: dir.clone(), node: node.to_owned(), records, holders, latest: 0 };
         let mut broken = BTreeMap::new();
         for entry in fs::read_dir(&dir).map_err(io("list", &dir))? {
             let path = entry.map_err(io("list", &dir))?.path();
@@ -76,7 +122,9 @@ impl Registry {
                 .and_then(|record| Ok((registry.key(&record.endpoint).map_err(|e| e.to_string())?, record)))
             {
                 Ok((key, record)) => {
-                    registry.records.insert(key, record);
+                    registry.latest = registry.latest.max(record.since);
+                    registry.records.insert(record.endpoint.id(), record);
+                    registry.settle(&key);
                 }
                 Err(reason) => {
                     broken.insert(path.display().to_string(), reason);
@@ -86,8 +134,24 @@ impl Registry {
         Ok((registry, broken))
     }
 
-    pub fn records(&self) -> &BTreeMap<EndpointKey, Record> {
+    pub fn records(&self) -> &BTreeMap<AttachmentId, Record> {
         &self.records
+    }
+
+    /// Those that are pods', by endpoint.
+    pub fn present(&self) -> impl Iterator<Item = (&EndpointKey, &Record)> {
+        self.holders.iter().filter_map(|(key, id)| Some((key, self.records.get(id)?)))
+    }
+
+    /// Those whose pod is gone.
+    pub fn leaving(&self) -> impl Iterator<Item = (EndpointKey, &Record)> {
+        let leaving = self.records.values().filter(|record| record.phase == Phase::Leaving);
+        leaving.filter_map(|record| Some((self.key(&record.endpoint).ok()?, record)))
+    }
+
+    /// Which pod's the endpoint is.
+    pub fn holder(&self, key: &EndpointKey) -> Option<&Record> {
+        self.records.get(self.holders.get(key)?)
     }
 
     /// The endpoint's key in the store; checks what becomes part of names.
@@ -96,12 +160,16 @@ impl Registry {
             |field, value: &str, wanted| RegistryError::Invalid { field, value: value.to_owned(), wanted };
         let legal = |text: &str| {
             !text.is_empty()
-                && text.len() <= 128
+                && text.len() <= ID_MAX
                 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
         };
         for (field, value) in [("container id", &endpoint.container_id), ("network", &endpoint.network)] {
             if !legal(value) {
-                return Err(invalid(field, value, "letters, digits, dots, dashes and underscores"));
+                return Err(invalid(
+                    field,
+                    value,
+                    "at most 128 letters, digits, dots, dashes and underscores",
+                ));
             }
         }
         for (field, value) in
@@ -114,90 +182,135 @@ impl Registry {
                 return Err(invalid(field, value, "1 to 15 characters without slashes and spaces"));
             }
         }
-        let name = EndpointName::cni(&self.node, &endpoint.container_id, &endpoint.interface)
+        let namespace = match &endpoint.pod {
+            None => NAMESPACE,
+            Some(Pod { namespace, name, .. }) => {
+                for (field, value) in [("namespace", namespace), ("pod", name)] {
+                    if !name::is_subdomain(value) {
+                        return Err(invalid(field, value, "a name as Kubernetes gives it"));
+                    }
+                }
+                namespace
+            }
+        };
+        let name = self
+            .name(endpoint)
             .format()
             .map_err(|bad| invalid("endpoint name part", &bad.0, "no dash at its beginning or end"))?;
-        Ok(EndpointKey::new(NAMESPACE, &name))
+        Ok(EndpointKey::new(namespace, &name))
     }
 
-    pub fn insert(&mut self, endpoint: AddEndpoint) -> Result<EndpointKey, RegistryError> {
+    fn name(&self, endpoint: &AddEndpoint) -> EndpointName {
+        let node = endpoint.node.as_ref().unwrap_or(&self.node);
+        match &endpoint.pod {
+            None => EndpointName::cni(node, &endpoint.container_id, &endpoint.interface),
+            Some(pod) => EndpointName::kubernetes(node, &pod.name, &endpoint.interface),
+        }
+    }
+
+    /// Keeps what is about to be made, or was made.
+    pub fn insert(&mut self, endpoint: AddEndpoint, phase: Phase) -> Result<EndpointKey, RegistryError> {
         let key = self.key(&endpoint)?;
-        self.put(&key, Record { endpoint, leaving: false })?;
+        // What was begun goes on being as old as it is.
+        let begun = self.records.get(&endpoint.id()).filter(|record| record.phase == Phase::Begun);
+        let begun = begun.filter(|_| phase == Phase::Present).map(|record| record.since);
+        // Of two the later one is known as such, whatever the clock says.
+        let since = begun.unwrap_or_else(|| milliseconds(SystemTime::now()).max(self.latest + 1));
+        self.latest = self.latest.max(since);
+        self.put(&key, Record { endpoint, phase, since })?;
         Ok(key)
     }
 
-    /// The pod is gone. `None`: it was not known.
-    pub fn leave(
-        &mut self,
-        container_id: &str,
-        interface: &str,
-    ) -> Result<Option<EndpointKey>, RegistryError> {
-        let found = self.records.iter().find(|(_, record)| {
-            record.endpoint.container_id == container_id
-                && record.endpoint.interface == interface
-                && !record.leaving
-        });
-        let Some((key, record)) = found.map(|(key, record)| (key.clone(), record.clone())) else {
-            return Ok(None);
-        };
-        self.put(&key, Record { leaving: true, ..record })?;
+    /// The pod is gone. `None`: it was not known, or is leaving already.
+    pub fn leave(&mut self, id: &AttachmentId) -> Result<Option<EndpointKey>, RegistryError> {
+        let found = self.records.get(id).filter(|record| record.phase != Phase::Leaving);
+        let Some(record) = found.cloned() else { return Ok(None) };
+        let key = self.key(&record.endpoint)?;
+        self.put(&key, Record { phase: Phase::Leaving, ..record })?;
         Ok(Some(key))
     }
 
-    /// Etcd has been told: the record is not needed any more.
-    pub fn forget(&mut self, key: &EndpointKey) -> Result<(), RegistryError> {
-        if self.records.get(key).is_none_or(|record| !record.leaving) {
-            return Ok(()); // Came back meanwhile.
-        }
-        self.remove(key)
-    }
-
-    /// An endpoint that was never announced.
-    pub fn remove(&mut self, key: &EndpointKey) -> Result<(), RegistryError> {
-        if let Some(record) = self.records.remove(key) {
-            let path = self.path(&record.endpoint);
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(RegistryError::Io { operation: "remove", path, source });
-                }
-                _ => {}
+    /// Everything is given back and etcd has been told: the record is not needed any more.
+    pub fn forget(&mut self, id: &AttachmentId) -> Result<(), RegistryError> {
+        // Whoever came back meanwhile stays.
+        let Some(record) = self.records.get(id).filter(|record| record.phase == Phase::Leaving) else {
+            return Ok(());
+        };
+        let path = self.path(id);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(RegistryError::Io { operation: "remove", path, source });
             }
+            _ => {}
         }
+        let key = self.key(&record.endpoint)?;
+        self.records.remove(id);
+        self.settle(&key);
         Ok(())
     }
 
     fn put(&mut self, key: &EndpointKey, record: Record) -> Result<(), RegistryError> {
-        let path = self.path(&record.endpoint);
+        let id = record.endpoint.id();
+        let path = self.path(&id);
         write(&path, &record).map_err(|source| RegistryError::Io { operation: "write", path, source })?;
-        self.records.insert(key.clone(), record);
+        self.records.insert(id, record);
+        self.settle(key);
         Ok(())
     }
 
-    fn path(&self, endpoint: &AddEndpoint) -> PathBuf {
-        self.dir.join(format!("{}@{}.json", endpoint.container_id, endpoint.interface))
+    /// Works out who holds the endpoint.
+    fn settle(&mut self, key: &EndpointKey) {
+        let claims = self.records.iter().filter(|(_, record)| record.phase == Phase::Present);
+        let claims = claims.filter(|(_, record)| self.key(&record.endpoint).is_ok_and(|k| k == *key));
+        match claims.max_by_key(|(_, record)| record.since).map(|(id, _)| id.clone()) {
+            Some(id) => drop(self.holders.insert(key.clone(), id)),
+            None => drop(self.holders.remove(key)),
+        }
+    }
+
+    fn path(&self, id: &AttachmentId) -> PathBuf {
+        self.dir.join(format!("{}@{}.json", id.container_id, id.interface))
     }
 }
 
 impl Record {
-    /// As the cluster sees it.
+    /// As this node sees it.
     pub fn workload(&self, node: &str) -> WorkloadEndpoint {
-        let AddEndpoint { container_id, interface, host_interface, mac, addresses, network, labels } =
+        let AddEndpoint { container_id, interface, host_interface, addresses, mac, .. } =
             self.endpoint.clone();
-        WorkloadEndpoint {
+        let AddEndpoint { network, labels, profiles, pod, .. } = self.endpoint.clone();
+        let orchestrator = if pod.is_some() { EndpointName::KUBERNETES } else { EndpointName::CNI };
+        let mut workload = WorkloadEndpoint {
             node: node.to_owned(),
-            orchestrator: ORCHESTRATOR.to_owned(),
+            orchestrator: orchestrator.to_owned(),
             workload: container_id.clone(),
             endpoint: interface,
             container_id,
             interface_name: host_interface,
             addresses,
-            mac: Some(mac),
+            mac,
             labels: labels.into_iter().collect(),
-            profiles: vec![network],
+            profiles: if profiles.is_empty() { vec![network] } else { profiles },
             ports: Vec::new(),
             spoofed: Vec::new(),
+        };
+        if let Some(pod) = pod {
+            pod.describe(&mut workload);
         }
+        workload
     }
+
+    /// As etcd has it.
+    pub fn to_json(&self, key: &EndpointKey, node: &str, birth: &Birth) -> String {
+        let node = self.endpoint.node.as_deref().unwrap_or(node);
+        self.workload(node).to_json(key, birth, self.endpoint.pod.as_ref())
+    }
+}
+
+/// Since 1970.
+pub(crate) fn milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn read(path: &Path) -> Result<Record, String> {
@@ -218,47 +331,103 @@ fn write(path: &Path, record: &Record) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use canal_common::Mac;
 
     use super::*;
 
-    fn endpoint(container: &str) -> AddEndpoint {
+    pub(crate) fn endpoint(container: &str) -> AddEndpoint {
         AddEndpoint {
             container_id: container.to_owned(),
             interface: "eth0".to_owned(),
             host_interface: format!("cali{}", &container[..container.len().min(11)]),
-            mac: Mac::new([2, 0, 0, 0, 0, 1]),
+            mac: Some(Mac::new([2, 0, 0, 0, 0, 1])),
             addresses: vec!["10.100.30.2".parse().unwrap()],
             network: "canal".to_owned(),
             labels: [("app".to_owned(), "web".to_owned())].into(),
+            ..AddEndpoint::default()
         }
+    }
+
+    fn of_pod(container: &str, name: &str) -> AddEndpoint {
+        let pod = Pod { namespace: "shop".to_owned(), name: name.to_owned(), ..Pod::default() };
+        AddEndpoint { pod: Some(pod), ..endpoint(container) }
     }
 
     #[test]
     fn a_restart_finds_the_endpoints_and_what_has_yet_to_leave() {
         let dir = tempfile::tempdir().unwrap();
         let (mut registry, _) = Registry::open(dir.path(), "node-a").unwrap();
-        let stays = registry.insert(endpoint("c0ffee")).unwrap();
-        let goes = registry.insert(endpoint("dead-beef")).unwrap();
+        let stays = registry.insert(endpoint("c0ffee"), Phase::Present).unwrap();
+        let goes = registry.insert(endpoint("dead-beef"), Phase::Present).unwrap();
         assert_eq!(goes.to_string(), "default/node--a-cni-dead--beef-eth0");
-        assert_eq!(registry.leave("dead-beef", "eth0").unwrap(), Some(goes.clone()));
-        assert_eq!(registry.leave("dead-beef", "eth0").unwrap(), None, "already leaving");
+        let id = endpoint("dead-beef").id();
+        assert_eq!(registry.leave(&id).unwrap(), Some(goes.clone()));
+        assert_eq!(registry.leave(&id).unwrap(), None, "already leaving");
 
         let (mut again, broken) = Registry::open(dir.path(), "node-a").unwrap();
         assert!(broken.is_empty());
-        assert!(!again.records()[&stays].leaving && again.records()[&goes].leaving);
-        again.forget(&stays).unwrap();
-        again.forget(&goes).unwrap();
-        assert_eq!(again.records().keys().collect::<Vec<_>>(), [&stays], "only what has left is forgotten");
+        assert_eq!(again.present().map(|(key, _)| key).collect::<Vec<_>>(), [&stays]);
+        assert_eq!(again.leaving().map(|(key, _)| key).collect::<Vec<_>>(), [goes]);
+        again.forget(&endpoint("c0ffee").id()).unwrap();
+        again.forget(&id).unwrap();
+        assert_eq!(again.records().len(), 1, "only what has left is forgotten");
         assert_eq!(Registry::open(dir.path(), "node-a").unwrap().0.records().len(), 1);
+    }
+
+    #[test]
+    fn what_was_begun_is_no_pods_yet_and_is_found_by_the_next_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
+        registry.insert(endpoint("c0ffee"), Phase::Begun).unwrap();
+        assert_eq!(registry.present().count(), 0);
+        let begun = registry.records()[&endpoint("c0ffee").id()].clone();
+        let (mut again, _) = Registry::open(dir.path(), "n").unwrap();
+        assert_eq!(again.records().values().collect::<Vec<_>>(), [&begun]);
+        again.insert(endpoint("c0ffee"), Phase::Present).unwrap();
+        let present = &again.records()[&endpoint("c0ffee").id()];
+        assert_eq!((present.phase, present.since), (Phase::Present, begun.since));
+    }
+
+    #[test]
+    fn a_pod_that_was_made_anew_holds_the_endpoint_and_the_old_container_leaves_without_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
+        let key = registry.insert(of_pod("aa", "web-0"), Phase::Present).unwrap();
+        assert_eq!(key.to_string(), "shop/n-k8s-web--0-eth0");
+        assert_eq!(registry.insert(of_pod("bb", "web-0"), Phase::Present).unwrap(), key);
+        let holder = |registry: &Registry| registry.holder(&key).map(|r| r.endpoint.container_id.clone());
+        assert_eq!(holder(&registry).as_deref(), Some("bb"));
+        let (again, _) = Registry::open(dir.path(), "n").unwrap();
+        assert_eq!(holder(&again).as_deref(), Some("bb"));
+        registry.leave(&of_pod("aa", "web-0").id()).unwrap();
+        registry.forget(&of_pod("aa", "web-0").id()).unwrap();
+        assert_eq!(holder(&registry).as_deref(), Some("bb"));
+        registry.leave(&of_pod("bb", "web-0").id()).unwrap();
+        assert_eq!(holder(&registry), None);
+    }
+
+    #[test]
+    fn records_of_earlier_versions_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("endpoints")).unwrap();
+        let old = r#"{"endpoint":{"container_id":"ca","interface":"eth0","host_interface":"calica",
+            "mac":"02:00:00:00:00:01","addresses":["10.1.0.2"],"network":"canal","labels":{}},"leaving":LEAVING}"#;
+        for (name, leaving) in [("ca", "false"), ("cb", "true")] {
+            let text = old.replace("\"ca\"", &format!("{name:?}")).replace("LEAVING", leaving);
+            fs::write(dir.path().join(format!("endpoints/{name}@eth0.json")), text).unwrap();
+        }
+        let (registry, broken) = Registry::open(dir.path(), "n").unwrap();
+        assert!(broken.is_empty(), "{broken:?}");
+        let phases: Vec<_> = registry.records().values().map(|record| record.phase).collect();
+        assert_eq!(phases, [Phase::Present, Phase::Leaving]);
     }
 
     #[test]
     fn a_broken_file_is_reported_and_costs_nobody_else() {
         let dir = tempfile::tempdir().unwrap();
         let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
-        registry.insert(endpoint("c0ffee")).unwrap();
+        registry.insert(endpoint("c0ffee"), Phase::Present).unwrap();
         fs::write(dir.path().join("endpoints/broken@eth0.json"), "{").unwrap();
         let (again, broken) = Registry::open(dir.path(), "n").unwrap();
         assert_eq!((again.records().len(), broken.len()), (1, 1));
@@ -266,13 +435,16 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_leave_the_folder_are_refused() {
+    fn names_that_would_leave_the_folder_or_the_key_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
         for id in ["", "../x", "a/b", "-x", &"x".repeat(129)] {
-            assert!(registry.insert(endpoint(id)).is_err(), "{id}");
+            assert!(registry.insert(endpoint(id), Phase::Present).is_err(), "{id}");
         }
         let long = AddEndpoint { host_interface: "cali-0123456789ab".to_owned(), ..endpoint("ok") };
-        assert!(registry.insert(long).is_err());
+        assert!(registry.insert(long, Phase::Present).is_err());
+        for name in ["", "a/b", "Web", "-a"] {
+            assert!(registry.insert(of_pod("ok", name), Phase::Present).is_err(), "{name}");
+        }
     }
 }

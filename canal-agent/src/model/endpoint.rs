@@ -7,9 +7,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Labels,
+    Labels, Pod,
     labels::{self, NAMESPACE, ORCHESTRATOR, SERVICE_ACCOUNT},
     name,
+    pod::PodPort,
     reading::{Envelope, Reading},
     resource::{Kind, Resource},
     rule::parse_net,
@@ -60,12 +61,24 @@ pub struct EndpointName {
 pub struct BadName(pub String);
 
 impl EndpointName {
+    /// Orchestrators: a runtime by itself, and Kubernetes.
+    pub const CNI: &str = "cni";
+    pub const KUBERNETES: &str = "k8s";
+
     pub fn cni(node: &str, container_id: &str, interface: &str) -> Self {
+        Self::new(node, Self::CNI, container_id, interface)
+    }
+
+    pub fn kubernetes(node: &str, pod: &str, interface: &str) -> Self {
+        Self::new(node, Self::KUBERNETES, pod, interface)
+    }
+
+    fn new(node: &str, orchestrator: &str, workload: &str, endpoint: &str) -> Self {
         Self {
             node: node.to_owned(),
-            orchestrator: "cni".to_owned(),
-            workload: container_id.to_owned(),
-            endpoint: interface.to_owned(),
+            orchestrator: orchestrator.to_owned(),
+            workload: workload.to_owned(),
+            endpoint: endpoint.to_owned(),
         }
     }
 
@@ -244,16 +257,22 @@ impl WorkloadEndpoint {
         self
     }
 
-    /// The value for etcd, byte for byte what Calico's CNI plugin writes for orchestrator `cni`.
-    pub fn to_json(&self, key: &EndpointKey, birth: &Birth) -> String {
+    /// The value for etcd, byte for byte what Calico's CNI plugin writes; `pod` for orchestrator `k8s`.
+    pub fn to_json(&self, key: &EndpointKey, birth: &Birth, pod: Option<&Pod>) -> String {
         let mut labels = self.labels.clone();
         labels.insert(NAMESPACE.to_owned(), key.namespace.clone());
         labels.insert(ORCHESTRATOR.to_owned(), self.orchestrator.clone());
+        if labels.get(SERVICE_ACCOUNT).is_some_and(|account| account.len() >= LABEL_MAX) {
+            labels.remove(SERVICE_ACCOUNT);
+        }
+        let none = Pod::default();
+        let pod = pod.unwrap_or(&none);
         go_json(&Out {
             kind: "WorkloadEndpoint",
             api_version: "projectcalico.org/v3",
             metadata: OutMetadata {
                 name: &key.name,
+                generate_name: &pod.generate_name,
                 namespace: &key.namespace,
                 uid: &birth.uid,
                 creation_timestamp: &birth.creation_timestamp,
@@ -263,15 +282,22 @@ impl WorkloadEndpoint {
                 orchestrator: &self.orchestrator,
                 node: &self.node,
                 container_id: &self.container_id,
+                pod: &pod.name,
                 endpoint: &self.endpoint,
+                service_account_name: &pod.service_account,
                 ip_networks: self.addresses.iter().map(|address| format!("{address}/32")).collect(),
                 profiles: &self.profiles,
                 interface_name: &self.interface_name,
                 mac: self.mac,
+                ports: &pod.ports,
+                allow_spoofed_source_prefixes: &pod.sources,
             },
         })
     }
 }
+
+/// Calico's plugin writes no longer service account as a label; the longest of Kubernetes has this many bytes.
+const LABEL_MAX: usize = 63;
 
 /// What an object keeps from its creation on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -295,6 +321,8 @@ struct Out<'a> {
 #[serde(rename_all = "camelCase")]
 struct OutMetadata<'a> {
     name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    generate_name: &'a str,
     namespace: &'a str,
     uid: &'a str,
     creation_timestamp: &'a str,
@@ -308,12 +336,20 @@ struct OutSpec<'a> {
     node: &'a str,
     #[serde(rename = "containerID")]
     container_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pod: &'a str,
     endpoint: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    service_account_name: &'a str,
     ip_networks: Vec<String>,
     profiles: &'a [String],
     interface_name: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     mac: Option<Mac>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    ports: &'a [PodPort],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    allow_spoofed_source_prefixes: &'a [String],
 }
 
 /// Compact JSON as Go writes it.

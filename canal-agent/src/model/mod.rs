@@ -12,6 +12,7 @@ pub mod host;
 pub mod labels;
 pub mod name;
 pub mod netset;
+pub mod pod;
 pub mod policy;
 pub mod profile;
 pub mod reading;
@@ -24,6 +25,7 @@ pub use cluster::{Change, Cluster};
 pub use controls::Controls;
 pub use endpoint::{EndpointKey, WorkloadEndpoint};
 pub use labels::Labels;
+pub use pod::Pod;
 pub use selector::Selector;
 
 #[cfg(test)]

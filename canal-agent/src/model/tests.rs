@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use super::{
     Change, Cluster, EndpointKey, WorkloadEndpoint,
     endpoint::{Birth, EndpointName},
+    pod::{Pod, PodPort},
     policy::{Order, Policy},
     profile,
     reading::Reading,
@@ -43,6 +44,57 @@ fn good_policy(spec: &Value) -> Policy {
 mod endpoints {
     use super::*;
 
+    /// In the order and spelling of Calico's format, as far as a pod's endpoint has these members.
+    const POD: &str = r#"{"kind":"WorkloadEndpoint","apiVersion":"projectcalico.org/v3","metadata":{"name":"node--a-k8s-web--0-eth0","generateName":"web-","namespace":"shop","uid":"6f5a0a3e-0000-4000-8000-000000000001","creationTimestamp":"2026-03-04T05:06:07Z","labels":{"app":"web","projectcalico.org/namespace":"shop","projectcalico.org/orchestrator":"k8s","projectcalico.org/serviceaccount":"web-sa"}},"spec":{"orchestrator":"k8s","node":"node-a","containerID":"3f9c","pod":"web-0","endpoint":"eth0","serviceAccountName":"web-sa","ipNetworks":["10.77.3.9/32"],"profiles":["kns.shop","ksa.shop.web-sa"],"interfaceName":"calia4fc3c48bd8","mac":"5a:11:22:33:44:55","ports":[{"name":"http","protocol":"TCP","port":8080,"hostPort":0,"hostIP":""}]}}"#;
+
+    fn web() -> Pod {
+        Pod {
+            namespace: "shop".to_owned(),
+            name: "web-0".to_owned(),
+            generate_name: "web-".to_owned(),
+            service_account: "web-sa".to_owned(),
+            ports: vec![PodPort {
+                name: "http".to_owned(),
+                protocol: "TCP".to_owned(),
+                port: 8080,
+                ..PodPort::default()
+            }],
+            sources: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_kubernetes_pods_endpoint_is_written_as_calicos_plugin_writes_it_and_read_back() {
+        let name = EndpointName::kubernetes("node-a", "web-0", "eth0");
+        let key = EndpointKey::new("shop", &name.format().unwrap());
+        let mut endpoint = WorkloadEndpoint {
+            node: "node-a".to_owned(),
+            orchestrator: "k8s".to_owned(),
+            endpoint: "eth0".to_owned(),
+            container_id: "3f9c".to_owned(),
+            interface_name: "calia4fc3c48bd8".to_owned(),
+            addresses: vec!["10.77.3.9".parse().unwrap()],
+            mac: Some("5a:11:22:33:44:55".parse().unwrap()),
+            labels: [("app".to_owned(), "web".to_owned())].into(),
+            profiles: vec!["kns.shop".to_owned(), "ksa.shop.web-sa".to_owned()],
+            ..WorkloadEndpoint::default()
+        };
+        let mut pod = web();
+        pod.describe(&mut endpoint);
+        assert_eq!(endpoint.to_json(&key, &birth_of(POD), Some(&pod)), POD);
+        let Reading::Good(read) = WorkloadEndpoint::read(&key, POD.as_bytes()) else { panic!() };
+        assert_eq!(read, endpoint.clone().normalised(&key));
+        assert_eq!(read.ports.len(), 1);
+
+        // Calico's plugin takes a longer name for no label; it stays in the spec, and selectors see it from there.
+        pod.service_account = "s".repeat(63);
+        pod.describe(&mut endpoint);
+        let written = endpoint.to_json(&key, &birth_of(POD), Some(&pod));
+        assert!(!written.contains("projectcalico.org/serviceaccount"), "{written}");
+        let Reading::Good(read) = WorkloadEndpoint::read(&key, written.as_bytes()) else { panic!() };
+        assert_eq!(read.labels["projectcalico.org/serviceaccount"].len(), 63);
+    }
+
     #[test]
     fn a_workload_endpoint_is_written_as_calicos_plugin_writes_it() {
         let expected = stored("workloadendpoints/default/node1-cni-ca-eth0");
@@ -60,7 +112,7 @@ mod endpoints {
             profiles: vec!["canal".to_owned()],
             ..WorkloadEndpoint::default()
         };
-        assert_eq!(endpoint.to_json(&key, &birth_of(expected)), expected);
+        assert_eq!(endpoint.to_json(&key, &birth_of(expected), None), expected);
         assert_eq!(key.store_key(), format!("{PREFIX}workloadendpoints/default/node1-cni-ca-eth0"));
     }
 
@@ -71,7 +123,7 @@ mod endpoints {
         let Reading::Good(endpoint) = WorkloadEndpoint::read(&key, value.as_bytes()) else {
             panic!("not good")
         };
-        assert_eq!(endpoint.to_json(&key, &birth_of(value)), value);
+        assert_eq!(endpoint.to_json(&key, &birth_of(value), None), value);
         assert_eq!((endpoint.node.as_str(), endpoint.workload.as_str()), ("node2", "cb"));
     }
 

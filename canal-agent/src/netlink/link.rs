@@ -11,7 +11,7 @@ use netlink_packet_route::{
 use super::{Error, Netlink, socket::What};
 
 /// `IFNAMSIZ` without the closing zero.
-const NAME_MAX: usize = 15;
+pub const NAME_MAX: usize = 15;
 
 /// A network device as last read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -26,7 +26,7 @@ pub(crate) mod tests;
 pub use addr::Address;
 pub use error::Error;
 pub use ethtool::set_gro;
-pub use link::{Dev, Link, Vxlan};
+pub use link::{Dev, Link, NAME_MAX, Vxlan};
 pub use link_verbs::{NewTunnel, NewVeth, NewVxlan};
 pub use monitor::{Change, Monitor};
 pub use neigh::Neighbour;

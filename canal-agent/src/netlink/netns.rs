@@ -6,13 +6,16 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sched::{CloneFlags, setns},
+};
 
 use super::Error;
 
@@ -41,6 +44,15 @@ impl Netns {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Held by one process at a time, for as long as the returned value lives; waits for another to let go.
+    pub fn lock(&self) -> Result<Flock<File>, Error> {
+        let fail =
+            |source| Error::File { operation: "lock network namespace", path: self.path.clone(), source };
+        // A file of its own: a lock belongs to the opening of a file.
+        let file = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())).map_err(fail)?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| fail(errno.into()))
     }
 
     /// Two names of one namespace have the same device and inode number.

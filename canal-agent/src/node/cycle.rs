@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
     time::Instant,
 };
 
@@ -12,12 +11,11 @@ use tracing::{info, warn};
 
 use super::{
     Node,
-    endpoints::{Local, Locals, Terms},
+    endpoints::{Locals, Terms},
     state::{NodeError, settings},
     uplink::{self, Host},
 };
 use crate::{
-    api::wire::{AddEndpoint, ApiError},
     dataplane::{
         hooks::Place,
         host,
@@ -403,42 +401,6 @@ impl Node {
         }
         self.publish();
         refused
-    }
-
-    fn verdict(&self, endpoint: &AddEndpoint) -> Result<(), ApiError> {
-        if endpoint.addresses.is_empty() {
-            return Err(ApiError {
-                message: "the endpoint has no IPv4 address".to_owned(),
-                try_again: false,
-            });
-        }
-        match endpoint.addresses.iter().find_map(|addr| self.refusal(endpoint, *addr)) {
-            None => Ok(()),
-            Some(message) => Err(ApiError { message, try_again: true }),
-        }
-    }
-
-    /// Why the endpoint's address is not enforced yet, if so.
-    fn refusal(&self, endpoint: &AddEndpoint, addr: Ipv4Addr) -> Option<String> {
-        match self.locals.get(addr) {
-            Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => {
-                match state.reason() {
-                    None => self.failure.clone(),
-                    Some(reason) => Some(reason.to_owned()),
-                }
-            }
-            Some(other) => Some(format!("address {addr} belongs to {}", other.key)),
-            None => Some(format!("interface {} is not there", endpoint.host_interface)),
-        }
-    }
-
-    /// The runtime takes a failed ADD as never having happened.
-    fn withdraw(&mut self, endpoint: &AddEndpoint) {
-        let Ok(key) = self.registry.key(endpoint) else { return };
-        if let Err(error) = self.registry.remove(&key) {
-            warn!(%error, "cannot remove the record of a refused endpoint");
-        }
-        self.set_local(key, None);
     }
 
     fn write_status_files(&mut self) -> Result<(), StatusFileError> {

@@ -78,6 +78,10 @@ impl Links {
         Ok(hooks.err())
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &netlink::Link> {
+        self.by_name.values()
+    }
+
     fn shape(&self, link: &netlink::Link) -> Option<Shape> {
         Shape::of(&link.qdisc, self.filter_hooks.get(&link.index).copied())
     }
@@ -144,13 +148,13 @@ impl Locals {
         compiler: &Compiler,
         links: &Links,
     ) -> Self {
-        let leaving: BTreeSet<&EndpointKey> =
-            registry.records().iter().filter(|(_, record)| record.leaving).map(|(key, _)| key).collect();
+        let is_ours = |key: &EndpointKey| registry.holder(key).is_some();
+        let leaving: BTreeSet<EndpointKey> =
+            registry.leaving().map(|(key, _)| key).filter(|key| !is_ours(key)).collect();
         let present = || {
             let keys = compiler.local_endpoints().filter(|key| !leaving.contains(key));
             keys.filter_map(|key| Some((key, cluster.endpoint(key)?)))
         };
-        let is_ours = |key: &EndpointKey| registry.records().contains_key(key);
         // Who asks for what is not granted is as good as absent.
         let claims = present().filter(|(_, workload)| workload.spoofed.is_empty() || terms.may_spoof);
         let owners = interface_owners(claims.map(|(key, workload)| (key, workload, is_ours(key))));

@@ -6,9 +6,11 @@ use crate::{
     api::{
         events::Events,
         explain::{Ask, Explanation},
-        wire::{AddEndpoint, ApiError, Rules, Status},
+        wire::{
+            AddEndpoint, ApiError, AttachmentId, Collect, Collected, EndpointReport, Goodbye, Readiness,
+            Rules, Status,
+        },
     },
-    model::EndpointKey,
     netlink,
     store::{LeaseEvent, StoreEvent},
 };
@@ -18,14 +20,24 @@ pub enum Message {
     Store(StoreEvent),
     Lease(LeaseEvent),
     Kernel(netlink::Change),
+    /// The plugin is about to make this.
+    BeginEndpoint {
+        endpoint: AddEndpoint,
+        reply: oneshot::Sender<Result<(), ApiError>>,
+    },
     AddEndpoint {
         endpoint: AddEndpoint,
         reply: oneshot::Sender<Result<(), ApiError>>,
     },
     DeleteEndpoint {
-        container_id: String,
-        interface: String,
+        id: AttachmentId,
+        goodbye: Goodbye,
         reply: oneshot::Sender<Result<(), ApiError>>,
+    },
+    /// What the runtime does not list is to go.
+    Collect {
+        asked: Collect,
+        reply: oneshot::Sender<Result<Collected, ApiError>>,
     },
     Ask(Question),
     /// What the kernel told of; with `after`, not before something has come after that number.
@@ -47,6 +59,15 @@ pub enum Question {
     Status {
         reply: oneshot::Sender<Status>,
     },
+    /// One attachment.
+    Endpoint {
+        id: AttachmentId,
+        reply: oneshot::Sender<Result<Option<EndpointReport>, ApiError>>,
+    },
+    /// Whether pods can be attached.
+    Ready {
+        reply: oneshot::Sender<Readiness>,
+    },
     Explain {
         ask: Ask,
         reply: oneshot::Sender<Result<Explanation, ApiError>>,
@@ -62,4 +83,4 @@ pub enum Question {
 
 /// Etcd no longer holds this endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published(pub EndpointKey);
+pub struct Published(pub AttachmentId);

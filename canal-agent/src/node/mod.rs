@@ -5,6 +5,7 @@
 //! changed, one ordered `Node::reconcile` follows; what fails for one object is retried and reported and keeps nothing else back.
 //! Does not: speak to etcd or to clients ([`crate::app`] brings messages).
 
+mod attachments;
 mod burst;
 mod cycle;
 mod endpoints;

@@ -1,17 +1,13 @@
 //! The node's state and its apply cycle.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-    os::fd::OwnedFd,
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, os::fd::OwnedFd, time::Instant};
 
 use canal_common::{Mac, event::EVENTS_PER_DECISION, settings::Settings};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
+    attachments::Missing,
     burst::{self, Burst},
     endpoints::{Links, Locals},
     events::EventLog,
@@ -30,7 +26,7 @@ use super::{
 use crate::{
     api::{
         port::Address,
-        wire::{AddEndpoint, ApiError},
+        wire::{AddEndpoint, ApiError, AttachmentId},
     },
     compile::Compiler,
     config::{
@@ -53,12 +49,8 @@ use crate::{
         spoofing::Spoofing,
         tables::KernelTables,
     },
-    endpoint::{
-        Registry, RegistryError,
-        publish::{self, Wanted},
-        status_files::StatusFiles,
-    },
-    model::{Cluster, EndpointKey, WorkloadEndpoint, endpoint::Birth, profile},
+    endpoint::{Registry, RegistryError, publish::Wanted, status_files::StatusFiles},
+    model::Cluster,
     netlink::{self, Netlink, Route},
     store::{EtcdPrefix, Lease, NetworkConfig, Terms, initial},
 };
@@ -204,6 +196,10 @@ pub struct Node {
     pub(super) health: Health,
     pub(super) initial: Initial,
     pub(super) ready: Option<oneshot::Sender<()>>,
+    /// Pods whose interface is missed.
+    pub(super) missing: Missing,
+    /// What has left etcd and has something that could not be given back, with the reason.
+    pub(super) unfinished: BTreeMap<AttachmentId, String>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
     /// To be answered once the kernel has followed what came before.
     asked: Vec<Question>,
@@ -287,11 +283,13 @@ impl Node {
             initial,
             ready: Some(ready),
             waiting: Vec::new(),
+            missing: Missing::default(),
+            unfinished: BTreeMap::new(),
             asked: Vec::new(),
             config,
         };
-        node.forget_vanished()?;
         node.overlay_registry();
+        node.sweep(true)?;
         node.follow_parameters();
         Ok(node)
     }
@@ -330,19 +328,26 @@ impl Node {
                 self.all_is_due = true;
                 true
             }
-            Message::AddEndpoint { endpoint, reply } => self.add_endpoint(endpoint, reply),
-            Message::DeleteEndpoint { container_id, interface, reply } => {
-                let result = self.delete_endpoint(&container_id, &interface);
-                let changed = matches!(result, Ok(true));
-                let _ = reply.send(
-                    result.map(|_| ()).map_err(|e| ApiError { message: e.to_string(), try_again: true }),
-                );
+            Message::BeginEndpoint { endpoint, reply } => {
+                let begun = self.begin_endpoint(endpoint);
+                let changed = matches!(begun, Ok(true));
+                let _ = reply.send(begun.map(drop));
                 changed
             }
-            Message::Published(Published(key)) => {
-                if let Err(error) = self.registry.forget(&key) {
-                    warn!(%error, endpoint = %key, "cannot remove the record of an endpoint");
-                }
+            Message::AddEndpoint { endpoint, reply } => self.add_endpoint(endpoint, reply),
+            Message::DeleteEndpoint { id, goodbye, reply } => {
+                let result = self.delete_endpoint(&id, &goodbye);
+                let changed = matches!(result, Ok(true));
+                let _ = reply
+                    .send(result.map(drop).map_err(|e| ApiError { message: e.to_string(), try_again: true }));
+                changed
+            }
+            Message::Collect { asked, reply } => {
+                let _ = reply.send(Ok(self.collect(&asked)));
+                true
+            }
+            Message::Published(Published(id)) => {
+                self.finish(&id);
                 false
             }
             Message::Ask(question) => {
@@ -365,6 +370,11 @@ impl Node {
                     self.forget_the_lost();
                     self.masquerade_due |= self.config.ip_masq.is_some();
                     self.takeover.retry();
+                    self.hear_goodbyes();
+                    self.finish_the_unfinished();
+                    if let Err(error) = self.sweep(false) {
+                        warn!(%error, "cannot look for pods that are gone; trying again");
+                    }
                 }
                 // What failed is tried again with everything, and not at each tick.
                 let changed = self.peers.look() || everything;
@@ -379,92 +389,12 @@ impl Node {
     fn answer(&mut self, question: Question) {
         match question {
             Question::Status { reply } => drop(reply.send(self.status())),
+            Question::Endpoint { id, reply } => drop(reply.send(Ok(self.report(&id)))),
+            Question::Ready { reply } => drop(reply.send(self.can_attach())),
             Question::Explain { ask, reply } => drop(reply.send(self.explain(&ask))),
             Question::Metrics { reply } => drop(reply.send(self.metrics())),
             Question::Rules { reply } => drop(reply.send(self.rules())),
         }
-    }
-
-    fn add_endpoint(&mut self, endpoint: AddEndpoint, reply: oneshot::Sender<Result<(), ApiError>>) -> bool {
-        if !self.store.in_sync() {
-            let message = self
-                .not_ready()
-                .unwrap_or_else(|| "the agent has not read the policies from etcd yet".to_owned());
-            let _ = reply.send(Err(ApiError { message, try_again: true }));
-            return false;
-        }
-        match self.registry.insert(endpoint.clone()) {
-            Ok(key) => {
-                let workload = self.registry.records()[&key].workload(&self.config.node_name);
-                self.assume_profile(&endpoint.network);
-                self.set_local(key, Some(workload));
-                self.waiting.push((endpoint, reply));
-                true
-            }
-            Err(error) => {
-                let _ = reply.send(Err(ApiError { message: error.to_string(), try_again: false }));
-                false
-            }
-        }
-    }
-
-    /// The first pod of a network need not wait for the profile that is about to be published. What the store says of
-    /// it later stands.
-    fn assume_profile(&mut self, network: &str) {
-        let key = publish::profile_key(network);
-        if self.cluster.profile(network).is_none() && !self.cluster.invalid().contains_key(&key) {
-            let birth = Birth { uid: String::new(), creation_timestamp: String::new() };
-            self.cluster.apply(&key, Some(profile::network_profile_json(network, &birth).as_bytes()));
-        }
-    }
-
-    fn delete_endpoint(&mut self, container_id: &str, interface: &str) -> Result<bool, RegistryError> {
-        let Some(key) = self.registry.leave(container_id, interface)? else { return Ok(false) };
-        info!(endpoint = %key, "endpoint leaves");
-        self.set_local(key, None);
-        self.publish();
-        Ok(true)
-    }
-
-    /// Endpoints whose interface is gone while no agent ran: their DEL went unheard.
-    fn forget_vanished(&mut self) -> Result<(), NodeError> {
-        let links: BTreeSet<String> = self.netlink.links()?.into_iter().map(|l| l.name).collect();
-        let vanished: Vec<AddEndpoint> = self
-            .registry
-            .records()
-            .values()
-            .filter(|record| !record.leaving && !links.contains(&record.endpoint.host_interface))
-            .map(|record| record.endpoint.clone())
-            .collect();
-        for endpoint in vanished {
-            info!(
-                container = endpoint.container_id,
-                interface = endpoint.host_interface,
-                "the endpoint's interface is gone"
-            );
-            self.registry.leave(&endpoint.container_id, &endpoint.interface)?;
-        }
-        Ok(())
-    }
-
-    fn overlay_registry(&mut self) {
-        for (key, record) in self.registry.records().iter().filter(|(_, record)| !record.leaving) {
-            self.cluster.set_local_endpoint(key.clone(), Some(record.workload(&self.config.node_name)));
-        }
-        self.publish();
-    }
-
-    pub(super) fn publish(&self) {
-        self.wanted.send_replace(Wanted {
-            records: self.registry.records().clone(),
-            node: self.config.node_name.clone(),
-            without_profile: publish::made_otherwise(&self.cluster),
-        });
-    }
-
-    pub(super) fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
-        self.cluster.set_local_endpoint(key, endpoint);
-        self.all_is_due = true;
     }
 
     pub(super) fn own(&self) -> Own<'_> {

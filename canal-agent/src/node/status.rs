@@ -104,15 +104,14 @@ impl Node {
         });
         let bare = self.locals.addressless.iter();
         let bare = bare.map(|key| format!("WorkloadEndpoint {key}: it has no IPv4 address; nothing passes"));
-        lists.into_iter().flatten().cloned().chain(hosts).chain(bare).collect()
+        lists.into_iter().flatten().cloned().chain(hosts).chain(bare).chain(self.unexplained()).collect()
     }
 
     fn unpublished(&self) -> usize {
         if self.steering.waiting().is_some() {
             return 0; // What we publish comes back with the rest.
         }
-        let present = self.registry.records().iter().filter(|(_, record)| !record.leaving);
-        present.filter(|(key, _)| !self.cluster.is_stored(key)).count()
+        self.registry.present().filter(|(key, _)| !self.cluster.is_stored(key)).count()
     }
 
     pub(super) fn invalid(&self) -> BTreeMap<String, String> {

@@ -182,12 +182,8 @@ impl Node {
                 self.initial.request.send();
             }
             Change::Delete { key, .. } => {
-                let ours = key.starts_with(RESOURCES)
-                    && self
-                        .registry
-                        .records()
-                        .iter()
-                        .any(|(k, record)| !record.leaving && k.store_key() == *key);
+                let ours =
+                    key.starts_with(RESOURCES) && self.registry.present().any(|(k, _)| k.store_key() == *key);
                 if ours {
                     warn!(key, "somebody deleted an endpoint of ours from etcd; publishing it again");
                     self.publish();

@@ -7,7 +7,7 @@ use tracing::warn;
 use super::{Message, Question, health::Health, metrics};
 use crate::api::{
     events::Events,
-    wire::{ApiError, Status},
+    wire::{ApiError, Readiness, Status},
 };
 
 /// What the agent waits for, told to the log, to probes, to the service manager and to clients of the socket.
@@ -53,8 +53,15 @@ pub async fn answer(
                 };
                 let _ = reply.send(status);
             }
-            Message::AddEndpoint { reply, .. } | Message::DeleteEndpoint { reply, .. } => {
+            Message::BeginEndpoint { reply, .. }
+            | Message::AddEndpoint { reply, .. }
+            | Message::DeleteEndpoint { reply, .. } => {
                 let _ = reply.send(Err(later()));
+            }
+            Message::Collect { reply, .. } => drop(reply.send(Err(later()))),
+            Message::Ask(Question::Endpoint { reply, .. }) => drop(reply.send(Err(later()))),
+            Message::Ask(Question::Ready { reply }) => {
+                let _ = reply.send(Readiness { reason: Some(progress.reason()), limited: false });
             }
             Message::Events { reply, .. } => drop(reply.send(Events::default())),
             Message::Ask(Question::Metrics { reply }) => drop(reply.send(metrics::while_waiting())),

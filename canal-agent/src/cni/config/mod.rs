@@ -133,7 +133,8 @@ impl Settings {
 }
 
 impl Dialect {
-    fn named(name: &str) -> Option<Self> {
+    /// Of a plugin of this name.
+    pub fn named(name: &str) -> Option<Self> {
         match name {
             "canal-cni" => Some(Self::Canal),
             "flannel" => Some(Self::Flannel),

@@ -25,6 +25,9 @@ pub struct Stored {
     /// The plugin that made the interface.
     #[serde(rename = "type", default = "bridge")]
     pub kind: String,
+    /// The whole, as the plugin of that type was told it.
+    #[serde(skip)]
+    pub text: String,
 }
 
 fn bridge() -> String {
@@ -55,12 +58,16 @@ impl Stored {
         let mut text = Vec::new();
         file.take(SIZE_MAX).read_to_end(&mut text).map_err(|e| wrong(&e))?;
         let object: Map<String, Value> = serde_json::from_slice(&text).map_err(|e| wrong(&e))?;
-        let stored: Self = serde_json::from_value(Value::Object(object)).map_err(|e| wrong(&e))?;
-        // It becomes the name of a folder.
-        if is_identifier(&stored.network) {
-            Ok(Some(stored))
-        } else {
-            Err(wrong(&"its `name` is no network's"))
+        let mut stored: Self =
+            serde_json::from_value(Value::Object(object.clone())).map_err(|e| wrong(&e))?;
+        stored.text = Value::Object(object).to_string();
+        // They become the names of a folder and of a program.
+        if !is_identifier(&stored.network) {
+            return Err(wrong(&"its `name` is no network's"));
         }
+        if !is_identifier(&stored.kind) {
+            return Err(wrong(&"its `type` is no plugin's"));
+        }
+        Ok(Some(stored))
     }
 }

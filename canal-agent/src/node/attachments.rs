@@ -1,0 +1,429 @@
+//! Pods coming and going: what the CNI plugin asks for, and what is left to do when it, or the pod, was cut off.
+//!
+//! An attachment is *begun* before the plugin touches anything, *present* once its policy is enforced, and *leaving* from
+//! the end of its pod until address and interface are given back and etcd has been told. What was begun and never ended,
+//! and what has lost its interface, leaves by itself. Whatever no record explains is told and left alone: a registry that
+//! was lost must cost no living pod anything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::Ipv4Addr,
+    path::Path,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use super::{Node, NodeError, endpoints::Local};
+use crate::{
+    api::wire::{
+        AddEndpoint, ApiError, AttachmentId, Collect, Collected, EndpointReport, Goodbye, Readiness,
+    },
+    endpoint::{
+        Leases, Phase, Record, RegistryError,
+        goodbyes::{self, Unheard},
+        mark,
+        publish::{self, Wanted},
+    },
+    model::{
+        EndpointKey, Pod, WorkloadEndpoint,
+        endpoint::{Birth, EndpointName},
+        profile,
+    },
+};
+
+/// No call of the plugin takes longer: what was begun before was cut off.
+const ABANDONED: Duration = Duration::from_mins(2);
+/// How long an interface is missed before its pod counts as gone. The runtime's DEL comes in this time, as a rule.
+const MISSED: Duration = Duration::from_mins(1);
+
+/// Since when a pod's interface has been missing.
+pub(super) type Missing = BTreeMap<AttachmentId, Instant>;
+
+impl Node {
+    /// Notes what the plugin is about to make.
+    pub(super) fn begin_endpoint(&mut self, endpoint: AddEndpoint) -> Result<bool, ApiError> {
+        self.accepts()?;
+        let before = self.registry.records().get(&endpoint.id()).map(|record| record.phase);
+        let key = self.registry.insert(endpoint, Phase::Begun).map_err(refused)?;
+        // The container is made anew, and what it was is no more.
+        let changed = before == Some(Phase::Present);
+        if changed {
+            self.follow_holder(key);
+        }
+        Ok(changed)
+    }
+
+    pub(super) fn add_endpoint(
+        &mut self,
+        endpoint: AddEndpoint,
+        reply: oneshot::Sender<Result<(), ApiError>>,
+    ) -> bool {
+        let inserted = self
+            .accepts()
+            .and_then(|()| self.registry.insert(endpoint.clone(), Phase::Present).map_err(refused));
+        match inserted {
+            Ok(key) => {
+                self.assume_profile(&endpoint);
+                self.follow_holder(key);
+                self.waiting.push((endpoint, reply));
+                true
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                false
+            }
+        }
+    }
+
+    /// Before the policies are known, a new pod could only be closed.
+    fn accepts(&self) -> Result<(), ApiError> {
+        if self.store.in_sync() {
+            return Ok(());
+        }
+        let message = self
+            .not_ready()
+            .unwrap_or_else(|| "the agent has not read the policies from etcd yet".to_owned());
+        Err(ApiError { message, try_again: true })
+    }
+
+    /// The first pod of a network need not wait for the profile that is about to be published. What the store says of
+    /// it later stands.
+    fn assume_profile(&mut self, endpoint: &AddEndpoint) {
+        let Some(network) = endpoint.own_profile() else { return };
+        let key = publish::profile_key(network);
+        if self.cluster.profile(network).is_none() && !self.cluster.invalid().contains_key(&key) {
+            let birth = Birth { uid: String::new(), creation_timestamp: String::new() };
+            self.cluster.apply(&key, Some(profile::network_profile_json(network, &birth).as_bytes()));
+        }
+    }
+
+    /// The pod is gone. One that Calico's plugin made is known from its WorkloadEndpoint. False: nothing was known.
+    pub(super) fn delete_endpoint(
+        &mut self,
+        id: &AttachmentId,
+        goodbye: &Goodbye,
+    ) -> Result<bool, RegistryError> {
+        if self.registry.records().contains_key(id) {
+            return self.leave(id);
+        }
+        let Some(foreign) = self.made_by_calico(id, goodbye) else { return Ok(false) };
+        self.registry.insert(foreign, Phase::Begun)?;
+        self.leave(id)
+    }
+
+    fn leave(&mut self, id: &AttachmentId) -> Result<bool, RegistryError> {
+        let Some(key) = self.registry.leave(id)? else { return Ok(false) };
+        info!(endpoint = %key, container = id.container_id, "endpoint leaves");
+        self.missing.remove(id);
+        self.follow_holder(key);
+        self.publish();
+        Ok(true)
+    }
+
+    /// An endpoint of this node that etcd has and no record explains.
+    fn made_by_calico(&self, id: &AttachmentId, goodbye: &Goodbye) -> Option<AddEndpoint> {
+        let node = goodbye.node.as_ref().unwrap_or(&self.config.node_name);
+        let (key, workload) = self.cluster.endpoints().find(|(_, workload)| {
+            workload.node == *node
+                && workload.container_id == id.container_id
+                && workload.endpoint == id.interface
+        })?;
+        let pod = match workload.orchestrator.as_str() {
+            EndpointName::CNI => None,
+            EndpointName::KUBERNETES => Some(Pod {
+                namespace: key.namespace.clone(),
+                name: workload.workload.clone(),
+                ..Pod::default()
+            }),
+            _ => return None,
+        };
+        Some(AddEndpoint {
+            container_id: id.container_id.clone(),
+            interface: id.interface.clone(),
+            host_interface: workload.interface_name.clone(),
+            addresses: workload.addresses.clone(),
+            mac: workload.mac,
+            network: goodbye.network.clone(),
+            node: goodbye.node.clone(),
+            leases: goodbye.leases.clone(),
+            pod,
+            ..AddEndpoint::default()
+        })
+    }
+
+    /// How the attachment stands; `None`: it is not known.
+    pub(super) fn report(&self, id: &AttachmentId) -> Option<EndpointReport> {
+        let record = self.registry.records().get(id)?;
+        let (state, reason) = match record.phase {
+            Phase::Begun => ("begun".to_owned(), Some("its ADD has not ended".to_owned())),
+            Phase::Leaving => ("leaving".to_owned(), Some("it was deleted".to_owned())),
+            Phase::Present => match self.verdict(&record.endpoint) {
+                Ok(()) => ("ready".to_owned(), None),
+                Err(error) => ("closed".to_owned(), Some(error.message)),
+            },
+        };
+        Some(EndpointReport { endpoint: record.endpoint.clone(), state, reason })
+    }
+
+    /// What an ADD would meet.
+    pub(super) fn can_attach(&self) -> Readiness {
+        let reason = self.accepts().err().map(|error| error.message).or_else(|| self.not_ready());
+        Readiness { limited: self.failure.is_some(), reason: reason.or_else(|| self.failure.clone()) }
+    }
+
+    /// Everything of a network that the runtime does not list leaves: records, endpoints that Calico's plugin made, and
+    /// interfaces.
+    pub(super) fn collect(&mut self, asked: &Collect) -> Collected {
+        let mut collected = Collected::default();
+        let mut gone: BTreeSet<AttachmentId> = self
+            .registry
+            .records()
+            .iter()
+            .filter(|(id, record)| {
+                record.endpoint.network == asked.network
+                    && record.phase != Phase::Leaving
+                    && !asked.valid.contains(id)
+            })
+            // What is being made is not on the runtime's list yet.
+            .filter(|(_, record)| record.phase != Phase::Begun || age(record) > ABANDONED)
+            .map(|(id, _)| id.clone())
+            .collect();
+        gone.extend(asked.stale.iter().filter(|id| !asked.valid.contains(id)).cloned());
+        let goodbye = Goodbye {
+            network: asked.network.clone(),
+            leases: asked.leases.clone(),
+            node: asked.node.clone(),
+        };
+        for id in &gone {
+            match self.delete_endpoint(id, &goodbye) {
+                Ok(true) => {
+                    collected.removed.push(id.to_string());
+                    collected.problems.extend(self.give_back(id).err());
+                }
+                Ok(false) => {}
+                Err(error) => collected.problems.push(error.to_string()),
+            }
+        }
+        match self.netlink.links() {
+            Ok(links) => {
+                for link in links {
+                    let Some(marked) = link.alias.as_deref().and_then(mark::read) else { continue };
+                    let id = AttachmentId::new(marked.container_id, marked.interface);
+                    let known = self.registry.records().contains_key(&id) || asked.valid.contains(&id);
+                    if known || link.kind != "veth" || marked.network != Some(asked.network.as_str()) {
+                        continue;
+                    }
+                    match self.netlink.delete_link(&link) {
+                        Ok(_) => collected.removed.push(format!("{id} ({})", link.name)),
+                        Err(error) => collected.problems.push(error.to_string()),
+                    }
+                }
+            }
+            Err(error) => collected.problems.push(error.to_string()),
+        }
+        collected
+    }
+
+    /// Looks for what was cut off: attachments that nobody goes on with, and pods without interface. At the start nobody
+    /// is about to delete these any more.
+    pub(super) fn sweep(&mut self, at_start: bool) -> Result<(), NodeError> {
+        let links = self.netlink.links()?;
+        // There is always one, the loopback's: none at all is no answer to act upon.
+        if links.is_empty() {
+            return Ok(());
+        }
+        let there: BTreeMap<&str, Option<&str>> =
+            links.iter().map(|link| (link.name.as_str(), link.alias.as_deref())).collect();
+        let now = Instant::now();
+        let mut gone = Vec::new();
+        for (id, record) in self.registry.records() {
+            let name = record.endpoint.host_interface.as_str();
+            // Without a mark it is an earlier version's, or somebody took it off.
+            let has_interface = there.get(name).is_some_and(|alias| {
+                alias.is_none_or(|alias| mark::read(alias).is_none() || mark::is_of(Some(alias), id))
+            });
+            match record.phase {
+                Phase::Begun if age(record) > ABANDONED => gone.push((id.clone(), "its ADD was cut off")),
+                Phase::Begun | Phase::Leaving => {}
+                Phase::Present if has_interface => drop(self.missing.remove(id)),
+                Phase::Present => {
+                    let since = *self.missing.entry(id.clone()).or_insert(now);
+                    if at_start || now.duration_since(since) > MISSED {
+                        gone.push((id.clone(), "its interface is gone"));
+                    }
+                }
+            }
+        }
+        for (id, why) in gone {
+            info!(container = id.container_id, interface = id.interface, why, "an endpoint is given up");
+            self.leave(&id)?;
+            if let Err(problem) = self.give_back(&id) {
+                warn!(problem, "the rest is tried again");
+            }
+        }
+        Ok(())
+    }
+
+    /// What DELs left word of while nobody listened. It waits until etcd has been read: some are known only there.
+    pub(super) fn hear_goodbyes(&mut self) {
+        if !self.store.in_sync() {
+            return;
+        }
+        let folder = goodbyes::folder(&self.config.socket);
+        let unheard = goodbyes::read(&folder).unwrap_or_else(|error| {
+            warn!(%error, folder = %folder.display(), "cannot read what DELs left word of");
+            Vec::new()
+        });
+        for Unheard { id, goodbye, at } in unheard {
+            if self.registry.records().get(&id).is_some_and(|record| record.since > at) {
+                // The container has come back, and its ADD removed the word, or is about to.
+                continue;
+            }
+            let heard = self.delete_endpoint(&id, &goodbye).map_err(|error| error.to_string());
+            let heard = heard.and_then(|_| {
+                release(goodbye.leases.as_deref(), &id, &[]).map_err(|error| error.to_string())?;
+                goodbyes::forget(&folder, &id).map_err(|error| error.to_string())
+            });
+            if let Err(problem) = heard {
+                warn!(container = id.container_id, problem, "a DEL of the past cannot be ended yet");
+            }
+        }
+    }
+
+    /// Etcd holds the endpoint no longer: what else it had is given back, then the record goes.
+    pub(super) fn finish(&mut self, id: &AttachmentId) {
+        let done =
+            self.give_back(id).and_then(|()| self.registry.forget(id).map_err(|error| error.to_string()));
+        match done {
+            Ok(()) => drop(self.unfinished.remove(id)),
+            Err(problem) => {
+                if self.unfinished.insert(id.clone(), problem.clone()).as_ref() != Some(&problem) {
+                    warn!(container = id.container_id, problem, "an endpoint cannot leave yet; trying again");
+                }
+            }
+        }
+    }
+
+    /// Those that could not be ended are tried again.
+    pub(super) fn finish_the_unfinished(&mut self) {
+        for id in self.unfinished.keys().cloned().collect::<Vec<_>>() {
+            self.finish(&id);
+        }
+    }
+
+    /// The interface and the address of an attachment that leaves. The plugin has done it, as a rule.
+    fn give_back(&mut self, id: &AttachmentId) -> Result<(), String> {
+        let Some(record) = self.registry.records().get(id).filter(|r| r.phase == Phase::Leaving) else {
+            return Ok(());
+        };
+        let endpoint = record.endpoint.clone();
+        let link = self.netlink.link_by_name(&endpoint.host_interface).map_err(|e| e.to_string())?;
+        let ours = link.filter(|link| link.kind == "veth" && mark::is_of(link.alias.as_deref(), id));
+        if let Some(link) = ours {
+            self.netlink.delete_link(&link).map_err(|e| e.to_string())?;
+        }
+        release(endpoint.leases.as_deref(), id, &endpoint.addresses)
+            .map_err(|e| format!("cannot give back the address of {id}: {e}"))
+    }
+
+    /// The cluster's view of an endpoint is that of who holds it now.
+    fn follow_holder(&mut self, key: EndpointKey) {
+        let workload = self.registry.holder(&key).map(|record| record.workload(&self.config.node_name));
+        self.set_local(key, workload);
+    }
+
+    pub(super) fn overlay_registry(&mut self) {
+        for (key, record) in self.registry.present() {
+            self.cluster.set_local_endpoint(key.clone(), Some(record.workload(&self.config.node_name)));
+        }
+        self.publish();
+    }
+
+    pub(super) fn publish(&self) {
+        self.wanted.send_replace(Wanted {
+            present: self.registry.present().map(|(key, record)| (key.clone(), record.clone())).collect(),
+            leaving: self.registry.leaving().map(|(key, record)| (record.endpoint.id(), key)).collect(),
+            node: self.config.node_name.clone(),
+            without_profile: publish::made_otherwise(&self.cluster),
+        });
+    }
+
+    pub(super) fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
+        self.cluster.set_local_endpoint(key, endpoint);
+        self.all_is_due = true;
+    }
+
+    /// What is left of a veth pair without a record: told, and closed by the hooks.
+    pub(super) fn unexplained(&self) -> Vec<String> {
+        let marked = self.links.iter().filter_map(|link| {
+            let marked = mark::read(link.alias.as_deref()?)?;
+            Some((link, AttachmentId::new(marked.container_id, marked.interface)))
+        });
+        let unknown = marked.filter(|(_, id)| !self.registry.records().contains_key(id));
+        unknown
+            .map(|(link, id)| {
+                format!(
+                    "{}: {id} has no record here; nothing passes, and DEL or GC of its runtime removes it",
+                    link.name
+                )
+            })
+            .collect()
+    }
+
+    pub(super) fn verdict(&self, endpoint: &AddEndpoint) -> Result<(), ApiError> {
+        if endpoint.addresses.is_empty() {
+            return Err(ApiError {
+                message: "the endpoint has no IPv4 address".to_owned(),
+                try_again: false,
+            });
+        }
+        match endpoint.addresses.iter().find_map(|addr| self.refusal(endpoint, *addr)) {
+            None => Ok(()),
+            Some(message) => Err(ApiError { message, try_again: true }),
+        }
+    }
+
+    /// Why the endpoint's address is not enforced yet, if so.
+    fn refusal(&self, endpoint: &AddEndpoint, addr: Ipv4Addr) -> Option<String> {
+        match self.locals.get(addr) {
+            Some(Local { interface, state, .. }) if *interface == endpoint.host_interface => {
+                match state.reason() {
+                    None => self.failure.clone(),
+                    Some(reason) => Some(reason.to_owned()),
+                }
+            }
+            Some(other) => Some(format!("address {addr} belongs to {}", other.key)),
+            None => Some(format!("interface {} is not there", endpoint.host_interface)),
+        }
+    }
+
+    /// The runtime takes a failed ADD as never having happened; the plugin is undoing it.
+    pub(super) fn withdraw(&mut self, endpoint: &AddEndpoint) {
+        match self.registry.insert(endpoint.clone(), Phase::Begun) {
+            Ok(key) => self.follow_holder(key),
+            Err(error) => warn!(%error, "cannot keep the record of a refused endpoint"),
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it stands where a closure takes an error")]
+fn refused(error: RegistryError) -> ApiError {
+    // A full disk may have room in a moment; a bad name stays one.
+    let try_again = matches!(error, RegistryError::Io { .. });
+    ApiError { message: error.to_string(), try_again }
+}
+
+fn age(record: &Record) -> Duration {
+    let since = SystemTime::UNIX_EPOCH + Duration::from_millis(record.since);
+    SystemTime::now().duration_since(since).unwrap_or_default()
+}
+
+fn release(leases: Option<&Path>, id: &AttachmentId, addresses: &[Ipv4Addr]) -> io::Result<()> {
+    match leases {
+        Some(folder) => Leases::new(folder).release(id, addresses).map(drop),
+        None => Ok(()),
+    }
+}
