@@ -17,6 +17,7 @@ pub mod ctl;
 pub mod dataplane;
 pub mod endpoint;
 mod file;
+pub mod install;
 mod lock;
 pub mod logging;
 pub mod model;

@@ -6,6 +6,7 @@ use canal_agent::{
     app, cleanup,
     config::{Config, RunArgs, command_line},
     dataplane::inspect,
+    install::{self, InstallArgs, Places},
     logging, one_line, preflight, release, rollback,
 };
 use clap::{Parser, Subcommand};
@@ -33,6 +34,9 @@ enum Verb {
     /// This node's subnet in etcd
     #[command(subcommand)]
     Lease(LeaseVerb),
+    /// The CNI plugin, for container runtimes
+    #[command(subcommand)]
+    Cni(CniVerb),
     /// Attach and pin on one interface, to look at programs and tables with bpftool
     DebugLoad(DebugArgs),
     /// Take away what debug-load left
@@ -49,6 +53,14 @@ enum LeaseVerb {
         #[arg(long)]
         force: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum CniVerb {
+    /// Put plugin and configuration in place, the latter once the agent is ready
+    Install(InstallArgs),
+    /// Remove configuration and plugin
+    Uninstall(Places),
 }
 
 #[derive(Debug, clap::Args)]
@@ -97,6 +109,18 @@ fn perform(verb: Verb) -> anyhow::Result<()> {
             let mut done = release::run(&Config::from_args(*args)?, force)?;
             if done.is_empty() {
                 done.push("this node has no lease".to_owned());
+            }
+            print(&done);
+            Ok(())
+        }
+        Verb::Cni(CniVerb::Install(args)) => {
+            print(&install::install(&args)?);
+            Ok(())
+        }
+        Verb::Cni(CniVerb::Uninstall(places)) => {
+            let mut done = install::uninstall(&places)?;
+            if done.is_empty() {
+                done.push("nothing to remove".to_owned());
             }
             print(&done);
             Ok(())
