@@ -1,8 +1,9 @@
 //! Studies that need the agent's library: `cargo xtask bench` runs this, optimised as users run the agent.
 //!
-//! `study verdict [ROUNDS]`, `study scale [CHANGES]`, `study control [ROUNDS]`, `study faults [PACKETS_A_SECOND]`,
-//! `study hooks ROUNDS OBJECT`; figures go to stdout, one JSON object a line, what is going on to stderr.
+//! `study verdict [ROUNDS]`, `study scale [CHANGES]`, `study control [ROUNDS]`, `study cni [ROUNDS]`,
+//! `study faults [PACKETS_A_SECOND]`, `study hooks ROUNDS OBJECT`; figures go to stdout, one JSON object a line, what is going on to stderr.
 
+mod cni;
 mod control;
 mod faults;
 mod hooks;
@@ -20,7 +21,7 @@ fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let number = words.get(1).map(|word| word.parse().context("a number")).transpose()?;
     let what = words.first().map(String::as_str);
-    if !matches!(what, Some("control" | "faults")) {
+    if !matches!(what, Some("control" | "faults" | "cni")) {
         // Where the agent itself is measured, it takes its turn as everywhere.
         bpf_tests::load::go_first()?;
     }
@@ -28,12 +29,13 @@ fn main() -> Result<()> {
         Some("verdict") => verdict::measure(number.unwrap_or(31))?,
         Some("scale") => scale::measure(number.unwrap_or(500))?,
         Some("control") => control::measure(number.unwrap_or(7))?,
+        Some("cni") => cni::measure(number.unwrap_or(5))?,
         Some("faults") => faults::measure(number.unwrap_or(50_000))?,
         Some("hooks") => {
             let object = words.get(2).context("the kernel object without flow table and policy")?;
             hooks::measure(number.unwrap_or(15), Path::new(object))?
         }
-        _ => bail!("study verdict|scale|hooks|control|faults [NUMBER] [OBJECT]"),
+        _ => bail!("study verdict|scale|hooks|control|cni|faults [NUMBER] [OBJECT]"),
     };
     for figure in figures {
         println!("{}", figure.json());

@@ -16,6 +16,8 @@ pub(super) enum Study {
     Verdict,
     /// What the agent takes to start, and to follow etcd.
     Control,
+    /// What a runtime waits for when a pod comes or goes.
+    Cni,
     /// A large cluster, from the store's list to the kernel.
     Scale,
     /// Other pods' flows while one pod opens flow after flow.
@@ -36,13 +38,14 @@ pub(super) struct Finding {
 }
 
 impl Study {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Hooks, Self::Control, Self::Verdict, Self::Scale, Self::Flood, Self::Faults];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Hooks, Self::Control, Self::Cni, Self::Verdict, Self::Scale, Self::Flood, Self::Faults];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Hooks => "hooks",
             Self::Control => "control",
+            Self::Cni => "cni",
             Self::Verdict => "verdict",
             Self::Scale => "scale",
             Self::Flood => "flood",
@@ -58,6 +61,7 @@ impl Study {
             Self::Control => {
                 "an agent starts with 10,000 leases and with 2,000 policies, and follows a change in etcd"
             }
+            Self::Cni => "ADD and DEL, alone and fifty at once, beside Debian's bridge plugin",
             Self::Verdict => "what a new flow costs at ten rules and at a hundred thousand",
             Self::Scale => "10,000 policies and 100,000 endpoints on a node with 250 pods",
             Self::Flood => "other pods' flows while one pod opens 200,000 flows a second",
@@ -73,6 +77,7 @@ impl Study {
                 self.by_benchmark(workspace, if quick { 5 } else { 31 }, Some(bare.as_os_str()))
             }
             Self::Control => self.by_benchmark(workspace, if quick { 2 } else { 7 }, None),
+            Self::Cni => self.by_benchmark(workspace, if quick { 1 } else { 7 }, None),
             Self::Verdict => self.by_benchmark(workspace, if quick { 7 } else { 31 }, None),
             Self::Scale => self.by_benchmark(workspace, if quick { 100 } else { 1000 }, None),
             Self::Faults => self.by_benchmark(workspace, if quick { 20_000 } else { 50_000 }, None),
