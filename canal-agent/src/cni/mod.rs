@@ -1,8 +1,10 @@
 //! The CNI plugin: attaches a container to the pod network, and detaches it.
 //!
 //! Owns: the protocol with the container runtime, the veth pair, and the call of `host-local`.
-//! Promises: ADD returns when the endpoint's policy is enforced in the kernel, or fails and leaves nothing behind;
-//! DEL may be called any number of times, in any state of the node.
+//! Promises: nothing is touched before everything was checked and the agent has taken note of what is coming; ADD returns
+//! when the endpoint's policy is enforced in the kernel, or fails and leaves nothing behind, and gives the same answer
+//! when it is repeated; DEL succeeds in any state of the node, any number of times. Whatever ends a call, its next one or the
+//! agent finishes what it left.
 //! Does not: attach programs, fill tables, add host routes or publish endpoints. That is the agent's, to which ADD
 //! hands the endpoint. No runtime is started and no kernel object loaded, so a call costs milliseconds.
 //!
