@@ -57,6 +57,9 @@ pub struct AddEndpoint {
     /// The name that this node has in the endpoint's; absent: the agent's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// Resolver settings that ADD answered with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<serde_json::Value>,
     /// `host-local`'s folder for the network, to give the address back when nobody else does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leases: Option<PathBuf>,

@@ -102,7 +102,7 @@ fn again(call: Call<'_>, pod: &Netns, inside: &Link, host: &Link) -> Result<Opti
         sandbox: shown(call.attachment.netns.as_deref()),
         ip,
         routes: call.config.routes.on(&subnet)?,
-        dns: None,
+        dns: endpoint.dns,
     }))
 }
 
@@ -192,6 +192,7 @@ fn make<'a>(prepared: &'a Prepared<'a>, undo: &mut Undo<'a>) -> Result<Made, Cni
 
     endpoint.mac = Some(mac);
     endpoint.addresses = vec![allocation.ip];
+    endpoint.dns = allocation.dns;
     client.add_endpoint(&endpoint).map_err(|e| no_agent(&e))?;
     Ok(Made {
         host_interface: endpoint.host_interface,
@@ -202,7 +203,7 @@ fn make<'a>(prepared: &'a Prepared<'a>, undo: &mut Undo<'a>) -> Result<Made, Cni
         sandbox: pod.path().display().to_string(),
         ip: allocation.ip,
         routes: plan.routes,
-        dns: allocation.dns,
+        dns: endpoint.dns,
     })
 }
 

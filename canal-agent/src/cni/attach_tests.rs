@@ -291,6 +291,44 @@ fn del_succeeds_when_agent_namespace_and_subnet_file_are_gone() {
 }
 
 #[test]
+fn a_pod_goes_by_a_configuration_that_would_not_make_it_any_more() {
+    in_new_netns(|| {
+        let mut node = Node::new();
+        let _requests = node.agent(OK);
+        node.add().unwrap();
+        node.config["type"] = json!("calico");
+        node.config["datastore_type"] = json!("kubernetes");
+        node.config["ipam"]["subnet"] = json!("usePodCidr");
+        node.set("CNI_ARGS", "NOBODY_KNOWS=1");
+        node.call("ADD").unwrap_err();
+        node.call("DEL").unwrap();
+        node.assert_untouched();
+        node.config["name"] = json!("../escape");
+        node.call("DEL").unwrap_err();
+    });
+}
+
+#[test]
+fn a_repeated_add_gives_the_same_answer_and_takes_nothing_more() {
+    in_new_netns(|| {
+        let mut node = Node::new();
+        let _requests = node.agent(OK);
+        let resolv = node.folder.path().join("resolv.conf");
+        fs::write(&resolv, "nameserver 10.0.0.53\n").unwrap();
+        node.config["ipam"]["resolvConf"] = json!(resolv);
+        let first = node.add().unwrap();
+        assert_eq!(first["dns"], json!({"nameservers": ["10.0.0.53"]}));
+        let before = (host_links(), node.pod_link(), node.taken());
+        assert_eq!(node.add().unwrap(), first);
+        assert_eq!((host_links(), node.pod_link(), node.taken()), before);
+        node.config["name"] = json!("other");
+        let error = node.add().unwrap_err();
+        assert_eq!(error.code, Code::InterfaceExists, "{error}");
+        assert!(error.details.contains("network canal"), "{error}");
+    });
+}
+
+#[test]
 fn a_pair_that_was_never_marked_is_found_from_inside_the_pod() {
     in_new_netns(|| {
         let node = Node::new();

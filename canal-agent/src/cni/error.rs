@@ -64,6 +64,11 @@ impl CniError {
         Self { code, msg: msg.into(), details: details.into() }
     }
 
+    /// Something that was asked for is wrong or not to be had here; it could be read, though.
+    pub(super) fn is_of_content(&self) -> bool {
+        matches!(self.code, Code::UnsupportedField | Code::InvalidConfig | Code::InvalidEnvironment)
+    }
+
     pub(super) fn kernel(error: &crate::netlink::Error) -> Self {
         Self::new(Code::Kernel, "cannot set up the container's interface", error.to_string())
     }

@@ -96,8 +96,14 @@ pub fn call_as(program: Dialect, environment: &Environment, stdin: &[u8]) -> Res
     if verb == Verb::Version {
         return config::versions(program, stdin);
     }
-    let arguments = &Arguments::read(environment)?;
-    let config = &Config::read(program, stdin, arguments)?;
+    let (arguments, config) = &match read(program, environment, stdin) {
+        // A pod that was made must be able to go, whatever has become of the configuration since.
+        Err(error) if verb == Verb::Del && error.is_of_content() => {
+            call::note(&format!("DEL goes on without what cannot be used: {error}"));
+            (Arguments::default(), Config::for_del(stdin).ok_or(error)?)
+        }
+        read => read?,
+    };
     verb.is_in(config.version)?;
     for line in &config.notes {
         call::note(line);
@@ -122,4 +128,10 @@ pub fn call_as(program: Dialect, environment: &Environment, stdin: &[u8]) -> Res
             }
         }
     }
+}
+
+fn read(program: Dialect, environment: &Environment, stdin: &[u8]) -> Result<(Arguments, Config), CniError> {
+    let arguments = Arguments::read(environment)?;
+    let config = Config::read(program, stdin, &arguments)?;
+    Ok((arguments, config))
 }

@@ -156,7 +156,12 @@ impl Node {
 
     /// How the attachment stands; `None`: it is not known.
     pub(super) fn report(&self, id: &AttachmentId) -> Option<EndpointReport> {
-        let record = self.registry.records().get(id)?;
+        let Some(record) = self.registry.records().get(id) else {
+            let endpoint = self.made_by_calico(id, &Goodbye::default())?;
+            let reason = self.verdict(&endpoint).err().map(|error| error.message);
+            let state = if reason.is_none() { "ready" } else { "closed" };
+            return Some(EndpointReport { endpoint, state: state.to_owned(), reason });
+        };
         let (state, reason) = match record.phase {
             Phase::Begun => ("begun".to_owned(), Some("its ADD has not ended".to_owned())),
             Phase::Leaving => ("leaving".to_owned(), Some("it was deleted".to_owned())),

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The plugin's own default.
-const DATA_DIR: &str = "/var/lib/cni/flannel";
+pub(super) const DATA_DIR: &str = "/var/lib/cni/flannel";
 const ATTACHED: &str =
     "no bridge is made: each pod has a link of its own to the node, with a default gateway";
 

@@ -216,6 +216,24 @@ impl Config {
         })
     }
 
+    /// What it takes to detach, of a configuration that is not to be used otherwise. `None`: not even that is there.
+    pub(super) fn for_del(stdin: &[u8]) -> Option<Self> {
+        let mut raw = parse(stdin).ok()?;
+        let mut kept = Map::from_iter([("cniVersion".to_owned(), LATEST.into())]);
+        for key in ["name", "socket", "subnetFile"] {
+            kept.extend(raw.remove(key).filter(Value::is_string).map(|value| (key.to_owned(), value)));
+        }
+        let data_dir = raw.get("ipam").and_then(|ipam| ipam.get("dataDir")).filter(|dir| dir.is_string());
+        kept.extend(data_dir.map(|dir| ("ipam".to_owned(), serde_json::json!({"dataDir": dir}))));
+        let flannel_data_dir = raw.get("dataDir").and_then(Value::as_str).map(PathBuf::from);
+        let is_flannel = raw.get("type").and_then(Value::as_str) == Some("flannel");
+        let text = Value::Object(kept).to_string();
+        let config = Self::read(Dialect::Canal, text.as_bytes(), &Arguments::default()).ok()?;
+        let flannel_data_dir =
+            flannel_data_dir.or_else(|| Some(flannel::DATA_DIR.into())).filter(|_| is_flannel);
+        Some(Self { flannel_data_dir, ..config })
+    }
+
     /// Where `host-local` keeps its leases, one folder below for each network.
     pub fn ipam_data_dir(&self) -> PathBuf {
         host_local::data_dir(&self.ipam)
