@@ -116,6 +116,11 @@ impl Cmd {
 
     /// Runs to the end, whatever the exit status.
     pub fn output(self) -> Result<Output> {
+        self.output_telling(|_| {})
+    }
+
+    /// The same; `started` is told the process id.
+    pub fn output_telling(self, started: impl FnOnce(u32)) -> Result<Output> {
         let line = self.argv.join(" ");
         let making = sweep::making();
         let mut child = self
@@ -126,6 +131,7 @@ impl Cmd {
             .spawn()
             .with_context(|| format!("cannot start `{line}`"))?;
         drop(making);
+        started(child.id());
         let (done, finished) = mpsc::channel();
         let input = child.stdin.take();
         let stdin = self.stdin;

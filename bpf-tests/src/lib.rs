@@ -21,6 +21,7 @@ pub mod artefacts;
 mod bpf;
 pub mod capture;
 pub mod cmd;
+pub mod dice;
 pub mod etcd;
 pub mod faults;
 pub mod flannel;

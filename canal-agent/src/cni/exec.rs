@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::mpsc,
@@ -11,8 +12,11 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    sys::{
+        prctl::set_pdeathsig,
+        signal::{Signal, kill},
+    },
+    unistd::{Pid, getpid, getppid},
 };
 use serde::Deserialize;
 
@@ -57,13 +61,18 @@ pub(super) fn run(
 }
 
 fn finish(program: &Path, environment: &BTreeMap<&str, &str>, stdin: String) -> io::Result<Output> {
-    let mut child = Command::new(program)
-        .env_clear()
-        .envs(environment)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut command = Command::new(program);
+    command.env_clear().envs(environment).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let own = getpid();
+    // It must not go on alone: an address that it takes after the runtime's DEL would be nobody's.
+    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            set_pdeathsig(Signal::SIGKILL)?;
+            if getppid() == own { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+        });
+    }
+    let mut child = command.spawn()?;
     let pid = Pid::from_raw(child.id().cast_signed());
     let (done, finished) = mpsc::channel();
     thread::spawn(move || {

@@ -83,8 +83,9 @@ impl Leases {
         Ok(Some(Lease { address, container_id: id.to_owned(), interface }))
     }
 
-    /// Gives back those of these addresses that are the attachment's; without any named, all that it has. Fails without
-    /// waiting while `host-local` works in the folder. Tells how many were given back.
+    /// Gives back those of these addresses that are the attachment's; without any named, all that it has, and what a
+    /// `host-local` that was killed has left empty. Fails without waiting while `host-local` works in the folder. Tells
+    /// how many were given back.
     pub fn release(&self, id: &AttachmentId, addresses: &[Ipv4Addr]) -> io::Result<usize> {
         self.release_where(addresses, |lease| lease.is_of(id))
     }
@@ -92,13 +93,15 @@ impl Leases {
     /// As [`release`](Self::release), whoever's they are that the test picks.
     pub fn release_where(&self, addresses: &[Ipv4Addr], test: impl Fn(&Lease) -> bool) -> io::Result<usize> {
         // Mostly there is nothing to do, and the lock is not needed to see that.
-        let found = self.find(addresses, &test)?;
+        let test = |lease: &Lease| test(lease) || (addresses.is_empty() && lease.container_id.is_empty());
+        let found = self.find(addresses, test)?;
         if found.is_empty() {
             return Ok(0);
         }
+        // Whoever holds the lock meets no note that is only being written.
         let _lock = self.lock()?;
         let mut released = 0;
-        for lease in self.find(&found.iter().map(|lease| lease.address).collect::<Vec<_>>(), &test)? {
+        for lease in self.find(&found.iter().map(|lease| lease.address).collect::<Vec<_>>(), test)? {
             fs::remove_file(self.path(lease.address))?;
             released += 1;
         }
@@ -176,6 +179,9 @@ mod tests {
         assert_eq!(leases.release(&id("nobody", "eth0"), &[]).unwrap(), 0, "there is nothing to wait for");
         drop(busy);
         assert_eq!(leases.release(&id("aa", "eth0"), &[]).unwrap(), 1);
+        fs::write(leases.folder().join("10.1.0.9"), "").unwrap();
+        assert_eq!(leases.release(&id("aa", "eth0"), &["10.1.0.9".parse().unwrap()]).unwrap(), 0);
+        assert_eq!(leases.release(&id("aa", "eth0"), &[]).unwrap(), 1, "nobody's");
         assert_eq!(Leases::new("/no/such/folder").list().unwrap(), []);
     }
 }

@@ -326,7 +326,15 @@ impl Node {
         };
         let endpoint = record.endpoint.clone();
         let link = self.netlink.link_by_name(&endpoint.host_interface).map_err(|e| e.to_string())?;
-        let ours = link.filter(|link| link.kind == "veth" && mark::is_of(link.alias.as_deref(), id));
+        // Calico's plugin marks nothing. What is another's is announced before it is made.
+        let others = self.registry.records().iter();
+        let claimed = others
+            .filter(|(other, _)| *other != id)
+            .any(|(_, record)| record.endpoint.host_interface == endpoint.host_interface);
+        let ours = link.filter(|link| {
+            let unmarked = link.alias.is_none() && !claimed;
+            link.kind == "veth" && (unmarked || mark::is_of(link.alias.as_deref(), id))
+        });
         if let Some(link) = ours {
             self.netlink.delete_link(&link).map_err(|e| e.to_string())?;
         }

@@ -4,10 +4,11 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
+use bpf_tests::dice::Dice;
 use canal_agent::model::resource::{Kind, Resource};
 use serde_json::{Value, json};
 
-use super::{super::pod, dice::Dice};
+use super::super::pod;
 
 pub(super) const HERE: &str = "n1";
 /// The first three are pods of this node, the others of the next one.

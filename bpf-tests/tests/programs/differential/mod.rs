@@ -5,7 +5,6 @@
 //! judge real ones, and their hit counters must name the same decisions.
 
 mod content;
-mod dice;
 mod kernel;
 mod traffic;
 
@@ -17,7 +16,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use bpf_tests::progrun::Links;
+use bpf_tests::{dice::Dice, progrun::Links};
 use canal_agent::{
     compile::{Compiler, reference, reference::Reference},
     dataplane::{
@@ -36,7 +35,6 @@ use nix::{
 
 use self::{
     content::{Content, HERE, LOCAL_PODS, PODS, pod_address},
-    dice::Dice,
     kernel::{End, Kernel},
 };
 use super::*;

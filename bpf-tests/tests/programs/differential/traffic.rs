@@ -13,9 +13,8 @@ use canal_common::{
 use super::{
     super::{SYN, WORLD},
     content::{PODS, pod_address},
-    dice::Dice,
 };
-use bpf_tests::progrun::packet;
+use bpf_tests::{dice::Dice, progrun::packet};
 
 const PORTS: [u16; 14] = [0, 53, 79, 80, 85, 90, 91, 443, 444, 999, 1000, 40000, 65534, 65535];
 /// Addresses of nobody, or of network sets only.

@@ -1,84 +1,13 @@
-//! `canal-cni` as a container runtime calls it.
+//! Wrong calls, and what each of the plugin's answers says.
 
-use bpf_tests::{Cmd, Host, Netns, Node, World, agent::binary, cmd::Output, pod};
+use bpf_tests::{Cmd, Host, World, agent::binary, pod};
 use serde_json::{Value, json};
 
+use super::{Call, config, leases, netns, veths};
 use crate::{one_node, soon};
 
 /// What is wrong, the call, its code, and words of its message.
 type Case<'a> = (&'a str, Call<'a>, u64, &'a [&'a str]);
-
-/// One call with everything that the runtime may get wrong.
-struct Call<'a> {
-    node: &'a Node,
-    verb: &'a str,
-    id: String,
-    netns: String,
-    path: String,
-    config: String,
-}
-
-impl<'a> Call<'a> {
-    fn new(node: &'a Node, verb: &'a str, netns: &Netns, name: &str) -> Self {
-        Self {
-            node,
-            verb,
-            id: pod::container_id(name),
-            netns: netns.path().display().to_string(),
-            path: "/usr/lib/cni:/opt/cni/bin".to_owned(),
-            config: config(node, "1.0.0").to_string(),
-        }
-    }
-
-    fn make(self) -> Output {
-        self.node
-            .netns()
-            .cmd(&binary("canal-cni").unwrap().display().to_string())
-            .env("CNI_COMMAND", self.verb)
-            .env("CNI_CONTAINERID", self.id)
-            .env("CNI_NETNS", self.netns)
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", self.path)
-            .stdin(self.config)
-            .output()
-            .unwrap()
-    }
-
-    /// It must fail with this code; returns message and details.
-    fn fails_with(self, code: u64) -> String {
-        let output = self.make();
-        assert!(!output.ok(), "{output:?}");
-        let error: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
-        assert_eq!(error["code"], code, "{error}");
-        assert!(error["cniVersion"].is_string() && error["msg"].is_string(), "{error}");
-        format!("{} {}", error["msg"], error["details"])
-    }
-}
-
-fn config(node: &Node, version: &str) -> Value {
-    json!({
-        "cniVersion": version, "name": "canal", "type": "canal-cni",
-        "socket": node.agent().socket(), "subnetFile": node.agent().subnet_file(),
-        "ipam": {"type": "host-local", "dataDir": node.folder().join("ipam")},
-    })
-}
-
-fn netns(world: &World, name: &str) -> Netns {
-    Netns::create(&format!("{}pod-{name}", world.prefix())).unwrap()
-}
-
-/// Addresses that host-local has given out.
-fn allocations(node: &Node) -> Vec<String> {
-    let entries = std::fs::read_dir(node.folder().join("ipam/canal"));
-    let names = entries.into_iter().flatten().flatten().map(|e| e.file_name().into_string().unwrap());
-    let mut found: Vec<_> = names.filter(|n| n.starts_with("10.")).collect();
-    found.sort();
-    found
-}
-
-fn veths(node: &Node) -> usize {
-    node.netns().ip("-br link show type veth").unwrap().lines().filter(|l| l.starts_with("cali")).count()
-}
 
 #[test]
 fn each_wrong_call_has_its_code_and_message_and_leaves_nothing() {
@@ -148,10 +77,10 @@ fn each_wrong_call_has_its_code_and_message_and_leaves_nothing() {
     assert!(pod.ip("-d link show eth0").unwrap().contains("bridge"), "and it is not touched");
     pod.ip("link del eth0").unwrap();
 
-    assert_eq!((veths(node), allocations(node)), (0, Vec::new()), "nothing is left");
+    assert_eq!((veths(node), leases(node)), (0, Vec::new()), "nothing is left");
     assert_eq!(world.etcd().workload_endpoints().unwrap(), Vec::<String>::new());
     assert!(add().make().ok(), "and the right call works");
-    assert_eq!((veths(node), allocations(node).len()), (1, 1));
+    assert_eq!((veths(node), leases(node).len()), (1, 1));
 }
 
 #[test]
@@ -165,12 +94,12 @@ fn without_an_agent_add_asks_to_try_again_and_del_succeeds() {
     let pod = netns(&world, "p");
     let said = Call::new(node, "ADD", &pod, "p").fails_with(11);
     assert!(said.contains("canal-agent") && said.contains("agent.sock"), "{said}");
-    assert_eq!((veths(node), allocations(node).len()), (1, 1), "nothing is left of the failed one");
+    assert_eq!((veths(node), leases(node).len()), (1, 1), "nothing is left of the failed one");
     assert!(pod.ip("link show eth0").is_err());
 
     let gone = Call::new(node, "DEL", first.netns(), "first").make();
     assert!(gone.ok(), "{gone:?}");
-    assert_eq!((veths(node), allocations(node).len()), (0, 0));
+    assert_eq!((veths(node), leases(node).len()), (0, 0));
     assert!(Call::new(node, "DEL", first.netns(), "first").make().ok(), "twice is no error");
     node.agent().start().unwrap();
     assert!(soon(|| world.etcd().workload_endpoints().unwrap().is_empty()), "the agent learns of it");
@@ -191,7 +120,7 @@ fn del_succeeds_in_every_state_of_the_node() {
         Call { netns: "/run/netns/no-such".to_owned(), ..del() }.make().ok(),
         "namespace and subnet file gone"
     );
-    assert_eq!((veths(node), allocations(node).len()), (0, 0));
+    assert_eq!((veths(node), leases(node).len()), (0, 0));
     assert!(Call { netns: String::new(), ..del() }.make().ok(), "no namespace given");
     assert!(soon(|| node.agent().endpoint_state("10.100.0.2".parse().unwrap()).unwrap().is_none()));
     assert!(soon(|| world.etcd().workload_endpoints().unwrap().is_empty()));
@@ -299,6 +228,6 @@ fn many_pods_at_once_all_come_up_and_all_go() {
             scope.spawn(|| node.del_pod(pod).unwrap());
         }
     });
-    assert_eq!((veths(node), allocations(node).len()), (0, 0));
+    assert_eq!((veths(node), leases(node).len()), (0, 0));
     assert!(soon(|| world.etcd().workload_endpoints().unwrap().is_empty()));
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-pub(super) struct Dice(pub(super) u64);
+pub struct Dice(pub u64);
 
 impl Dice {
     fn roll(&mut self) -> u64 {
@@ -14,30 +14,31 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    pub(super) fn below(&mut self, limit: usize) -> usize {
+    #[expect(clippy::cast_possible_truncation, reason = "it is less than the limit")]
+    pub fn below(&mut self, limit: usize) -> usize {
         (self.roll() % limit as u64) as usize
     }
 
-    pub(super) fn chance(&mut self, percent: usize) -> bool {
+    pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 
     /// One of several texts, as JSON.
-    pub(super) fn text(&mut self, from: &[&str]) -> Value {
+    pub fn text(&mut self, from: &[&str]) -> Value {
         self.pick(from).into()
     }
 
     /// One of several JSON values.
-    pub(super) fn value(&mut self, from: &[Value]) -> Value {
+    pub fn value(&mut self, from: &[Value]) -> Value {
         from[self.below(from.len())].clone()
     }
 
     /// Puts a field into an object, sometimes.
-    pub(super) fn maybe(
+    pub fn maybe(
         &mut self,
         percent: usize,
         object: &mut Value,
@@ -49,7 +50,7 @@ impl Dice {
         }
     }
 
-    pub(super) fn list(&mut self, most: usize, item: impl Fn(&mut Self) -> Value) -> Value {
+    pub fn list(&mut self, most: usize, item: impl Fn(&mut Self) -> Value) -> Value {
         let length = 1 + self.below(most);
         (0..length).map(|_| item(self)).collect()
     }

@@ -1,0 +1,194 @@
+//! The same container, or one that is hard to tell from it, once more.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use bpf_tests::{Cmd, Host, Node, World, policy::RESOURCES, until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+use super::{Call, Held, LOOKED_AGAIN, comes_to_hold, config, ip, leases, netns, talks, veths};
+use crate::{one_node, soon};
+
+fn endpoint(world: &World, key: &str) -> Value {
+    let text = world.etcd().get(&format!("{RESOURCES}workloadendpoints/{key}")).unwrap();
+    text.map_or(Value::Null, |text| serde_json::from_str(&text).unwrap())
+}
+
+#[test]
+fn a_second_add_gives_the_same_answer_and_makes_nothing() {
+    let world = one_node();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    let pod = netns(&world, "p");
+    let add = || Call::new(node, "ADD", &pod, "p");
+    let first = add().result();
+    comes_to_hold(&world, node, 1);
+    let before = Held::of(&world, node);
+    for version in ["0.4.0", "1.1.0"] {
+        let again = add().with(&config(node, version)).result();
+        assert_eq!(again["interfaces"][1]["mac"], first["interfaces"][1]["mac"]);
+        assert_eq!((ip(&again), &again["routes"]), (ip(&first), &first["routes"]));
+        if version == "1.1.0" {
+            assert_eq!(again, first);
+        }
+    }
+    assert_eq!(Held::of(&world, node), before);
+    assert!(talks(node, &pod, ip(&first)));
+
+    let mut other = config(node, "1.1.0");
+    other["runtimeConfig"] = json!({"ips": ["10.100.0.77"]});
+    assert!(add().with(&other).fails_with(105).contains("DEL"), "another address is not the same");
+    let mut other = config(node, "1.1.0");
+    other["name"] = json!("other");
+    assert!(add().with(&other).fails_with(105).contains("network canal"), "nor is another network");
+    assert_eq!(Held::of(&world, node), before);
+    // What somebody took away is made again.
+    pod.ip(&format!("addr del {}/32 dev eth0", ip(&first))).unwrap();
+    let again = add().result();
+    assert!(talks(node, &pod, ip(&again)));
+    comes_to_hold(&world, node, 1);
+    add().verb("DEL").works();
+    comes_to_hold(&world, node, 0);
+}
+
+/// A folder with a `host-local` that is a script around the real one.
+fn wrapped(node: &Node, name: &str, script: &str) -> PathBuf {
+    let folder = node.folder().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    let program = folder.join("host-local");
+    let real = super::PLUGINS.split(':').map(|folder| Path::new(folder).join("host-local"));
+    let real = real.into_iter().find(|path| path.is_file()).unwrap();
+    fs::write(&program, script.replace("REAL", &real.display().to_string())).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// Kills the plugin before `host-local` was at work, and after.
+const KILLERS: [(&str, &str); 2] =
+    [("before", "#!/bin/sh\nkill -9 $PPID\n"), ("after", "#!/bin/sh\nREAL > /dev/null\nkill -9 $PPID\n")];
+
+#[test]
+fn an_add_that_was_killed_is_made_good_by_the_next_and_by_del() {
+    let world = one_node();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    for (name, script) in KILLERS {
+        let folder = wrapped(node, name, script).display().to_string();
+        let pod = netns(&world, name);
+        let killed = || Call { path: folder.clone(), ..Call::new(node, "ADD", &pod, name) };
+        let output = killed().make();
+        assert!(output.status.code().is_none() || output.status.code() == Some(137), "{output:?}");
+        assert!(pod.ip("link show eth0").is_err());
+        let result = Call::new(node, "ADD", &pod, name).result();
+        assert!(talks(node, &pod, ip(&result)), "{name}");
+        comes_to_hold(&world, node, 1);
+        Call::new(node, "DEL", &pod, name).works();
+        comes_to_hold(&world, node, 0);
+
+        drop(killed().make());
+        Call::new(node, "DEL", &pod, name).works();
+        comes_to_hold(&world, node, 0);
+    }
+}
+
+#[test]
+fn an_add_that_is_killed_while_the_agent_hangs_is_made_good_by_the_next() {
+    let world = one_node();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    // Everything is made, and only the policy has yet to be there.
+    let stops =
+        format!("#!/bin/sh\nREAL\nstatus=$?\nkill -STOP {}\nexit $status\n", node.agent().pid().unwrap());
+    let folder = wrapped(node, "stops", &stops).display().to_string();
+    let pod = netns(&world, "p");
+    let hung = std::thread::scope(|scope| {
+        let call = Call { path: folder, ..Call::new(node, "ADD", &pod, "p") };
+        let mut pid = None;
+        let (tell, told) = std::sync::mpsc::channel();
+        let adding =
+            scope.spawn(move || call.command().output_telling(|pid| tell.send(pid).unwrap()).unwrap());
+        assert!(until(crate::SOON, || {
+            pid = pid.or_else(|| told.try_recv().ok());
+            pod.ip("route show default").is_ok_and(|routes| routes.contains("169.254.1.1"))
+        }));
+        kill(Pid::from_raw(pid.unwrap().cast_signed()), Signal::SIGKILL).unwrap();
+        adding.join().unwrap()
+    });
+    assert!(!hung.ok());
+    assert_eq!((veths(node), leases(node).len()), (1, 1));
+    let agent = Pid::from_raw(node.agent().pid().unwrap().cast_signed());
+    kill(agent, Signal::SIGCONT).unwrap();
+    let result = Call::new(node, "ADD", &pod, "p").result();
+    assert!(talks(node, &pod, ip(&result)));
+    comes_to_hold(&world, node, 1);
+    Call::new(node, "DEL", &pod, "p").works();
+    comes_to_hold(&world, node, 0);
+}
+
+#[test]
+fn a_container_in_a_new_namespace_takes_over_from_its_old_one() {
+    let world = one_node();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    let (old, new) = (netns(&world, "old"), netns(&world, "new"));
+    Call::new(node, "ADD", &old, "p").works();
+    let result = Call::new(node, "ADD", &new, "p").result();
+    assert!(old.ip("link show eth0").is_err(), "the old one's interface is gone");
+    assert!(talks(node, &new, ip(&result)));
+    comes_to_hold(&world, node, 1);
+    Call::new(node, "DEL", &new, "p").works();
+    comes_to_hold(&world, node, 0);
+}
+
+#[test]
+fn a_pod_that_is_made_anew_keeps_its_endpoint_when_the_old_container_goes() {
+    let world = one_node();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    let (old, new) = (netns(&world, "old"), netns(&world, "new"));
+    let key = "shop/node1-k8s-web--0-eth0";
+    let first = Call::new(node, "ADD", &old, "old").of_pod("shop", "web-0").result();
+    let second = Call::new(node, "ADD", &new, "new").of_pod("shop", "web-0").result();
+    assert_ne!(first["interfaces"][0]["name"], second["interfaces"][0]["name"]);
+    let is_the_seconds =
+        || endpoint(&world, key)["spec"]["containerID"] == bpf_tests::pod::container_id("new");
+    assert!(soon(is_the_seconds), "{}", endpoint(&world, key));
+    assert!(talks(node, &new, ip(&second)));
+    Call::new(node, "DEL", &old, "old").of_pod("shop", "web-0").works();
+    comes_to_hold(&world, node, 1);
+    assert!(is_the_seconds(), "{}", endpoint(&world, key));
+    assert!(talks(node, &new, ip(&second)));
+    let expected = json!([format!("{}/32", ip(&second))]);
+    assert_eq!(endpoint(&world, key)["spec"]["ipNetworks"], expected);
+    Call::new(node, "DEL", &new, "new").of_pod("shop", "web-0").works();
+    comes_to_hold(&world, node, 0);
+}
+
+#[test]
+fn containers_whose_ids_begin_alike_both_talk() {
+    let world = one_node();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    let (one, other) = (netns(&world, "one"), netns(&world, "other"));
+    let call = |verb, pod, id: &str| Call { id: id.to_owned(), ..Call::new(node, verb, pod, "x") };
+    let first = call("ADD", &one, "0123456789abc").result();
+    let second = call("ADD", &other, "0123456789abd").result();
+    assert_eq!(first["interfaces"][0]["name"], "cali0123456789a");
+    assert_ne!(second["interfaces"][0]["name"], "cali0123456789a");
+    assert!(talks(node, &one, ip(&first)) && talks(node, &other, ip(&second)));
+    comes_to_hold(&world, node, 2);
+    call("DEL", &other, "0123456789abd").works();
+    assert!(talks(node, &one, ip(&first)));
+    let names = Cmd::line("ip -n").arg(node.netns().name()).args(["-br", "link"]).run().unwrap();
+    assert!(names.contains("cali0123456789a"), "{names}");
+    call("DEL", &one, "0123456789abc").works();
+    comes_to_hold(&world, node, 0);
+    assert!(until(LOOKED_AGAIN, || !node.netns().ip("-br link").unwrap().contains("cali")));
+}
