@@ -1,11 +1,15 @@
 //! Files that other programs read.
 
 use std::{
-    fs::{DirBuilder, File, Permissions},
+    fs::{self, DirBuilder, File, Permissions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::Path,
+    time::{Duration, SystemTime},
 };
+
+/// No file is written for this long.
+const ABANDONED: Duration = Duration::from_mins(1);
 
 /// Puts `content` in the place of the file, mode 0644, in a folder that is made if need be. A reader sees the old
 /// content or the new, also across a power loss.
@@ -21,4 +25,11 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path)?;
     File::open(folder)?.sync_all()
+}
+
+/// Removes a temporary file of a writer that was killed, and leaves one that is being written.
+pub(crate) fn remove_if_abandoned(path: &Path) -> io::Result<()> {
+    let age = path.symlink_metadata()?.modified()?;
+    let age = SystemTime::now().duration_since(age).unwrap_or_default();
+    if age > ABANDONED { fs::remove_file(path) } else { Ok(()) }
 }

@@ -48,7 +48,9 @@ pub fn read(folder: &Path) -> io::Result<Vec<Unheard>> {
     for entry in entries {
         let path = entry?.path();
         if path.extension().is_none_or(|e| e != "json") {
-            continue; // It is being written.
+            // It is being written, or was when its plugin was killed.
+            file::remove_if_abandoned(&path).ok();
+            continue;
         }
         match serde_json::from_slice(&fs::read(&path)?) {
             Ok(unheard) => found.push(unheard),
@@ -86,9 +88,15 @@ mod tests {
         );
         leave(&folder, &id, &goodbye).unwrap();
         fs::write(folder.join("broken@eth0.json"), "{").unwrap();
+        let now = SystemTime::now();
+        for (name, time) in [(".canal.young", now), (".canal.old", now - std::time::Duration::from_mins(2))] {
+            fs::File::create(folder.join(name)).unwrap().set_modified(time).unwrap();
+        }
         let left = read(&folder).unwrap();
         assert_eq!(left.iter().map(|u| (&u.id, &u.goodbye)).collect::<Vec<_>>(), [(&id, &goodbye)]);
         assert!(!folder.join("broken@eth0.json").exists());
+        let is_there = |name| folder.join(name).exists();
+        assert!(is_there(".canal.young") && !is_there(".canal.old"), "only what is being written");
         forget(&folder, &id).unwrap();
         forget(&folder, &id).unwrap();
         assert!(read(&folder).unwrap().is_empty());

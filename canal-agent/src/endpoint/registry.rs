@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::wire::{AddEndpoint, AttachmentId},
+    file,
     model::{
         EndpointKey, Pod, WorkloadEndpoint,
         endpoint::{Birth, EndpointName},
@@ -116,7 +117,9 @@ impl Registry {
         for entry in fs::read_dir(&dir).map_err(io("list", &dir))? {
             let path = entry.map_err(io("list", &dir))?.path();
             if path.extension().is_none_or(|e| e != "json") {
-                continue; // A temporary file of a write that did not end.
+                // Of a write that did not end.
+                file::remove_if_abandoned(&path).ok();
+                continue;
             }
             match read(&path)
                 .and_then(|record| Ok((registry.key(&record.endpoint).map_err(|e| e.to_string())?, record)))

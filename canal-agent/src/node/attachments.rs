@@ -369,7 +369,7 @@ impl Node {
         self.all_is_due = true;
     }
 
-    /// What is left of a veth pair without a record: told, and closed by the hooks.
+    /// Veth pairs without a record: told, and closed by the hooks unless etcd has their endpoint.
     pub(super) fn unexplained(&self) -> Vec<String> {
         let marked = self.links.iter().filter_map(|link| {
             let marked = mark::read(link.alias.as_deref()?)?;
@@ -378,8 +378,12 @@ impl Node {
         let unknown = marked.filter(|(_, id)| !self.registry.records().contains_key(id));
         unknown
             .map(|(link, id)| {
+                let is_open =
+                    self.locals.all().any(|(_, l)| l.interface == link.name && l.state.reason().is_none());
+                let why =
+                    if is_open { "etcd has its endpoint, by which it goes on" } else { "nothing passes" };
                 format!(
-                    "{}: {id} has no record here; nothing passes, and DEL or GC of its runtime removes it",
+                    "{}: {id} has no record here; {why}, and DEL or GC of its runtime removes it",
                     link.name
                 )
             })

@@ -38,13 +38,14 @@ fn what_is_not_listed_goes_and_the_rest_and_other_networks_stay() {
     let pods = three(&world, node);
     let mut elsewhere = config(node, "1.1.0");
     elsewhere["name"] = json!("other");
+    // Two networks of a node share its subnet.
+    let [_, _, third, _] = ip(&pods[0].1).octets();
+    elsewhere["ipam"]["rangeStart"] = json!(format!("10.100.{third}.100"));
     let other = netns(&world, "o");
     let others = Call::new(node, "ADD", &other, "o").with(&elsewhere).result();
     let (kept, result) = &pods[1];
     // What a runtime forgot long ago has only a note of host-local's left.
-    let note = node.folder().join("ipam/canal/10.100.0.200");
-    let subnet = ip(result).octets();
-    let note = note.with_file_name(format!("10.100.{}.200", subnet[2]));
+    let note = node.folder().join(format!("ipam/canal/10.100.{third}.200"));
     std::fs::write(&note, format!("{}\r\neth0", container_id("forgotten"))).unwrap();
     let before = Held::of(&world, node);
 

@@ -141,6 +141,9 @@ fn the_list_of_canals_etcd_manifest_makes_pods_of_kubernetes() {
     .unwrap();
     config["delegate"]["kubernetes"]["kubeconfig"] = json!(kubeconfig);
     let config = with_paths(node, config);
+    // As Calico's controllers make it of a namespace.
+    let open = json!({"ingress": [{"action": "Allow"}], "egress": [{"action": "Allow"}]});
+    world.etcd().put_profile("kns.shop", open).unwrap();
     let pod = netns(&world, "p");
     let program = named(node, "flannel");
     let call = Call { program, ..Call::new(node, "ADD", &pod, "p").with(&config).of_pod("shop", "web-0") };
@@ -162,17 +165,18 @@ fn calicos_configuration_with_host_local_makes_pods() {
     let node = world.node(1);
     node.agent().start().unwrap();
     let subnet = node.agent().status().unwrap()["lease"]["subnet"].clone();
-    for (subnet, version) in [(subnet, "0.3.1"), (json!("usePodCidr"), "1.0.0")] {
+    let ipam = [json!({"type": "host-local", "subnet": subnet}), json!({"type": "host-local"})];
+    for (ipam, version) in ipam.into_iter().zip(["0.3.1", "1.0.0"]) {
         let config = with_paths(
             node,
             json!({
                 "name": "k8s-pod-network", "cniVersion": version, "type": "calico",
                 "etcd_endpoints": bpf_tests::etcd::ENDPOINT, "log_level": "warning", "nodename": "node1", "mtu": 1400,
-                "ipam": {"type": "host-local", "subnet": subnet},
+                "ipam": ipam,
                 "container_settings": {"allow_ip_forwarding": true},
             }),
         );
-        let name = format!("c{}", version.len() + usize::from(version == "1.0.0"));
+        let name = format!("c{}", version.replace('.', ""));
         let pod = netns(&world, &name);
         let call = Call { program: named(node, &name), ..Call::new(node, "ADD", &pod, &name).with(&config) };
         let result = call.clone().result();

@@ -20,8 +20,7 @@ fn plug(world: &World, node: &Node, name: &str) -> (Netns, std::net::Ipv4Addr) {
         "ipam": {"type": "host-local", "dataDir": node.folder().join("ipam"), "ranges": [[{"subnet": subnet}]],
                  "routes": [{"dst": "10.100.0.0/16"}]},
     });
-    let result = Cmd::line("env host-local")
-        .env("PATH", PLUGINS)
+    let result = Cmd::new(super::host_local())
         .env("CNI_COMMAND", "ADD")
         .env("CNI_CONTAINERID", &id)
         .env("CNI_NETNS", pod.path().display().to_string())

@@ -125,6 +125,7 @@ fn a_lost_state_directory_is_told_and_its_pods_can_be_deleted() {
     let notices = node.agent().status().unwrap()["notices"].to_string();
     for name in ["one", "other"] {
         assert!(notices.contains(&container_id(name)), "{notices}");
+        assert!(notices.contains("etcd has its endpoint"), "{notices}");
     }
     assert_eq!(Held::of(&world, node).counts(), [2, 2, 2, 2, 0, 0]);
     Call::new(node, "DEL", &one, "one").works();

@@ -12,7 +12,12 @@ mod storm;
 mod twice;
 mod verbs;
 
-use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bpf_tests::{Cmd, Host, Netns, Node, World, agent::binary, cmd::Output, pod};
 use serde_json::{Value, json};
@@ -123,12 +128,18 @@ fn netns(world: &World, name: &str) -> Netns {
     Netns::create(&format!("{}pod-{name}", world.prefix())).unwrap()
 }
 
+/// The real one.
+fn host_local() -> PathBuf {
+    let all = PLUGINS.split(':').map(|folder| Path::new(folder).join("host-local"));
+    all.into_iter().find(|path| path.is_file()).unwrap()
+}
+
 /// Addresses that host-local has given out.
 fn leases(node: &Node) -> Vec<String> {
     files(&node.folder().join("ipam/canal"), |name| name.starts_with("10."))
 }
 
-fn files(folder: &std::path::Path, test: impl Fn(&str) -> bool) -> Vec<String> {
+fn files(folder: &Path, test: impl Fn(&str) -> bool) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|e| e.file_name().into_string().unwrap()).filter(|name| test(name));
     names.collect::<BTreeSet<_>>().into_iter().collect()
@@ -167,8 +178,8 @@ impl Held {
             leases: leases(node),
             endpoints: world.etcd().workload_endpoints().unwrap(),
             entries: entries(node),
-            records: files(&node.folder().join("state/endpoints"), |_| true),
-            goodbyes: files(&node.folder().join("goodbyes"), |_| true),
+            records: files(&node.folder().join("state/endpoints"), |name| !name.starts_with('.')),
+            goodbyes: files(&node.folder().join("goodbyes"), |name| !name.starts_with('.')),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::one_node;
 const PODS: usize = 100;
 const WORKERS: usize = 8;
 /// Attachments that a storm makes, unless `CANAL_STORM` says otherwise.
-const STORM: usize = 400;
+const STORM: usize = 1_000;
 /// A runtime asks for DEL until it succeeds.
 const DELS: usize = 50;
 
@@ -120,7 +120,7 @@ impl Drop for Stops<'_> {
 fn kill_at_random(world: &World, victims: &Victims, stop: &AtomicBool, mut dice: Dice) -> Tally {
     let (node, mut tally) = (world.node(1), Tally::default());
     while !stop.load(Ordering::Relaxed) {
-        match dice.below(60) {
+        match dice.below(20) {
             0 => {
                 node.agent().kill_9();
                 node.agent().spawn().unwrap();

@@ -1,10 +1,6 @@
 //! The same container, or one that is hard to tell from it, once more.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use bpf_tests::{Cmd, Host, Node, World, policy::RESOURCES, until};
 use nix::{
@@ -63,8 +59,7 @@ fn wrapped(node: &Node, name: &str, script: &str) -> PathBuf {
     let folder = node.folder().join(name);
     fs::create_dir_all(&folder).unwrap();
     let program = folder.join("host-local");
-    let real = super::PLUGINS.split(':').map(|folder| Path::new(folder).join("host-local"));
-    let real = real.into_iter().find(|path| path.is_file()).unwrap();
+    let real = super::host_local();
     fs::write(&program, script.replace("REAL", &real.display().to_string())).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     folder
