@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     config::{Config, Stored},
-    error::CniError,
+    error::{CniError, one_line},
     request::{Arguments, Attachment, Environment},
 };
 use crate::{
@@ -73,7 +73,7 @@ impl Call<'_> {
 
 /// A line on standard error, which runtimes put into their logs.
 pub(super) fn note(text: &str) {
-    eprintln!("canal-cni: {text}");
+    eprintln!("canal-cni: {}", one_line(text));
 }
 
 /// For messages.

@@ -92,8 +92,14 @@ impl CniError {
             msg: &'a str,
             details: &'a str,
         }
-        let answer =
-            Answer { cni_version: version, code: self.code as u32, msg: &self.msg, details: &self.details };
+        let (msg, details) = (&one_line(&self.msg), &one_line(&self.details));
+        let answer = Answer { cni_version: version, code: self.code as u32, msg, details };
         serde_json::to_string(&answer).expect("strings and a number are always JSON")
     }
+}
+
+/// For logs and terminals, whatever a caller or another program put into it.
+pub(super) fn one_line(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
 }

@@ -63,6 +63,7 @@ impl Node {
     ) -> bool {
         let inserted = self
             .accepts()
+            .and_then(|()| self.is_not_leaving(&endpoint))
             .and_then(|()| self.registry.insert(endpoint.clone(), Phase::Present).map_err(refused));
         match inserted {
             Ok(key) => {
@@ -75,6 +76,17 @@ impl Node {
                 let _ = reply.send(Err(error));
                 false
             }
+        }
+    }
+
+    /// The plugin may have been killed, and the runtime's DEL have come, before its last word was read.
+    fn is_not_leaving(&self, endpoint: &AddEndpoint) -> Result<(), ApiError> {
+        match self.registry.records().get(&endpoint.id()) {
+            Some(record) if record.phase == Phase::Leaving => {
+                let message = format!("{} was deleted meanwhile", endpoint.id());
+                Err(ApiError { message, try_again: true })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -417,8 +429,13 @@ impl Node {
         }
     }
 
-    /// The runtime takes a failed ADD as never having happened; the plugin is undoing it.
+    /// The runtime takes a failed ADD as never having happened; the plugin is undoing it. What was deleted or begun anew
+    /// while it waited stays that.
     pub(super) fn withdraw(&mut self, endpoint: &AddEndpoint) {
+        let record = self.registry.records().get(&endpoint.id());
+        if !record.is_some_and(|record| record.phase == Phase::Present && record.endpoint == *endpoint) {
+            return;
+        }
         match self.registry.insert(endpoint.clone(), Phase::Begun) {
             Ok(key) => self.follow_holder(key),
             Err(error) => warn!(%error, "cannot keep the record of a refused endpoint"),

@@ -204,7 +204,8 @@ fn no_call_makes_it_panic_and_each_gets_an_answer_and_leaves_nothing() {
             let error: Value = serde_json::from_str(&output.stdout)
                 .unwrap_or_else(|e| panic!("{}: {e}: {output:?}", shown()));
             assert!(error["code"].as_u64().is_some_and(|code| code > 0), "{}: {error}", shown());
-            assert!(!error["msg"].as_str().unwrap().contains('\n'), "{}: {error}", shown());
+            let text = format!("{}{}", error["msg"].as_str().unwrap(), error["details"].as_str().unwrap());
+            assert!(!text.contains(char::is_control), "{}: {error}", shown());
             assert_eq!(output.stdout.lines().count(), 1, "{}: {output:?}", shown());
         } else if verb == "ADD" {
             worked += 1;

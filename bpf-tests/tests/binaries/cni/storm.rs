@@ -120,7 +120,7 @@ impl Drop for Stops<'_> {
 fn kill_at_random(world: &World, victims: &Victims, stop: &AtomicBool, mut dice: Dice) -> Tally {
     let (node, mut tally) = (world.node(1), Tally::default());
     while !stop.load(Ordering::Relaxed) {
-        match dice.below(20) {
+        match dice.below(40) {
             0 => {
                 node.agent().kill_9();
                 node.agent().spawn().unwrap();
