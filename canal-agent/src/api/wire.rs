@@ -60,6 +60,9 @@ pub struct AddEndpoint {
     /// Resolver settings that ADD answered with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<serde_json::Value>,
+    /// Chosen for each ADD: only what was announced is taken.
+    #[serde(default)]
+    pub attempt: u64,
     /// `host-local`'s folder for the network, to give the address back when nobody else does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leases: Option<PathBuf>,
@@ -90,7 +93,7 @@ pub struct Goodbye {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointReport {
     pub endpoint: AddEndpoint,
-    /// `ready`, `closed`, `begun` or `leaving`.
+    /// `ready`, `closed`, `unsettled` (the node has trouble that is not this endpoint's), `begun` or `leaving`.
     pub state: String,
     /// Why it is not ready.
     pub reason: Option<String>,
@@ -122,6 +125,9 @@ pub struct Collect {
 pub struct Collected {
     /// What went, one line each.
     pub removed: Vec<String>,
+    /// What is being made, and on no list yet: nothing of it may go.
+    #[serde(default)]
+    pub kept: BTreeSet<AttachmentId>,
     /// What could not.
     pub problems: Vec<String>,
 }

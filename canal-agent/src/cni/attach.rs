@@ -9,7 +9,7 @@ use super::{
     error::{CniError, Code},
     interface::{self, Found, HOST_MAC, Plan},
     ipam::Ipam,
-    names::names,
+    names,
     readiness::wait_for_gates,
     result::Made,
     subnet::Subnet,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::{
         client::{Client, ClientError},
-        wire::AddEndpoint,
+        wire::{AddEndpoint, EndpointReport},
     },
     endpoint::{goodbyes, mark},
     netlink::{Link, Netlink, Netns},
@@ -49,9 +49,10 @@ pub(super) fn add(call: Call<'_>) -> Result<Made, CniError> {
     let pod = interface::open(call.attachment)?;
     // A second call for this pod waits until the first has ended, in whatever way.
     let _alone = pod.lock().map_err(kernel)?;
-    match interface::look(&pod, &call.id()).map_err(kernel)? {
+    match interface::look(&pod, &call.id(), names::prefix(call.environment)?).map_err(kernel)? {
         Found::Nothing => {}
-        Found::Foreign => {
+        Found::Unmarked if was_cut_off(call)? => {}
+        Found::Foreign | Found::Unmarked => {
             return Err(exists(call, "DEL the earlier attachment first, or choose another CNI_IFNAME"));
         }
         Found::Ours(ends) => {
@@ -71,13 +72,23 @@ fn exists(call: Call<'_>, hint: &str) -> CniError {
     CniError::new(Code::InterfaceExists, msg, hint)
 }
 
+/// Whether the agent knows of an ADD of this attachment that has not ended.
+fn was_cut_off(call: Call<'_>) -> Result<bool, CniError> {
+    let report = call.client().endpoint(&call.id()).map_err(|e| no_agent(&e))?;
+    Ok(report.is_some_and(|report| report.state == "begun"))
+}
+
 /// The same answer as the first time, if that ADD went through; `None`: it was cut off, and what it left is removed.
 fn again(call: Call<'_>, pod: &Netns, inside: &Link, host: &Link) -> Result<Option<Made>, CniError> {
     let kernel = |e| CniError::kernel(&e);
     let client = call.client();
     let report = client.endpoint(&call.id()).map_err(|e| no_agent(&e))?;
-    let endpoint = report.filter(|r| r.state != "begun" && r.state != "leaving").map(|r| r.endpoint);
-    let whole = endpoint.filter(|e| e.host_interface == host.name && e.mac == inside.mac && inside.up);
+    let Some(EndpointReport { endpoint, reason, .. }) =
+        report.filter(|r| r.state != "begun" && r.state != "leaving")
+    else {
+        return Ok(None);
+    };
+    let whole = Some(endpoint).filter(|e| e.host_interface == host.name && e.mac == inside.mac && inside.up);
     let (Some(endpoint), Some(mac)) = (whole, inside.mac) else { return Ok(None) };
     let [ip] = endpoint.addresses[..] else { return Ok(None) };
     if endpoint.network != call.config.network {
@@ -91,7 +102,10 @@ fn again(call: Call<'_>, pod: &Netns, inside: &Link, host: &Link) -> Result<Opti
     if !addresses.iter().any(|address| address.net.addr() == ip) {
         return Ok(None);
     }
-    client.add_endpoint(&endpoint).map_err(|e| no_agent(&e))?;
+    if let Some(reason) = reason {
+        // It stays as it is: a pod that lives is not undone by a question.
+        return Err(CniError::new(Code::TryAgain, "the endpoint is there, and not in force", reason));
+    }
     let subnet = Subnet::load(&call.config.subnet_file)?;
     Ok(Some(Made {
         host_interface: host.name.clone(),
@@ -113,8 +127,9 @@ fn prepare<'a>(call: Call<'a>, pod: &'a Netns) -> Result<Prepared<'a>, CniError>
     let ranges = config.range.within(subnet.net)?;
     let mtu = config.mtu_on(&subnet)?;
     let routes = config.routes.on(&subnet)?;
-    let names = names(call.environment, call.attachment, call.arguments.pod.as_ref())?;
+    let names = names::names(call.environment, call.attachment, call.arguments.pod.as_ref())?;
     let ipam = Ipam::find(call)?;
+    let routes = interface::room(pod, &call.id(), routes)?;
     wait_for_gates(&config.readiness_gates)?;
     let workload = Workload::find(call)?;
     let wishes = workload.wishes.or(config.wishes);
@@ -132,6 +147,7 @@ fn prepare<'a>(call: Call<'a>, pod: &'a Netns) -> Result<Prepared<'a>, CniError>
         pod: workload.pod,
         node: config.node_name.resolve()?,
         leases: Some(call.leases().folder().to_owned()),
+        attempt: rand::random(),
         ..AddEndpoint::default()
     };
     // The address is known later.
@@ -159,7 +175,7 @@ fn make<'a>(prepared: &'a Prepared<'a>, undo: &mut Undo<'a>) -> Result<Made, Cni
     let mut host = Netlink::open().map_err(kernel)?;
     let mut endpoint = prepared.endpoint.clone();
     endpoint.host_interface = interface::choose_name(&mut host, &prepared.names, &id).map_err(kernel)?;
-    let goodbye = call.goodbye()?;
+    let goodbye = call.goodbye();
     // From here on the agent undoes what this call cannot.
     let begun = client.begin_endpoint(&endpoint);
     // One that was silent may have taken note of it.
@@ -172,22 +188,29 @@ fn make<'a>(prepared: &'a Prepared<'a>, undo: &mut Undo<'a>) -> Result<Made, Cni
         note(&format!("cannot remove the note of an earlier DEL: {error}"));
     }
 
+    let prefix = names::prefix(call.environment)?;
     // Of an earlier life of this container, in whatever namespace.
-    interface::delete(&mut host, Some(pod), &id).map_err(kernel)?;
+    interface::delete(&mut host, Some(pod), &id, |link| link.name.starts_with(&*prefix)).map_err(kernel)?;
     let allocation = ipam.add(prepared.subnet.net, &prepared.ranges, prepared.wish)?;
     undo.push(move || ipam.del().map_err(|e| e.to_string()));
 
     let plan = Plan { address: allocation.ip, ..prepared.plan.clone() };
-    for _ in 0..TRIES {
+    let mut tries = 0..TRIES;
+    loop {
         let names = (endpoint.host_interface.as_str(), id.interface.as_str());
         if interface::make(&mut host, pod, names, &plan, &mark::mark(&endpoint)).map_err(kernel)?.is_some() {
             break;
         }
+        if tries.next().is_none() {
+            let msg = "others keep taking the names for the host's end";
+            return Err(CniError::new(Code::TryAgain, msg, "too many containers come at once"));
+        }
         endpoint.host_interface = interface::choose_name(&mut host, &prepared.names, &id).map_err(kernel)?;
         client.begin_endpoint(&endpoint).map_err(|e| no_agent(&e))?;
     }
-    let name = endpoint.host_interface.clone();
-    undo.push(move || host.delete_link(name.as_str()).map(drop).map_err(|e| e.to_string()));
+    // By its mark: in the meantime the name may be another's.
+    let made = id.clone();
+    undo.push(move || interface::delete_marked(&mut host, &made).map(drop).map_err(|e| e.to_string()));
     let mac = interface::configure(pod, &id.interface, &plan).map_err(kernel)?;
 
     endpoint.mac = Some(mac);

@@ -179,6 +179,7 @@ fn add_makes_a_pod_that_waits_only_for_its_agent_and_del_takes_all_of_it_away() 
             network: "canal".into(),
             labels: [("app".to_owned(), "web".to_owned())].into(),
             leases: Some(node.folder.path().join("ipam/canal")),
+            attempt: begun.attempt,
             ..AddEndpoint::default()
         };
         assert_eq!(serde_json::from_str::<AddEndpoint>(&body).unwrap(), wanted);

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     config::{Config, Stored},
-    error::{CniError, one_line},
+    error::one_line,
     request::{Arguments, Attachment, Environment},
 };
 use crate::{
@@ -40,12 +40,13 @@ impl Call<'_> {
         Leases::of_network(&self.config.ipam_data_dir(), &self.config.network)
     }
 
-    pub(super) fn goodbye(&self) -> Result<Goodbye, CniError> {
-        Ok(Goodbye {
+    /// Without the node's name if that cannot be learned any more: the agent's own is as likely.
+    pub(super) fn goodbye(&self) -> Goodbye {
+        Goodbye {
             network: self.config.network.clone(),
-            node: self.config.node_name.resolve()?,
+            node: self.config.node_name.resolve().unwrap_or_default(),
             leases: Some(self.leases().folder().to_owned()),
-        })
+        }
     }
 
     /// What flannel's own plugin noted when it made this pod.

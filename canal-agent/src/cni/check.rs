@@ -29,12 +29,27 @@ pub(super) fn check(call: Call<'_>) -> Result<(), CniError> {
         let hint = "CHECK compares with the result of ADD, which the runtime gives as `prevResult`";
         return Err(CniError::new(Code::InvalidConfig, "`prevResult` is missing", hint));
     };
+    // Pods of flannel's plugin with a bridge are its own: that one checks nothing.
+    if call.stored().is_ok_and(|stored| stored.is_some_and(|stored| !stored.is_like_ours())) {
+        return Ok(());
+    }
     let told = told(call, result)?;
     let pod = interface::open(call.attachment)?;
     let mut drift = inside(call, &pod, &told)?;
-    drift.extend(outside(call, &told));
+    drift.extend(noted(call, &told));
+    let unsettled = match enforced(call, &told) {
+        Enforced::Yes => None,
+        Enforced::No(problem) => {
+            drift.push(problem);
+            None
+        }
+        Enforced::Unknown(reason) => Some(reason),
+    };
     if drift.is_empty() {
-        return Ok(());
+        return match unsettled {
+            None => Ok(()),
+            Some(reason) => Err(CniError::new(Code::TryAgain, "the agent cannot tell", reason)),
+        };
     }
     let msg = format!("{} is not as it was made", call.id());
     Err(CniError::new(Code::Drifted, msg, drift.join("; ")))
@@ -103,8 +118,8 @@ fn other_end(call: Call<'_>, told: &Told, inside: &Link) -> Result<Option<String
     Ok(None)
 }
 
-/// The address is still the container's, and its policy is enforced.
-fn outside(call: Call<'_>, told: &Told) -> Vec<String> {
+/// The address is still the container's.
+fn noted(call: Call<'_>, told: &Told) -> Vec<String> {
     let mut drift = Vec::new();
     for address in &told.addresses {
         match call.leases().read(address.addr()) {
@@ -118,26 +133,40 @@ fn outside(call: Call<'_>, told: &Told) -> Vec<String> {
             Err(error) => drift.push(format!("cannot read host-local's notes: {error}")),
         }
     }
-    drift.extend(enforced(call, told));
     drift
 }
 
-fn enforced(call: Call<'_>, told: &Told) -> Option<String> {
+/// Whether its policy is in force.
+enum Enforced {
+    Yes,
+    No(String),
+    /// The agent is away or has other trouble; the pod is as it was.
+    Unknown(String),
+}
+
+fn enforced(call: Call<'_>, told: &Told) -> Enforced {
     let end = Instant::now() + CONVERGES;
     loop {
-        let problem = match call.client().endpoint(&call.id()) {
-            Err(error) => Some(error.to_string()),
-            Ok(None) => Some("the agent does not know the endpoint".to_owned()),
-            Ok(Some(report)) if report.state != "ready" => {
-                Some(format!("the agent has it as {}: {}", report.state, report.reason.unwrap_or_default()))
+        let found = match call.client().endpoint(&call.id()) {
+            Err(error) => Enforced::Unknown(error.to_string()),
+            Ok(None) => Enforced::No("the agent does not know the endpoint".to_owned()),
+            Ok(Some(report)) if report.state == "unsettled" => {
+                Enforced::Unknown(report.reason.unwrap_or_default())
             }
+            Ok(Some(report)) if report.state != "ready" => Enforced::No(format!(
+                "the agent has it as {}: {}",
+                report.state,
+                report.reason.unwrap_or_default()
+            )),
             Ok(Some(report)) => {
                 let missing = told.addresses.iter().find(|a| !report.endpoint.addresses.contains(&a.addr()));
-                missing.map(|address| format!("the agent does not know its address {}", address.addr()))
+                missing.map_or(Enforced::Yes, |address| {
+                    Enforced::No(format!("the agent does not know its address {}", address.addr()))
+                })
             }
         };
-        if problem.is_none() || Instant::now() > end {
-            return problem;
+        if matches!(found, Enforced::Yes) || Instant::now() > end {
+            return found;
         }
         thread::sleep(PAUSE);
     }

@@ -1,24 +1,23 @@
 //! DEL, step by step. What is gone already is no error, and what cannot be done now is left to the agent, which finds the
 //! attachment in its records, or the word that is left for it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Duration};
 
 use super::{
     call::{Call, note},
-    config::Stored,
+    config::{Config, Stored},
     error::{CniError, Code},
     exec, interface,
     ipam::Ipam,
+    names::{self, HOST_PREFIX},
 };
 use crate::{
     endpoint::goodbyes,
-    netlink::{Netlink, Netns},
+    netlink::{Link, Netlink, Netns},
 };
 
 /// DEL must not wait long for an agent that does not answer.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// Plugins whose pods are attached as ours are.
-const LIKE_OURS: [&str; 2] = ["calico", "canal-cni"];
 
 pub(super) fn del(call: Call<'_>) -> Result<(), CniError> {
     let stored = call.stored().unwrap_or_else(|problem| {
@@ -29,14 +28,16 @@ pub(super) fn del(call: Call<'_>) -> Result<(), CniError> {
         detach(call);
         return Ok(());
     };
-    if LIKE_OURS.contains(&stored.kind.as_str()) {
-        // Network and addresses are those that the pod was made with.
-        let mut config = call.config.clone();
-        config.network.clone_from(&stored.network);
-        config.ipam.extend(stored.ipam.into_iter().filter(|(key, _)| key == "dataDir"));
-        detach(Call { config: &config, ..call });
+    if stored.is_like_ours() {
+        detach(Call { config: &made_with(call, stored), ..call });
+    } else if let Ok(program) = exec::find(&stored.kind, &call.attachment.path) {
+        another(call, &stored, &program)?;
     } else {
-        another(call, &stored)?;
+        goes_on(&format!("{}, which made the pod, is not there: its interface and address go", stored.kind));
+        if let Some(pod) = call.attachment.netns.as_deref().and_then(|path| Netns::open(path).ok()) {
+            interface::delete_inside(&pod, &call.id()).unwrap_or_else(|error| goes_on(&error.to_string()));
+        }
+        detach(Call { config: &made_with(call, stored), ..call });
     }
     if let Err(error) = call.forget_stored() {
         goes_on(&format!("cannot remove flannel's note of the container: {error}"));
@@ -44,22 +45,37 @@ pub(super) fn del(call: Call<'_>) -> Result<(), CniError> {
     Ok(())
 }
 
+/// Network and addresses are those that the pod was made with.
+fn made_with(call: Call<'_>, stored: Stored) -> Config {
+    let mut config = call.config.clone();
+    config.network = stored.network;
+    config.ipam.extend(stored.ipam.into_iter().filter(|(key, _)| key == "dataDir"));
+    config
+}
+
 fn detach(call: Call<'_>) {
     let id = call.id();
-    let heard = call.goodbye().map_err(|error| error.to_string()).and_then(|goodbye| {
-        call.client().timeout(GOODBYE).delete_endpoint(&id, &goodbye).map_err(|error| {
-            let unheard = error.to_string();
-            match goodbyes::leave(&call.goodbyes(), &id, &goodbye) {
-                Ok(()) => unheard,
-                Err(error) => format!("{unheard}; nor can word be left for it: {error}"),
-            }
-        })
-    });
-    if let Err(error) = heard {
-        goes_on(&error);
+    let goodbye = call.goodbye();
+    if let Err(error) = call.client().timeout(GOODBYE).delete_endpoint(&id, &goodbye) {
+        goes_on(&error.to_string());
+        // What is refused for good is no better heard later.
+        if error.try_again()
+            && let Err(error) = goodbyes::leave(&call.goodbyes(), &id, &goodbye)
+        {
+            goes_on(&format!("no word can be left for the agent: {error}"));
+        }
     }
     let pod = call.attachment.netns.as_deref().and_then(|path| Netns::open(path).ok());
-    let deleted = Netlink::open().and_then(|mut host| interface::delete(&mut host, pod.as_ref(), &id));
+    // A path of /proc may have become another pod's.
+    let leases = call.leases();
+    let is_ours = |address: &Ipv4Addr| {
+        leases.read(*address).is_ok_and(|lease| lease.is_none_or(|lease| lease.is_of(&id)))
+    };
+    let prefix = names::prefix(call.environment).unwrap_or(HOST_PREFIX);
+    let addresses = pod.as_ref().map(|pod| interface::addresses(pod, &id)).unwrap_or_default();
+    let may_go = |link: &Link| link.name.starts_with(prefix) && addresses.iter().all(is_ours);
+    let deleted =
+        Netlink::open().and_then(|mut host| interface::delete(&mut host, pod.as_ref(), &id, may_go));
     if let Err(error) = deleted {
         goes_on(&error.to_string());
     }
@@ -73,11 +89,10 @@ fn detach(call: Call<'_>) {
 }
 
 /// The pod was made by a plugin that only itself can undo, such as `bridge`.
-fn another(call: Call<'_>, stored: &Stored) -> Result<(), CniError> {
-    let program = exec::find(&stored.kind, &call.attachment.path)?;
+fn another(call: Call<'_>, stored: &Stored, program: &Path) -> Result<(), CniError> {
     let environment: BTreeMap<_, _> =
         call.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let output = exec::run(&program, &environment, stored.text.clone())?;
+    let output = exec::run(program, &environment, stored.text.clone())?;
     if output.status.success() {
         return Ok(());
     }

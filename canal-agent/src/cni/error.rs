@@ -46,6 +46,8 @@ pub enum Code {
     AddressTaken = 108,
     /// GC: something could not be removed; the rest was.
     GarbageLeft = 109,
+    /// The container is on a network of Canal already, by another interface.
+    SecondNetwork = 110,
 }
 
 /// A failed call.

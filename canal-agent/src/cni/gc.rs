@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    config::Config,
+    config::{Config, Stored},
     error::{CniError, Code},
 };
 use crate::{
@@ -37,6 +37,13 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
         CniError::new(Code::Io, msg, error.to_string())
     };
     let taken = leases.list().map_err(unreadable)?;
+    // Pods of flannel's plugin with a bridge go by that plugin only.
+    let is_anothers = |container: &str| {
+        let dir = config.flannel_data_dir.as_deref();
+        let stored = dir.map(|dir| Stored::load(dir, container));
+        matches!(stored, Some(Ok(Some(stored))) if !stored.is_like_ours())
+    };
+    let is_stale = |lease: &Lease| is_stale(lease) && !is_anothers(&lease.container_id);
     let stale = taken.iter().filter(|lease| is_stale(lease));
     let asked = Collect {
         network: config.network.clone(),
@@ -55,7 +62,8 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
         super::call::note(&format!("GC removed {removed}"));
     }
     let mut problems = collected.problems;
-    problems.extend(release(&leases, is_stale).err().map(|e| e.to_string()));
+    let goes = |lease: &Lease| is_stale(lease) && !collected.kept.iter().any(|id| lease.is_of(id));
+    problems.extend(release(&leases, goes).err().map(|e| e.to_string()));
     if problems.is_empty() {
         return Ok(());
     }

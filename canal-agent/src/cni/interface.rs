@@ -8,8 +8,8 @@ use canal_common::Mac;
 use ipnet::Ipv4Net;
 
 use super::{
+    call::note,
     error::{CniError, Code},
-    names::HOST_PREFIX,
     request::Attachment,
 };
 use crate::{
@@ -43,6 +43,8 @@ pub(super) enum Found {
     Nothing,
     /// This attachment's own interface, of an earlier call, and its end on the host.
     Ours(Box<(Link, Link)>),
+    /// The end of a pair whose other end, on this host, has a name as ours have and nobody's mark.
+    Unmarked,
     Foreign,
 }
 
@@ -65,14 +67,43 @@ pub(super) fn open(attachment: &Attachment) -> Result<Netns, CniError> {
 }
 
 /// Looks into the pod, and touches nothing.
-pub(super) fn look(pod: &Netns, id: &AttachmentId) -> Result<Found, netlink::Error> {
+pub(super) fn look(pod: &Netns, id: &AttachmentId, prefix: &str) -> Result<Found, netlink::Error> {
     let Some(inside) = Netlink::open_in(pod)?.link_by_name(&id.interface)? else { return Ok(Found::Nothing) };
     let hosts = Netlink::open()?.links()?;
-    let ours = |host: &Link| are_ends(host, &inside) && mark::is_of(host.alias.as_deref(), id);
-    Ok(match hosts.into_iter().find(ours) {
-        Some(host) => Found::Ours(Box::new((inside, host))),
-        None => Found::Foreign,
+    Ok(match hosts.into_iter().find(|host| are_ends(host, &inside)) {
+        Some(host) if mark::is_of(host.alias.as_deref(), id) => Found::Ours(Box::new((inside, host))),
+        Some(host) if host.alias.is_none() && host.name.starts_with(prefix) => Found::Unmarked,
+        _ => Found::Foreign,
     })
+}
+
+/// The routes that the pod's interface can have beside what is there: those that another interface has stay with it. A
+/// second one by our gateway is refused, for answers would leave by the wrong one.
+pub(super) fn room(
+    pod: &Netns,
+    id: &AttachmentId,
+    mut wanted: Vec<Ipv4Net>,
+) -> Result<Vec<Ipv4Net>, CniError> {
+    let kernel = |e| CniError::kernel(&e);
+    let mut inside = Netlink::open_in(pod).map_err(kernel)?;
+    let own = inside.link_by_name(&id.interface).map_err(kernel)?.map(|link| link.index);
+    let others: Vec<Route> =
+        inside.routes().map_err(kernel)?.into_iter().filter(|route| route.oif != own).collect();
+    if others.iter().any(|route| route.dst == Ipv4Net::from(GATEWAY)) {
+        return Err(CniError::new(
+            Code::SecondNetwork,
+            "the container has an interface of such a network already",
+            "a pod has one: its answers would leave by the wrong one; use another plugin for the second network",
+        ));
+    }
+    wanted.retain(|dst| {
+        let is_free = !others.iter().any(|route| route.dst == *dst);
+        if !is_free {
+            note(&format!("the container has a route to {dst} already, which stays"));
+        }
+        is_free
+    });
+    Ok(wanted)
 }
 
 /// The first of the names that is no other attachment's.
@@ -147,17 +178,25 @@ pub(super) fn configure(pod: &Netns, name: &str, plan: &Plan) -> Result<Mac, net
     link.mac.ok_or_else(absent)
 }
 
-/// Deletes every pair of this attachment; tells how many there were.
+/// Deletes every pair that bears the attachment's mark; tells how many there were.
+pub(super) fn delete_marked(host: &mut Netlink, id: &AttachmentId) -> Result<usize, netlink::Error> {
+    delete(host, None, id, |_| false)
+}
+
+/// Deletes every pair of this attachment; tells how many there were. An unmarked one, whose plugin was killed before it
+/// could mark it or was Calico's, is known by its end in the pod, and goes if `is_ours` says so.
 pub(super) fn delete(
     host: &mut Netlink,
     pod: Option<&Netns>,
     id: &AttachmentId,
+    is_ours: impl Fn(&Link) -> bool,
 ) -> Result<usize, netlink::Error> {
     let links = host.links()?;
     let inside = pod.and_then(|pod| inside(pod, id));
     let ours = links.iter().filter(|link| {
-        mark::is_of(link.alias.as_deref(), id)
-            || inside.as_ref().is_some_and(|inside| is_unmarked_peer(link, inside))
+        let is_unmarked_end =
+            || link.alias.is_none() && inside.as_ref().is_some_and(|inside| are_ends(link, inside));
+        mark::is_of(link.alias.as_deref(), id) || (is_unmarked_end() && is_ours(link))
     });
     let mut deleted = 0;
     for link in ours {
@@ -166,17 +205,27 @@ pub(super) fn delete(
     Ok(deleted)
 }
 
+/// Deletes the pod's end, whoever made it, and with it the other.
+pub(super) fn delete_inside(pod: &Netns, id: &AttachmentId) -> Result<(), netlink::Error> {
+    match inside(pod, id) {
+        Some(link) => Netlink::open_in(pod)?.delete_link(&link).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The addresses of the pod's interface, as far as it is there.
+pub(super) fn addresses(pod: &Netns, id: &AttachmentId) -> Vec<Ipv4Addr> {
+    let Some(link) = inside(pod, id) else { return Vec::new() };
+    let read = Netlink::open_in(pod).and_then(|mut inside| inside.addresses(Some(link.index)));
+    read.unwrap_or_default().iter().map(|address| address.net.addr()).collect()
+}
+
 /// The interface in the pod, if the namespace is a pod's and still there.
 fn inside(pod: &Netns, id: &AttachmentId) -> Option<Link> {
     if Netns::current().is_ok_and(|own| own.is(pod)) {
         return None;
     }
     Netlink::open_in(pod).ok()?.link_by_name(&id.interface).ok()?
-}
-
-/// A host end whose plugin was killed before it could mark it, or that Calico's plugin made for this pod.
-pub(super) fn is_unmarked_peer(host: &Link, inside: &Link) -> bool {
-    host.alias.is_none() && host.name.starts_with(HOST_PREFIX) && are_ends(host, inside)
 }
 
 /// The two ends of one pair name each other.

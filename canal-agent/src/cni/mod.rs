@@ -110,7 +110,7 @@ pub fn call_as(program: Dialect, environment: &Environment, stdin: &[u8]) -> Res
     }
     let silent = |()| String::new();
     match verb {
-        Verb::Status => status::status(config, &search_path(environment)?).map(silent),
+        Verb::Status => status::status(config, environment, &search_path(environment)?).map(silent),
         Verb::Gc => {
             search_path(environment)?;
             gc::gc(config).map(silent)

@@ -39,7 +39,8 @@ pub(super) fn names(
     Ok(std::iter::once(calicos).chain(others).map(|suffix| name(&suffix)).collect())
 }
 
-fn prefix(environment: &Environment) -> Result<&str, CniError> {
+/// What the names of host ends begin with.
+pub(super) fn prefix(environment: &Environment) -> Result<&str, CniError> {
     let said = environment.get(PREFIX_VARIABLE).and_then(|list| list.split(',').next()).map(str::trim);
     let Some(prefix) = said.filter(|prefix| !prefix.is_empty()) else { return Ok(HOST_PREFIX) };
     let legal = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));

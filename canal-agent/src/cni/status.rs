@@ -11,9 +11,10 @@ use ipnet::Ipv4Net;
 use serde_json::Value;
 
 use super::{
-    config::Config,
+    config::{Config, Policy},
     error::{CniError, Code},
-    exec, ipam,
+    exec, ipam, kubernetes, names,
+    request::Environment,
     subnet::Subnet,
 };
 use crate::{api::client::Client, endpoint::Leases};
@@ -21,7 +22,7 @@ use crate::{api::client::Client, endpoint::Leases};
 /// Runtimes ask often, and do not wait long.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-pub(super) fn status(config: &Config, path: &[PathBuf]) -> Result<(), CniError> {
+pub(super) fn status(config: &Config, environment: &Environment, path: &[PathBuf]) -> Result<(), CniError> {
     let unavailable = |error: CniError| CniError { code: Code::NotAvailable, ..error };
     exec::find(ipam::PLUGIN, path).map_err(unavailable)?;
     let agent = Client::new(&config.socket).timeout(PATIENCE).ready();
@@ -36,6 +37,11 @@ pub(super) fn status(config: &Config, path: &[PathBuf]) -> Result<(), CniError> 
     }
     let subnet = Subnet::load(&config.subnet_file).map_err(unavailable)?;
     config.mtu_on(&subnet).map_err(unavailable)?;
+    config.node_name.resolve().map_err(unavailable)?;
+    names::prefix(environment).map_err(unavailable)?;
+    if let Policy::Kubernetes(access) = &config.policy {
+        kubernetes::check(access).map_err(unavailable)?;
+    }
     let ranges = config.range.within(subnet.net).map_err(unavailable)?;
     room(&ranges, &config.ipam_data_dir(), &config.network).map_err(unavailable)
 }

@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -39,11 +40,17 @@ pub fn leave(folder: &Path, id: &AttachmentId, goodbye: &Goodbye) -> io::Result<
 }
 
 /// What was left. A file that cannot be read says nothing, and goes.
+/// Only from a folder that nobody but root can write to: what is in it removes pods.
 pub fn read(folder: &Path) -> io::Result<Vec<Unheard>> {
     let entries = match fs::read_dir(folder) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
+    let metadata = fs::symlink_metadata(folder)?;
+    if !metadata.is_dir() || metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+        let why = "others than root can write there; remove it";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
     let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();
@@ -52,9 +59,12 @@ pub fn read(folder: &Path) -> io::Result<Vec<Unheard>> {
             file::remove_if_abandoned(&path).ok();
             continue;
         }
-        match serde_json::from_slice(&fs::read(&path)?) {
-            Ok(unheard) => found.push(unheard),
-            Err(_) => fs::remove_file(&path)?,
+        // An ADD of the container may just remove it.
+        let Ok(text) = fs::read(&path) else { continue };
+        match serde_json::from_slice::<Unheard>(&text) {
+            // The name is made of checked parts.
+            Ok(unheard) if self::path(folder, &unheard.id) == path => found.push(unheard),
+            _ => drop(fs::remove_file(&path)),
         }
     }
     Ok(found)

@@ -31,6 +31,8 @@ pub struct Wanted {
     pub present: Vec<(EndpointKey, Record)>,
     /// Whose pod is gone, and the endpoint that it had.
     pub leaving: Vec<(AttachmentId, EndpointKey)>,
+    /// What containers had under other names before.
+    pub former: Vec<(AttachmentId, EndpointKey)>,
     pub node: String,
     /// Networks of which no profile is to be made (see [`made_otherwise`]).
     pub without_profile: BTreeSet<String>,
@@ -89,6 +91,12 @@ async fn publish(
     wanted: &Wanted,
     gone: &mpsc::UnboundedSender<AttachmentId>,
 ) -> Result<(), StoreError> {
+    // What is somebody else's now is written over, and not deleted in between. The others leave first, so that what cannot
+    // be written keeps nobody.
+    let held: BTreeSet<&EndpointKey> = wanted.present.iter().map(|(key, _)| key).collect();
+    let (later, first): (Vec<_>, Vec<_>) =
+        wanted.leaving.iter().chain(&wanted.former).partition(|(_, key)| held.contains(key));
+    forget(store, first, gone).await?;
     let networks: BTreeSet<&str> =
         wanted.present.iter().filter_map(|(_, record)| record.endpoint.own_profile()).collect();
     for network in networks.into_iter().filter(|network| !wanted.without_profile.contains(*network)) {
@@ -99,12 +107,17 @@ async fn publish(
         }
     }
     for (key, record) in &wanted.present {
-        upsert(store, &key.store_key(), |existing| {
-            record.to_json(key, &wanted.node, &birth(existing)).into_bytes()
-        })
-        .await?;
+        upsert(store, &key.store_key(), |existing| record.to_json(key, &wanted.node, existing)).await?;
     }
-    for (id, key) in &wanted.leaving {
+    forget(store, later, gone).await
+}
+
+async fn forget(
+    store: &Store,
+    endpoints: Vec<&(AttachmentId, EndpointKey)>,
+    gone: &mpsc::UnboundedSender<AttachmentId>,
+) -> Result<(), StoreError> {
+    for (id, key) in endpoints {
         delete_if(store, &key.store_key(), |value| is_of_container(value, &id.container_id)).await?;
         // The agent is gone only when it stops; the record stays for the next one.
         let _ = gone.send(id.clone());

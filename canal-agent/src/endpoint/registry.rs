@@ -8,10 +8,10 @@
 //! kept, and the one that came last holds the endpoint.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,9 @@ use crate::{
         EndpointKey, Pod, WorkloadEndpoint,
         endpoint::{Birth, EndpointName},
         name,
+        reading::Reading,
     },
+    store::publish::Identity,
 };
 
 /// Namespace of endpoints that no orchestrator put into one, as the Calico plugin has it.
@@ -50,6 +52,9 @@ pub struct Record {
     pub phase: Phase,
     /// When it was begun: milliseconds since 1970.
     pub since: u64,
+    /// The endpoint that it had under another name, until etcd has forgotten it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub former: Option<EndpointKey>,
 }
 
 /// Also what earlier versions wrote.
@@ -61,12 +66,13 @@ struct Stored {
     phase: Option<Phase>,
     #[serde(default)]
     since: u64,
+    former: Option<EndpointKey>,
 }
 
 impl From<Stored> for Record {
-    fn from(Stored { endpoint, leaving, phase, since }: Stored) -> Self {
+    fn from(Stored { endpoint, leaving, phase, since, former }: Stored) -> Self {
         let before = if leaving { Phase::Leaving } else { Phase::Present };
-        Self { endpoint, phase: phase.unwrap_or(before), since }
+        Self { endpoint, phase: phase.unwrap_or(before), since, former }
     }
 }
 
@@ -83,8 +89,12 @@ pub struct Registry {
     dir: PathBuf,
     node: String,
     records: BTreeMap<AttachmentId, Record>,
-    /// Who holds which endpoint.
-    holders: BTreeMap<EndpointKey, AttachmentId>,
+    /// Whose endpoint it is, or was, by its key.
+    claims: BTreeMap<EndpointKey, BTreeSet<AttachmentId>>,
+    /// When this process first saw what was begun: the clock may jump.
+    seen: BTreeMap<AttachmentId, Instant>,
+    /// Those that an earlier process has written.
+    found: BTreeSet<AttachmentId>,
     /// When the youngest record was begun.
     latest: u64,
 }
@@ -111,8 +121,15 @@ impl Registry {
             move |source| RegistryError::Io { operation, path, source }
         };
         fs::create_dir_all(&dir).map_err(io("make", &dir))?;
-        let (records, holders) = (BTreeMap::new(), BTreeMap::new());
-        let mut registry = Self { dir: dir.clone(), node: node.to_owned(), records, holders, latest: 0 };
+        let mut registry = Self {
+            dir: dir.clone(),
+            node: node.to_owned(),
+            records: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            found: BTreeSet::new(),
+            latest: 0,
+        };
         let mut broken = BTreeMap::new();
         for entry in fs::read_dir(&dir).map_err(io("list", &dir))? {
             let path = entry.map_err(io("list", &dir))?.path();
@@ -126,8 +143,8 @@ impl Registry {
             {
                 Ok((key, record)) => {
                     registry.latest = registry.latest.max(record.since);
-                    registry.records.insert(record.endpoint.id(), record);
-                    registry.settle(&key);
+                    registry.found.insert(record.endpoint.id());
+                    registry.keep(key, record);
                 }
                 Err(reason) => {
                     broken.insert(path.display().to_string(), reason);
@@ -143,7 +160,7 @@ impl Registry {
 
     /// Those that are pods', by endpoint.
     pub fn present(&self) -> impl Iterator<Item = (&EndpointKey, &Record)> {
-        self.holders.iter().filter_map(|(key, id)| Some((key, self.records.get(id)?)))
+        self.claims.keys().filter_map(|key| Some((key, self.holder(key)?)))
     }
 
     /// Those whose pod is gone.
@@ -152,9 +169,30 @@ impl Registry {
         leaving.filter_map(|record| Some((self.key(&record.endpoint).ok()?, record)))
     }
 
+    /// Endpoints that a container had under another name before, and that etcd has yet to forget.
+    pub fn former(&self) -> impl Iterator<Item = (&EndpointKey, &AttachmentId)> {
+        self.records.iter().filter_map(|(id, record)| Some((record.former.as_ref()?, id)))
+    }
+
     /// Which pod's the endpoint is.
     pub fn holder(&self, key: &EndpointKey) -> Option<&Record> {
-        self.records.get(self.holders.get(key)?)
+        let claims = self.claims.get(key)?.iter().filter_map(|id| self.records.get(id));
+        claims.filter(|record| record.phase == Phase::Present).max_by_key(|record| record.since)
+    }
+
+    /// Whose end is not told yet, of those that had the endpoint.
+    pub fn leaver(&self, key: &EndpointKey) -> Option<&Record> {
+        let claims = self.claims.get(key)?.iter().filter_map(|id| self.records.get(id));
+        claims.filter(|record| record.phase == Phase::Leaving).max_by_key(|record| record.since)
+    }
+
+    /// For how long it has been so, as far as can be told: of what this process has seen begin, by a clock that never
+    /// jumps; of what it found, by the time that is written there, if that can be.
+    pub fn age(&self, id: &AttachmentId) -> Duration {
+        let here = self.seen.get(id).map(Instant::elapsed).unwrap_or_default();
+        let begun = self.records.get(id).map(|record| UNIX_EPOCH + Duration::from_millis(record.since));
+        let written = begun.and_then(|begun| SystemTime::now().duration_since(begun).ok());
+        if self.found.contains(id) { here.max(written.unwrap_or_default()) } else { here }
     }
 
     /// The endpoint's key in the store; checks what becomes part of names.
@@ -175,9 +213,9 @@ impl Registry {
                 ));
             }
         }
-        for (field, value) in
-            [("interface", &endpoint.interface), ("host interface", &endpoint.host_interface)]
-        {
+        // An endpoint that somebody else wrote may name no host interface.
+        let host = Some(("host interface", &endpoint.host_interface)).filter(|(_, name)| !name.is_empty());
+        for (field, value) in [("interface", &endpoint.interface)].into_iter().chain(host) {
             if value.is_empty()
                 || value.len() > 15
                 || value.bytes().any(|b| b == b'/' || b.is_ascii_whitespace())
@@ -220,7 +258,11 @@ impl Registry {
         // Of two the later one is known as such, whatever the clock says.
         let since = begun.unwrap_or_else(|| milliseconds(SystemTime::now()).max(self.latest + 1));
         self.latest = self.latest.max(since);
-        self.put(&key, Record { endpoint, phase, since })?;
+        let former = self.records.get(&endpoint.id()).and_then(|record| {
+            let before = self.key(&record.endpoint).ok().filter(|before| *before != key);
+            before.or_else(|| record.former.clone())
+        });
+        self.put(&key, Record { endpoint, phase, since, former })?;
         Ok(key)
     }
 
@@ -248,27 +290,50 @@ impl Registry {
         }
         let key = self.key(&record.endpoint)?;
         self.records.remove(id);
-        self.settle(&key);
+        self.seen.remove(id);
+        self.found.remove(id);
+        if let Some(claims) = self.claims.get_mut(&key) {
+            claims.remove(id);
+            if claims.is_empty() {
+                self.claims.remove(&key);
+            }
+        }
         Ok(())
+    }
+
+    /// Etcd has forgotten the endpoint that it had under another name.
+    pub fn forget_former(&mut self, id: &AttachmentId) -> Result<(), RegistryError> {
+        let Some(record) = self.records.get(id).filter(|record| record.former.is_some()).cloned() else {
+            return Ok(());
+        };
+        let key = self.key(&record.endpoint)?;
+        self.put(&key, Record { former: None, ..record })
     }
 
     fn put(&mut self, key: &EndpointKey, record: Record) -> Result<(), RegistryError> {
         let id = record.endpoint.id();
         let path = self.path(&id);
         write(&path, &record).map_err(|source| RegistryError::Io { operation: "write", path, source })?;
-        self.records.insert(id, record);
-        self.settle(key);
+        // What this process has written is timed by it.
+        self.found.remove(&id);
+        self.keep(key.clone(), record);
         Ok(())
     }
 
-    /// Works out who holds the endpoint.
-    fn settle(&mut self, key: &EndpointKey) {
-        let claims = self.records.iter().filter(|(_, record)| record.phase == Phase::Present);
-        let claims = claims.filter(|(_, record)| self.key(&record.endpoint).is_ok_and(|k| k == *key));
-        match claims.max_by_key(|(_, record)| record.since).map(|(id, _)| id.clone()) {
-            Some(id) => drop(self.holders.insert(key.clone(), id)),
-            None => drop(self.holders.remove(key)),
+    fn keep(&mut self, key: EndpointKey, record: Record) {
+        let id = record.endpoint.id();
+        let earlier = self.records.get(&id);
+        if earlier.is_none_or(|earlier| earlier.since != record.since) {
+            self.seen.insert(id.clone(), Instant::now());
         }
+        if let Some(before) =
+            earlier.and_then(|earlier| self.key(&earlier.endpoint).ok()).filter(|k| *k != key)
+            && let Some(claims) = self.claims.get_mut(&before)
+        {
+            claims.remove(&id);
+        }
+        self.claims.entry(key).or_default().insert(id.clone());
+        self.records.insert(id, record);
     }
 
     fn path(&self, id: &AttachmentId) -> PathBuf {
@@ -303,16 +368,27 @@ impl Record {
         workload
     }
 
-    /// As etcd has it.
-    pub fn to_json(&self, key: &EndpointKey, node: &str, birth: &Birth) -> String {
-        let node = self.endpoint.node.as_deref().unwrap_or(node);
-        self.workload(node).to_json(key, birth, self.endpoint.pod.as_ref())
+    /// As etcd is to have it, where it has `existing`. What kube-controllers (or anybody) has made of a living pod of
+    /// Kubernetes stays, as long as it is where it was.
+    pub fn to_json(&self, key: &EndpointKey, node: &str, existing: Option<&[u8]>) -> Vec<u8> {
+        let ours = self.workload(self.endpoint.node.as_deref().unwrap_or(node));
+        if let (Some(_), Some(existing)) = (&self.endpoint.pod, existing)
+            && let Reading::Good(there) = WorkloadEndpoint::read(key, existing)
+            && there.container_id == ours.container_id
+            && there.interface_name == ours.interface_name
+            && (&there.addresses, there.mac) == (&ours.addresses, ours.mac)
+        {
+            return existing.to_vec();
+        }
+        let Identity { uid, creation_timestamp } = Identity::of(existing);
+        let birth = Birth { uid, creation_timestamp };
+        ours.to_json(key, &birth, self.endpoint.pod.as_ref()).into_bytes()
     }
 }
 
 /// Since 1970.
 pub(crate) fn milliseconds(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -329,8 +405,10 @@ fn write(path: &Path, record: &Record) -> io::Result<()> {
     serde_json::to_writer(&mut file, record)?;
     file.flush()?;
     file.as_file().sync_all()?;
+    let is_new = !path.exists();
     file.persist(path)?;
-    fs::File::open(dir)?.sync_all()
+    // After a power loss no pod is left: that there is a record matters then, and not which of its phases.
+    if is_new { fs::File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -408,6 +486,52 @@ pub(crate) mod tests {
         assert_eq!(holder(&registry).as_deref(), Some("bb"));
         registry.leave(&of_pod("bb", "web-0").id()).unwrap();
         assert_eq!(holder(&registry), None);
+    }
+
+    #[test]
+    fn a_container_that_is_announced_under_another_name_gives_up_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
+        let first = registry.insert(of_pod("aa", "web-0"), Phase::Present).unwrap();
+        let second = registry.insert(of_pod("aa", "web-1"), Phase::Begun).unwrap();
+        assert_eq!((registry.holder(&first), registry.holder(&second)), (None, None));
+        registry.insert(of_pod("aa", "web-1"), Phase::Present).unwrap();
+        let (mut again, _) = Registry::open(dir.path(), "n").unwrap();
+        let id = of_pod("aa", "web-1").id();
+        assert_eq!(again.former().collect::<Vec<_>>(), [(&first, &id)]);
+        again.forget_former(&id).unwrap();
+        assert_eq!(again.former().count(), 0);
+        assert!(again.holder(&second).is_some());
+    }
+
+    #[test]
+    fn what_others_have_made_of_a_living_pod_in_etcd_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
+        let key = registry.insert(of_pod("aa", "web-0"), Phase::Present).unwrap();
+        let record = registry.holder(&key).unwrap().clone();
+        let first = String::from_utf8(record.to_json(&key, "n", None)).unwrap();
+        let labelled = first.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
+        assert_eq!(record.to_json(&key, "n", Some(labelled.as_bytes())), labelled.as_bytes());
+        let moved = labelled.replace("10.100.30.2", "10.100.30.3");
+        assert_eq!(record.to_json(&key, "n", Some(moved.as_bytes())), first.as_bytes());
+    }
+
+    #[test]
+    fn age_is_told_by_a_clock_that_does_not_jump_or_by_what_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
+        registry.insert(endpoint("aa"), Phase::Begun).unwrap();
+        let id = endpoint("aa").id();
+        let path = dir.path().join("endpoints/aa@eth0.json");
+        let text = fs::read_to_string(&path).unwrap();
+        let since = registry.records()[&id].since;
+        assert!(registry.age(&id) < Duration::from_mins(1));
+        for (written, is_old) in [(since - 300_000, true), (since + 300_000, false)] {
+            fs::write(&path, text.replace(&since.to_string(), &written.to_string())).unwrap();
+            let (again, _) = Registry::open(dir.path(), "n").unwrap();
+            assert_eq!(again.age(&id) > Duration::from_mins(4), is_old, "{written}");
+        }
     }
 
     #[test]

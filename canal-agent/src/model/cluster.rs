@@ -75,11 +75,32 @@ struct Held<T> {
 struct Slot {
     stored: Option<Held<WorkloadEndpoint>>,
     local: Option<Arc<WorkloadEndpoint>>,
+    /// The local one, with what others may change of a pod while it lives.
+    merged: Option<Arc<WorkloadEndpoint>>,
+    /// The container whose end the store has yet to hear of: what it says of it counts no more.
+    retired: Option<String>,
 }
 
 impl Slot {
     fn in_force(&self) -> Option<&Arc<WorkloadEndpoint>> {
-        self.local.as_ref().or(self.stored.as_ref().map(|held| &held.value))
+        self.merged.as_ref().or(self.local.as_ref()).or_else(|| self.stored_in_force())
+    }
+
+    fn stored_in_force(&self) -> Option<&Arc<WorkloadEndpoint>> {
+        let stored = &self.stored.as_ref()?.value;
+        (self.retired.as_ref() != Some(&stored.container_id)).then_some(stored)
+    }
+
+    /// Labels and what goes with them come from Kubernetes, by way of kube-controllers, once a pod is known there.
+    fn merge(&mut self) {
+        self.merged = match (&self.local, &self.stored) {
+            (Some(local), Some(stored)) if local.is_same_pod(&stored.value) => {
+                let WorkloadEndpoint { labels, profiles, ports, spoofed, .. } =
+                    WorkloadEndpoint::clone(&stored.value);
+                Some(Arc::new(WorkloadEndpoint { labels, profiles, ports, spoofed, ..(**local).clone() }))
+            }
+            _ => None,
+        };
     }
 }
 
@@ -213,7 +234,24 @@ impl Cluster {
     pub fn set_local_endpoint(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) -> Change {
         let endpoint = endpoint.map(|endpoint| Arc::new(endpoint.normalised(&key)));
         let resource = key.resource();
-        let change = self.update_slot(key, |slot| slot.local = endpoint);
+        let change = self.update_slot(key, |slot| {
+            slot.local = endpoint;
+            slot.retired = None;
+        });
+        self.has_changed_here(change, resource)
+    }
+
+    /// The endpoint's container is gone from this node; until the store has heard of it, what it says counts no more.
+    pub fn retire_endpoint(&mut self, key: EndpointKey, container_id: &str) -> Change {
+        let resource = key.resource();
+        let change = self.update_slot(key, |slot| {
+            slot.local = None;
+            slot.retired = Some(container_id.to_owned());
+        });
+        self.has_changed_here(change, resource)
+    }
+
+    fn has_changed_here(&mut self, change: Change, resource: Resource) -> Change {
         if change != Change::None {
             self.take_the_place_of_remembered(&resource);
             self.changed.push(resource);
@@ -361,9 +399,10 @@ impl Cluster {
         };
         let before = slot.get().in_force().cloned();
         update(slot.get_mut());
+        slot.get_mut().merge();
         let after = slot.get().in_force().cloned();
         let key = slot.key().clone();
-        if after.is_none() {
+        if slot.get().local.is_none() && slot.get().stored.is_none() {
             slot.remove();
         }
         if before == after {

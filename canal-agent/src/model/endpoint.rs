@@ -247,6 +247,13 @@ impl WorkloadEndpoint {
         Reading::with_faults(endpoint.normalised(key), &faults)
     }
 
+    /// Both describe one pod of Kubernetes in one container.
+    pub(super) fn is_same_pod(&self, other: &Self) -> bool {
+        self.orchestrator == EndpointName::KUBERNETES
+            && !self.container_id.is_empty()
+            && self.container_id == other.container_id
+    }
+
     /// Labels as selectors may see them, on every node alike: the namespace is the key's, whatever a writer claimed,
     /// and the orchestrator is named, also before the endpoint was published.
     #[must_use]

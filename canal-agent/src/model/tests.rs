@@ -63,6 +63,47 @@ mod endpoints {
         }
     }
 
+    /// The cluster with the pod of [`POD`] as its node knows it, and what is in force.
+    fn cluster_with_web() -> (Cluster, EndpointKey, WorkloadEndpoint) {
+        let name = EndpointName::kubernetes("node-a", "web-0", "eth0");
+        let key = EndpointKey::new("shop", &name.format().unwrap());
+        let Reading::Good(local) = WorkloadEndpoint::read(&key, POD.as_bytes()) else { panic!() };
+        let mut cluster = Cluster::default();
+        cluster.set_local_endpoint(key.clone(), Some(local.clone()));
+        (cluster, key, local)
+    }
+
+    #[test]
+    fn labels_of_a_living_pod_come_from_the_store_and_where_it_is_from_its_node() {
+        let (mut cluster, key, local) = cluster_with_web();
+        let changed = POD
+            .replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#)
+            .replace("10.77.3.9", "10.77.3.99");
+        cluster.apply(&key.store_key(), Some(changed.as_bytes()));
+        let in_force = cluster.endpoint(&key).unwrap();
+        assert_eq!(in_force.labels["quarantine"], "true");
+        assert_eq!(in_force.addresses, local.addresses);
+        // Of an earlier container, nothing counts.
+        let other = changed.replace("3f9c", "aaaa");
+        cluster.apply(&key.store_key(), Some(other.as_bytes()));
+        assert_eq!(cluster.endpoint(&key), Some(&local));
+    }
+
+    #[test]
+    fn what_the_store_still_says_of_a_container_that_has_gone_counts_no_more() {
+        let (mut cluster, key, local) = cluster_with_web();
+        cluster.apply(&key.store_key(), Some(POD.as_bytes()));
+        cluster.retire_endpoint(key.clone(), "3f9c");
+        assert_eq!(cluster.endpoint(&key), None);
+        assert_eq!(cluster.endpoints_at(local.addresses[0]).count(), 0);
+        assert!(cluster.is_stored(&key), "it is there all the same");
+        cluster.apply(&key.store_key(), Some(POD.replace("3f9c", "bbbb").as_bytes()));
+        assert_eq!(cluster.endpoint(&key).unwrap().container_id, "bbbb", "another container's does");
+        cluster.apply(&key.store_key(), None);
+        cluster.set_local_endpoint(key.clone(), Some(local.clone()));
+        assert_eq!(cluster.endpoint(&key), Some(&local), "and it can come back");
+    }
+
     #[test]
     fn a_kubernetes_pods_endpoint_is_written_as_calicos_plugin_writes_it_and_read_back() {
         let name = EndpointName::kubernetes("node-a", "web-0", "eth0");

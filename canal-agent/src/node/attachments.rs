@@ -10,11 +10,11 @@ use std::{
     io,
     net::Ipv4Addr,
     path::Path,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Node, NodeError, endpoints::Local};
 use crate::{
@@ -22,13 +22,13 @@ use crate::{
         AddEndpoint, ApiError, AttachmentId, Collect, Collected, EndpointReport, Goodbye, Readiness,
     },
     endpoint::{
-        Leases, Phase, Record, RegistryError,
+        Leases, Phase, RegistryError,
         goodbyes::{self, Unheard},
         mark,
         publish::{self, Wanted},
     },
     model::{
-        EndpointKey, Pod, WorkloadEndpoint,
+        EndpointKey, Pod,
         endpoint::{Birth, EndpointName},
         profile,
     },
@@ -56,15 +56,22 @@ impl Node {
         Ok(changed)
     }
 
+    /// Takes what was announced. What was given up meanwhile is not: its address may be another's.
     pub(super) fn add_endpoint(
         &mut self,
         endpoint: AddEndpoint,
         reply: oneshot::Sender<Result<(), ApiError>>,
     ) -> bool {
-        let inserted = self
-            .accepts()
-            .and_then(|()| self.is_not_leaving(&endpoint))
-            .and_then(|()| self.registry.insert(endpoint.clone(), Phase::Present).map_err(refused));
+        let begun = self.registry.records().get(&endpoint.id()).is_some_and(|record| {
+            record.phase == Phase::Begun && record.endpoint.attempt == endpoint.attempt
+        });
+        let inserted = self.accepts().and_then(|()| {
+            if !begun {
+                let message = "this ADD was not announced, or has been given up".to_owned();
+                return Err(ApiError { message, try_again: true });
+            }
+            self.registry.insert(endpoint.clone(), Phase::Present).map_err(refused)
+        });
         match inserted {
             Ok(key) => {
                 self.assume_profile(&endpoint);
@@ -79,19 +86,8 @@ impl Node {
         }
     }
 
-    /// The plugin may have been killed, and the runtime's DEL have come, before its last word was read.
-    fn is_not_leaving(&self, endpoint: &AddEndpoint) -> Result<(), ApiError> {
-        match self.registry.records().get(&endpoint.id()) {
-            Some(record) if record.phase == Phase::Leaving => {
-                let message = format!("{} was deleted meanwhile", endpoint.id());
-                Err(ApiError { message, try_again: true })
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Before the policies are known, a new pod could only be closed.
-    fn accepts(&self) -> Result<(), ApiError> {
+    pub(super) fn accepts(&self) -> Result<(), ApiError> {
         if self.store.in_sync() {
             return Ok(());
         }
@@ -124,6 +120,11 @@ impl Node {
         let Some(foreign) = self.made_by_calico(id, goodbye) else { return Ok(false) };
         self.registry.insert(foreign, Phase::Begun)?;
         self.leave(id)
+    }
+
+    /// Whether an end can be taken in: what no record knows may be in etcd, which has to be read first.
+    pub(super) fn can_hear(&self, id: &AttachmentId) -> Result<(), ApiError> {
+        if self.registry.records().contains_key(id) { Ok(()) } else { self.accepts() }
     }
 
     fn leave(&mut self, id: &AttachmentId) -> Result<bool, RegistryError> {
@@ -179,6 +180,9 @@ impl Node {
             Phase::Leaving => ("leaving".to_owned(), Some("it was deleted".to_owned())),
             Phase::Present => match self.verdict(&record.endpoint) {
                 Ok(()) => ("ready".to_owned(), None),
+                Err(error) if self.failure.as_ref() == Some(&error.message) => {
+                    ("unsettled".to_owned(), Some(error.message))
+                }
                 Err(error) => ("closed".to_owned(), Some(error.message)),
             },
         };
@@ -204,11 +208,19 @@ impl Node {
                     && record.phase != Phase::Leaving
                     && !asked.valid.contains(id)
             })
-            // What is being made is not on the runtime's list yet.
-            .filter(|(_, record)| record.phase != Phase::Begun || age(record) > ABANDONED)
             .map(|(id, _)| id.clone())
             .collect();
         gone.extend(asked.stale.iter().filter(|id| !asked.valid.contains(id)).cloned());
+        // What is being made is not on the runtime's list yet.
+        gone.retain(|id| {
+            let record = self.registry.records().get(id);
+            let is_young = record.is_some_and(|record| record.phase == Phase::Begun)
+                && self.registry.age(id) <= ABANDONED;
+            if is_young {
+                collected.kept.insert(id.clone());
+            }
+            !is_young
+        });
         let goodbye = Goodbye {
             network: asked.network.clone(),
             leases: asked.leases.clone(),
@@ -263,7 +275,9 @@ impl Node {
                 alias.is_none_or(|alias| mark::read(alias).is_none() || mark::is_of(Some(alias), id))
             });
             match record.phase {
-                Phase::Begun if age(record) > ABANDONED => gone.push((id.clone(), "its ADD was cut off")),
+                Phase::Begun if self.registry.age(id) > ABANDONED => {
+                    gone.push((id.clone(), "its ADD was cut off"))
+                }
                 Phase::Begun | Phase::Leaving => {}
                 Phase::Present if has_interface => drop(self.missing.remove(id)),
                 Phase::Present => {
@@ -295,27 +309,57 @@ impl Node {
             Vec::new()
         });
         for Unheard { id, goodbye, at } in unheard {
-            if self.registry.records().get(&id).is_some_and(|record| record.since > at) {
-                // The container has come back, and its ADD removed the word, or is about to.
-                continue;
-            }
-            let heard = self.delete_endpoint(&id, &goodbye).map_err(|error| error.to_string());
-            let heard = heard.and_then(|_| {
-                release(goodbye.leases.as_deref(), &id, &[]).map_err(|error| error.to_string())?;
-                goodbyes::forget(&folder, &id).map_err(|error| error.to_string())
-            });
+            let heard = if self.came_back(&id, at) { Ok(()) } else { self.end_of_the_past(&id, &goodbye) };
+            let heard =
+                heard.and_then(|()| goodbyes::forget(&folder, &id).map_err(|error| error.to_string()));
             if let Err(problem) = heard {
                 warn!(container = id.container_id, problem, "a DEL of the past cannot be ended yet");
             }
         }
     }
 
+    fn end_of_the_past(&mut self, id: &AttachmentId, goodbye: &Goodbye) -> Result<(), String> {
+        match self.delete_endpoint(id, goodbye) {
+            // No record and no endpoint can have such a name.
+            Ok(_) | Err(RegistryError::Invalid { .. }) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        release(goodbye.leases.as_deref(), id, &[]).map_err(|error| error.to_string())
+    }
+
+    /// Whether the container was attached again after that time, so that the word of its end is of an earlier life. Where
+    /// the clock has jumped, its interface tells.
+    fn came_back(&self, id: &AttachmentId, at: u64) -> bool {
+        let Some(record) = self.registry.records().get(id).filter(|record| record.since > at) else {
+            return false;
+        };
+        let has_interface = || {
+            self.links.iter().any(|link| {
+                link.name == record.endpoint.host_interface && mark::is_of(link.alias.as_deref(), id)
+            })
+        };
+        record.phase == Phase::Begun || (record.phase == Phase::Present && has_interface())
+    }
+
     /// Etcd holds the endpoint no longer: what else it had is given back, then the record goes.
     pub(super) fn finish(&mut self, id: &AttachmentId) {
+        let Some(record) = self.registry.records().get(id) else { return };
+        if record.phase != Phase::Leaving {
+            if let Err(error) = self.registry.forget_former(id) {
+                warn!(%error, "cannot note that an endpoint's former name is gone");
+            }
+            return;
+        }
+        let key = self.registry.key(&record.endpoint).ok();
         let done =
             self.give_back(id).and_then(|()| self.registry.forget(id).map_err(|error| error.to_string()));
         match done {
-            Ok(()) => drop(self.unfinished.remove(id)),
+            Ok(()) => {
+                self.unfinished.remove(id);
+                if let Some(key) = key {
+                    self.follow_holder(key);
+                }
+            }
             Err(problem) => {
                 if self.unfinished.insert(id.clone(), problem.clone()).as_ref() != Some(&problem) {
                     warn!(container = id.container_id, problem, "an endpoint cannot leave yet; trying again");
@@ -324,8 +368,14 @@ impl Node {
         }
     }
 
-    /// Those that could not be ended are tried again.
+    /// Those that could not be ended are tried again; interface and address go also while etcd cannot be told.
     pub(super) fn finish_the_unfinished(&mut self) {
+        let leaving: Vec<_> = self.registry.leaving().map(|(_, record)| record.endpoint.id()).collect();
+        for id in leaving.iter().filter(|id| !self.unfinished.contains_key(id)).cloned().collect::<Vec<_>>() {
+            if let Err(problem) = self.give_back(&id) {
+                debug!(container = id.container_id, problem, "an endpoint's address is given back later");
+            }
+        }
         for id in self.unfinished.keys().cloned().collect::<Vec<_>>() {
             self.finish(&id);
         }
@@ -338,13 +388,14 @@ impl Node {
         };
         let endpoint = record.endpoint.clone();
         let link = self.netlink.link_by_name(&endpoint.host_interface).map_err(|e| e.to_string())?;
-        // Calico's plugin marks nothing. What is another's is announced before it is made.
+        // What is another's is announced before it is made.
         let others = self.registry.records().iter();
         let claimed = others
             .filter(|(other, _)| *other != id)
             .any(|(_, record)| record.endpoint.host_interface == endpoint.host_interface);
         let ours = link.filter(|link| {
-            let unmarked = link.alias.is_none() && !claimed;
+            // Before its pod's end was there, it was cut off.
+            let unmarked = link.alias.is_none() && !claimed && endpoint.mac.is_none();
             link.kind == "veth" && (unmarked || mark::is_of(link.alias.as_deref(), id))
         });
         if let Some(link) = ours {
@@ -356,13 +407,23 @@ impl Node {
 
     /// The cluster's view of an endpoint is that of who holds it now.
     fn follow_holder(&mut self, key: EndpointKey) {
-        let workload = self.registry.holder(&key).map(|record| record.workload(&self.config.node_name));
-        self.set_local(key, workload);
+        if let Some(record) = self.registry.holder(&key) {
+            let workload = record.workload(&self.config.node_name);
+            self.cluster.set_local_endpoint(key, Some(workload));
+        } else if let Some(record) = self.registry.leaver(&key) {
+            let container = record.endpoint.container_id.clone();
+            self.cluster.retire_endpoint(key, &container);
+        } else {
+            self.cluster.set_local_endpoint(key, None);
+        }
+        self.all_is_due = true;
     }
 
     pub(super) fn overlay_registry(&mut self) {
-        for (key, record) in self.registry.present() {
-            self.cluster.set_local_endpoint(key.clone(), Some(record.workload(&self.config.node_name)));
+        let present = self.registry.present().map(|(key, _)| key.clone());
+        let keys: BTreeSet<_> = present.chain(self.registry.leaving().map(|(key, _)| key)).collect();
+        for key in keys {
+            self.follow_holder(key);
         }
         self.publish();
     }
@@ -371,14 +432,10 @@ impl Node {
         self.wanted.send_replace(Wanted {
             present: self.registry.present().map(|(key, record)| (key.clone(), record.clone())).collect(),
             leaving: self.registry.leaving().map(|(key, record)| (record.endpoint.id(), key)).collect(),
+            former: self.registry.former().map(|(key, id)| (id.clone(), key.clone())).collect(),
             node: self.config.node_name.clone(),
             without_profile: publish::made_otherwise(&self.cluster),
         });
-    }
-
-    pub(super) fn set_local(&mut self, key: EndpointKey, endpoint: Option<WorkloadEndpoint>) {
-        self.cluster.set_local_endpoint(key, endpoint);
-        self.all_is_due = true;
     }
 
     /// Veth pairs without a record: told, and closed by the hooks unless etcd has their endpoint.
@@ -444,15 +501,10 @@ impl Node {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it stands where a closure takes an error")]
-fn refused(error: RegistryError) -> ApiError {
+pub(super) fn refused(error: RegistryError) -> ApiError {
     // A full disk may have room in a moment; a bad name stays one.
     let try_again = matches!(error, RegistryError::Io { .. });
     ApiError { message: error.to_string(), try_again }
-}
-
-fn age(record: &Record) -> Duration {
-    let since = SystemTime::UNIX_EPOCH + Duration::from_millis(record.since);
-    SystemTime::now().duration_since(since).unwrap_or_default()
 }
 
 fn release(leases: Option<&Path>, id: &AttachmentId, addresses: &[Ipv4Addr]) -> io::Result<()> {

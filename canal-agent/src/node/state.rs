@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    attachments::Missing,
+    attachments::{self, Missing},
     burst::{self, Burst},
     endpoints::{Links, Locals},
     events::EventLog,
@@ -336,14 +336,15 @@ impl Node {
             }
             Message::AddEndpoint { endpoint, reply } => self.add_endpoint(endpoint, reply),
             Message::DeleteEndpoint { id, goodbye, reply } => {
-                let result = self.delete_endpoint(&id, &goodbye);
-                let changed = matches!(result, Ok(true));
-                let _ = reply
-                    .send(result.map(drop).map_err(|e| ApiError { message: e.to_string(), try_again: true }));
+                let heard = self
+                    .can_hear(&id)
+                    .and_then(|()| self.delete_endpoint(&id, &goodbye).map_err(attachments::refused));
+                let changed = matches!(heard, Ok(true));
+                let _ = reply.send(heard.map(drop));
                 changed
             }
             Message::Collect { asked, reply } => {
-                let _ = reply.send(Ok(self.collect(&asked)));
+                let _ = reply.send(self.accepts().map(|()| self.collect(&asked)));
                 true
             }
             Message::Published(Published(id)) => {

@@ -32,6 +32,11 @@ impl Fields {
         if self.at.is_empty() { key.to_owned() } else { format!("{}.{key}", self.at) }
     }
 
+    /// The key is there, and says nothing.
+    pub(super) fn has_null(&mut self, key: &str) -> bool {
+        self.left.get(key).is_some_and(Value::is_null)
+    }
+
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         self.left.remove(key).filter(|value| !value.is_null())
     }

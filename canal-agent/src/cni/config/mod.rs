@@ -323,6 +323,10 @@ fn valid_attachments(fields: &mut Fields) -> Result<Option<Vec<ValidAttachment>>
     const KEY: &str = "cni.dev/valid-attachments";
     // The name of a draft, which runtimes give beside the other.
     fields.accept(&["cni.dev/attachments"]);
+    // Runtimes in Go write an empty list so.
+    if fields.has_null(KEY) {
+        return Ok(Some(Vec::new()));
+    }
     let Some(list) = fields.take(KEY) else { return Ok(None) };
     let Value::Array(list) = list else { return Err(fields.wrong_type(KEY, &list, "a list")) };
     let attachment = |value: Value| {

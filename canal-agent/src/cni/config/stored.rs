@@ -35,6 +35,11 @@ fn bridge() -> String {
 }
 
 impl Stored {
+    /// Whether the pod was attached as ours are.
+    pub fn is_like_ours(&self) -> bool {
+        matches!(self.kind.as_str(), "calico" | "canal-cni")
+    }
+
     /// Where `host-local` keeps this container's lease, in the folder of its network.
     pub fn ipam_data_dir(&self) -> PathBuf {
         data_dir(&self.ipam)
@@ -65,8 +70,8 @@ impl Stored {
         if !is_identifier(&stored.network) {
             return Err(wrong(&"its `name` is no network's"));
         }
-        if !is_identifier(&stored.kind) {
-            return Err(wrong(&"its `type` is no plugin's"));
+        if !is_identifier(&stored.kind) || stored.kind == "flannel" {
+            return Err(wrong(&"its `type` is no plugin's that could have made a pod"));
         }
         Ok(Some(stored))
     }

@@ -37,6 +37,11 @@ impl PodFacts {
     }
 }
 
+/// Whether there is what it takes to ask.
+pub(super) fn check(access: &Access) -> Result<(), CniError> {
+    Connection::read(access).map(drop)
+}
+
 fn failed(pod: &PodName, code: Code, details: impl Into<String>) -> CniError {
     let msg = format!("cannot learn about pod {}/{} from Kubernetes", pod.namespace, pod.name);
     CniError::new(code, msg, details)

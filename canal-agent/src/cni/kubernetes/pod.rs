@@ -80,6 +80,7 @@ struct Object {
 struct Metadata {
     name: String,
     namespace: String,
+    uid: Option<String>,
     generate_name: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
@@ -123,6 +124,13 @@ impl PodFacts {
         let Object { metadata, spec } = object;
         if (&metadata.namespace, &metadata.name) != (&pod.namespace, &pod.name) {
             return Err(no_pod(&format!("it is about {:?}/{:?}", metadata.namespace, metadata.name)));
+        }
+        // A pod of the same name may be another one by now; its ADD is another one, too.
+        if let (Some(asked), Some(known)) = (&pod.uid, &metadata.uid)
+            && asked != known
+        {
+            let why = format!("there is another pod of this name now (uid {known}, not {asked})");
+            return Err(failed(pod, Code::TryAgain, why));
         }
         let annotations = Annotations::read(&metadata.annotations.unwrap_or_default(), pod)?;
         let set = |text: Option<String>| text.filter(|text| !text.is_empty());
