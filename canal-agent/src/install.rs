@@ -1,13 +1,13 @@
 //! `canal-agent cni install` and `uninstall`: the plugin and its configuration, where container runtimes look for them.
 //!
 //! Runtimes take a node to be ready for pods when a configuration appears, so it comes last, when the agent is ready, and
-//! goes first.
+//! goes first. What was there before under a name of ours is kept beside it, and comes back.
 
 use std::{
     ffi::OsStr,
     fs::{self, File, Permissions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -18,15 +18,19 @@ use serde_json::{Value, json};
 
 use crate::{
     api::client::{Client, SOCKET},
-    cni::Dialect,
+    cni::{self, Arguments, Dialect},
     file,
 };
 
 /// What is installed unless a file is named.
 const LIST: &str = include_str!("../dist/10-canal.conflist");
 const PLUGIN: &str = "canal-cni";
-/// Put behind the name of a plugin that ours takes the place of.
+/// Names that the plugin can have as well.
+const OTHER_NAMES: [&str; 2] = ["flannel", "calico"];
+/// Put behind the name of what ours takes the place of. No runtime reads a configuration that ends so.
 const BEFORE: &str = ".before-canal";
+/// Where distributions and runtimes have plugins.
+const PLUGIN_FOLDERS: [&str; 3] = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"];
 const PAUSE: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Clone, clap::Args)]
@@ -37,9 +41,9 @@ pub struct Places {
     /// Where runtimes look for configurations
     #[arg(long, value_name = "FOLDER", default_value = "/etc/cni/net.d")]
     pub conf_dir: PathBuf,
-    /// The configuration's name there
-    #[arg(long, value_name = "FILE", default_value = "10-canal.conflist")]
-    pub conf_name: String,
+    /// The configuration's name there [default: 10-canal.conflist for a list, 10-canal.conf for a single plugin]
+    #[arg(long, value_name = "FILE")]
+    pub conf_name: Option<String>,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -54,7 +58,7 @@ pub struct InstallArgs {
     pub plugin: Option<PathBuf>,
     /// Install the plugin under this name as well (several times), for configurations that name it; an earlier program
     /// of that name is kept beside it
-    #[arg(long = "as", value_name = "NAME", value_parser = ["flannel", "calico"])]
+    #[arg(long = "as", value_name = "NAME", value_parser = OTHER_NAMES)]
     pub also: Vec<String>,
     /// The agent's socket
     #[arg(long, value_name = "FILE", default_value = SOCKET, env = "CANAL_SOCKET")]
@@ -64,62 +68,106 @@ pub struct InstallArgs {
     pub wait: u64,
 }
 
+/// A text that runtimes may be given.
+struct Configuration {
+    text: String,
+    /// Its name in the folder of configurations.
+    name: String,
+    /// The type of our plugin in it.
+    kind: String,
+    /// The programs that a pod of it needs, but for ours.
+    others: Vec<String>,
+}
+
 /// A line for each thing that was done.
 pub fn install(args: &InstallArgs) -> anyhow::Result<Vec<String>> {
-    let list = configuration(args)?;
+    let configuration = Configuration::read(args)?;
     let program = program(args)?;
-    let mut done = Vec::new();
-    let plugin = args.places.bin_dir.join(PLUGIN);
-    done.extend(put(&program, &plugin)?);
+    let bin = &args.places.bin_dir;
+    let mut done = vec![put(&program, &bin.join(PLUGIN))?];
     for name in &args.also {
-        let place = args.places.bin_dir.join(name);
-        done.extend(keep(&place, &plugin)?);
-        done.extend(put(&program, &place)?);
+        done.extend(link(&bin.join(name))?);
     }
-    wait_for_agent(args)?;
-    let conf = args.places.conf_dir.join(&args.places.conf_name);
-    if fs::read(&conf).is_ok_and(|there| there == list.as_bytes()) {
-        done.push(format!("{} is as it should be", conf.display()));
-    } else {
-        file::replace(&conf, list.as_bytes()).with_context(|| format!("cannot write {}", conf.display()))?;
-        done.push(format!("wrote {}", conf.display()));
-    }
-    done.extend(before(&args.places)?.map(|first| {
-        format!("NOTE: runtimes take {first}, which comes before {}: remove it", args.places.conf_name)
+    let missing = |name: &&String| {
+        let mut folders = PLUGIN_FOLDERS.iter().map(Path::new).chain([bin.as_path()]);
+        !folders.any(|folder| folder.join(name).is_file())
+    };
+    done.extend(configuration.others.iter().filter(missing).map(|name| {
+        format!(
+            "NOTE: there is no plugin {name} in {} or {}: without it no pod starts (Debian: containernetworking-plugins)",
+            bin.display(),
+            PLUGIN_FOLDERS.join(", ")
+        )
     }));
+    wait_for_agent(args)?;
+    done.extend(configuration.put(&args.places.conf_dir)?);
+    let name = &configuration.name;
+    done.extend(
+        before(&args.places.conf_dir, name)?
+            .map(|first| format!("NOTE: runtimes take {first}, which comes before {name}: remove it")),
+    );
     Ok(done)
 }
 
 /// A line for each thing that was removed.
 pub fn uninstall(places: &Places) -> anyhow::Result<Vec<String>> {
     let mut done = Vec::new();
-    let conf = places.conf_dir.join(&places.conf_name);
-    match fs::read(&conf) {
-        Ok(text) if is_ours(&text) => {
-            fs::remove_file(&conf).with_context(|| format!("cannot remove {}", conf.display()))?;
-            done.push(format!("removed {}", conf.display()));
+    let usual = vec![usual_name(true), usual_name(false)];
+    for name in places.conf_name.as_deref().map_or(usual, |name| vec![name]) {
+        take_back(&places.conf_dir.join(name), &mut done)?;
+    }
+    for name in OTHER_NAMES {
+        let place = places.bin_dir.join(name);
+        if is_link(&place) {
+            remove(&place, &mut done)?;
         }
-        Ok(_) => done.push(format!("{} is not Canal's: it stays", conf.display())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e).with_context(|| format!("cannot read {}", conf.display())),
+        // Somebody's new program stays, and what was kept stays beside it.
+        if !is_there(&place) {
+            put_back(&place, &mut done)?;
+        }
     }
     let plugin = places.bin_dir.join(PLUGIN);
-    for name in ["flannel", "calico"] {
-        let place = places.bin_dir.join(name);
-        if same(&place, &plugin)? {
-            remove(&place, &mut done)?;
-            let earlier = beside(&place);
-            if earlier.exists() {
-                fs::rename(&earlier, &place)
-                    .with_context(|| format!("cannot put {} back", earlier.display()))?;
-                done.push(format!("put {} back", place.display()));
-            }
-        }
-    }
-    if plugin.exists() {
+    if is_there(&plugin) {
         remove(&plugin, &mut done)?;
     }
     Ok(done)
+}
+
+fn usual_name(is_list: bool) -> &'static str {
+    if is_list { "10-canal.conflist" } else { "10-canal.conf" }
+}
+
+/// Removes a configuration of ours, and puts back what it took the place of.
+fn take_back(conf: &Path, done: &mut Vec<String>) -> anyhow::Result<()> {
+    match fs::read(conf) {
+        // One of flannel's or Calico's is ours where `install` left its trace.
+        Ok(text) => match kind_of(&text) {
+            Some(kind) if kind == PLUGIN || is_there(&beside(conf)) => remove(conf, done)?,
+            _ => {
+                done.push(format!("{} is not Canal's: it stays", conf.display()));
+                return Ok(());
+            }
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", conf.display())),
+    }
+    put_back(conf, done)
+}
+
+/// What was kept of an earlier file; an empty one says that there was none.
+fn put_back(place: &Path, done: &mut Vec<String>) -> anyhow::Result<()> {
+    let earlier = beside(place);
+    let cannot = || format!("cannot put {} back", earlier.display());
+    match fs::symlink_metadata(&earlier) {
+        Ok(found) if found.is_file() && found.len() == 0 => fs::remove_file(&earlier).with_context(cannot),
+        Ok(_) => {
+            fs::rename(&earlier, place).with_context(cannot)?;
+            done.push(format!("put {} back", place.display()));
+            Ok(())
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e).with_context(cannot),
+    }
 }
 
 fn remove(path: &Path, done: &mut Vec<String>) -> anyhow::Result<()> {
@@ -128,31 +176,88 @@ fn remove(path: &Path, done: &mut Vec<String>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The text to install, which must be one that the plugin can read.
-fn configuration(args: &InstallArgs) -> anyhow::Result<String> {
-    let text = match &args.conf {
-        None => LIST.to_owned(),
-        Some(path) => fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
-    };
-    let name = args.conf.as_deref().unwrap_or(Path::new(&args.places.conf_name)).display().to_string();
-    let mut list: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not JSON"))?;
-    ensure!(
-        list.get("name").is_some_and(Value::is_string),
-        "{name} has no `name`: it is no configuration of a network"
-    );
-    let Some(ours) = plugins(&mut list).into_iter().find(|plugin| dialect(plugin).is_some()) else {
-        bail!("no plugin in {name} has the type canal-cni, flannel or calico: it is not for Canal");
-    };
-    let type_of = ours.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    ensure!(
-        type_of == PLUGIN || args.also.contains(&type_of),
-        "{name} names the plugin {type_of}: install it with --as {type_of}"
-    );
-    if args.socket == Path::new(SOCKET) || ours.get("socket").is_some() {
-        return Ok(text);
+impl Configuration {
+    /// One that the plugin can read.
+    fn read(args: &InstallArgs) -> anyhow::Result<Self> {
+        let text = match &args.conf {
+            None => LIST.to_owned(),
+            Some(path) => {
+                fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+            }
+        };
+        let from = args.conf.as_deref().unwrap_or(Path::new(usual_name(true))).display();
+        let mut whole: Value = serde_json::from_str(&text).with_context(|| format!("{from} is not JSON"))?;
+        ensure!(
+            whole.get("name").is_some_and(Value::is_string),
+            "{from} has no `name`: it is no configuration of a network"
+        );
+        let is_list = whole.get("plugins").is_some();
+        let name = args.places.conf_name.clone().unwrap_or_else(|| usual_name(is_list).to_owned());
+        ensure!(
+            is_list == name.ends_with(".conflist") && !name.contains('/'),
+            "{from} is {}, and runtimes would not read it as {name}: choose a --conf-name that ends in {}",
+            if is_list { "a list of plugins" } else { "the configuration of one plugin" },
+            if is_list { ".conflist" } else { ".conf" }
+        );
+        let outer = whole.clone();
+        let mut others = vec!["host-local".to_owned()];
+        let mut ours = None;
+        for plugin in plugins(&mut whole) {
+            match dialect(plugin) {
+                Some(dialect) if ours.is_none() => ours = Some((dialect, plugin)),
+                _ => others.extend(plugin.get("type").and_then(Value::as_str).map(str::to_owned)),
+            }
+        }
+        let Some((dialect, ours)) = ours else {
+            bail!("no plugin in {from} has the type canal-cni, flannel or calico: it is not for Canal");
+        };
+        let kind = ours.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        ensure!(
+            kind == PLUGIN || args.also.contains(&kind),
+            "{from} names the plugin {kind}: install it with --as {kind}"
+        );
+        // As runtimes give it to the plugin.
+        let mut given = ours.clone();
+        for key in ["name", "cniVersion"] {
+            if let (Some(value), Some(given)) = (outer.get(key), given.as_object_mut()) {
+                given.insert(key.to_owned(), value.clone());
+            }
+        }
+        cni::Config::read(dialect, given.to_string().as_bytes(), &Arguments::default())
+            .with_context(|| format!("the plugin would refuse {from}"))?;
+        let text = if args.socket == Path::new(SOCKET) || ours.get("socket").is_some() {
+            text
+        } else {
+            ours["socket"] = json!(args.socket);
+            format!("{}\n", serde_json::to_string_pretty(&whole)?)
+        };
+        Ok(Self { text, name, kind, others })
     }
-    ours["socket"] = json!(args.socket);
-    Ok(format!("{}\n", serde_json::to_string_pretty(&list)?))
+
+    fn put(&self, folder: &Path) -> anyhow::Result<Vec<String>> {
+        let place = folder.join(&self.name);
+        let cannot = || format!("cannot write {}", place.display());
+        let there = match fs::read(&place) {
+            Ok(there) if there == self.text.as_bytes() => {
+                return Ok(vec![format!("{} is as it should be", place.display())]);
+            }
+            Ok(there) => Some(there),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e).with_context(cannot),
+        };
+        let mut done = Vec::new();
+        match there {
+            Some(there) if kind_of(&there).as_deref() != Some(PLUGIN) => done.extend(keep(&place)?),
+            // Later this one does not say by itself whose it is.
+            None if self.kind != PLUGIN && !is_there(&beside(&place)) => {
+                file::replace(&beside(&place), &[]).with_context(cannot)?;
+            }
+            _ => {}
+        }
+        file::replace(&place, self.text.as_bytes()).with_context(cannot)?;
+        done.push(format!("wrote {}", place.display()));
+        Ok(done)
+    }
 }
 
 /// Of a list, or of a configuration with one plugin.
@@ -167,9 +272,11 @@ fn dialect(plugin: &Value) -> Option<Dialect> {
     Dialect::named(plugin.get("type")?.as_str()?)
 }
 
-fn is_ours(text: &[u8]) -> bool {
-    let Ok(mut list) = serde_json::from_slice(text) else { return false };
-    plugins(&mut list).into_iter().any(|plugin| dialect(plugin).is_some())
+/// By which of our names a configuration calls the plugin.
+fn kind_of(text: &[u8]) -> Option<String> {
+    let mut list = serde_json::from_slice(text).ok()?;
+    let ours = plugins(&mut list).into_iter().find(|plugin| dialect(plugin).is_some())?;
+    ours["type"].as_str().map(str::to_owned)
 }
 
 fn program(args: &InstallArgs) -> anyhow::Result<PathBuf> {
@@ -184,10 +291,10 @@ fn program(args: &InstallArgs) -> anyhow::Result<PathBuf> {
 }
 
 /// All or nothing, and not while it runs: a runtime may be calling the old one.
-fn put(program: &Path, place: &Path) -> anyhow::Result<Option<String>> {
+fn put(program: &Path, place: &Path) -> anyhow::Result<String> {
     let cannot = || format!("cannot install {}", place.display());
     if same(program, place)? {
-        return Ok(Some(format!("{} is as it should be", place.display())));
+        return Ok(format!("{} is as it should be", place.display()));
     }
     let folder = place.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).with_context(cannot)?;
@@ -197,21 +304,45 @@ fn put(program: &Path, place: &Path) -> anyhow::Result<Option<String>> {
     new.as_file().set_permissions(Permissions::from_mode(0o755)).with_context(cannot)?;
     new.as_file().sync_all().with_context(cannot)?;
     new.persist(place).with_context(cannot)?;
-    Ok(Some(format!("installed {}", place.display())))
+    Ok(format!("installed {}", place.display()))
 }
 
-/// Another program of this name is kept, for `uninstall` to put back.
-fn keep(place: &Path, plugin: &Path) -> anyhow::Result<Option<String>> {
-    if !place.exists() || same(place, plugin)? {
-        return Ok(None);
+/// Another name for the plugin, so that all of them change at once. The plugin goes by the name that it is called by.
+fn link(place: &Path) -> anyhow::Result<Vec<String>> {
+    if is_link(place) {
+        return Ok(vec![format!("{} is as it should be", place.display())]);
     }
+    let cannot = || format!("cannot install {}", place.display());
+    let mut done = keep(place)?;
+    let folder = place.parent().unwrap_or(Path::new("/"));
+    let make = |new: &Path| symlink(PLUGIN, new);
+    let new = tempfile::Builder::new().prefix(".canal.").make_in(folder, make).with_context(cannot)?;
+    new.into_temp_path().persist(place).with_context(cannot)?;
+    done.push(format!("installed {}", place.display()));
+    Ok(done)
+}
+
+/// Whether it is another name for the plugin beside it.
+fn is_link(place: &Path) -> bool {
+    fs::read_link(place).is_ok_and(|target| target == Path::new(PLUGIN))
+}
+
+/// Keeps what is in this place, for `uninstall` to put back. What was kept before stays: it is what was there first.
+fn keep(place: &Path) -> anyhow::Result<Vec<String>> {
     let earlier = beside(place);
-    // What is there already is what was there before the first installation.
-    if earlier.exists() {
-        return Ok(None);
+    if !is_there(place) || is_there(&earlier) {
+        return Ok(Vec::new());
     }
-    fs::copy(place, &earlier).with_context(|| format!("cannot keep {}", place.display()))?;
-    Ok(Some(format!("kept what was {} as {}", place.display(), earlier.display())))
+    // A second name, so that the place is never empty.
+    fs::hard_link(place, &earlier)
+        .or_else(|_| fs::copy(place, &earlier).map(drop))
+        .with_context(|| format!("cannot keep {} as {}", place.display(), earlier.display()))?;
+    Ok(vec![format!("kept what was {} as {}", place.display(), earlier.display())])
+}
+
+/// Also where a link leads nowhere.
+fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
 }
 
 fn beside(place: &Path) -> PathBuf {
@@ -239,14 +370,14 @@ fn wait_for_agent(args: &InstallArgs) -> anyhow::Result<()> {
     let end = (args.wait > 0).then(|| Instant::now() + Duration::from_secs(args.wait));
     let mut told = String::new();
     loop {
-        let reason = match client.ready() {
+        let (reason, hopeless) = match client.ready() {
             Ok(readiness) => match readiness.reason {
                 None => return Ok(()),
-                Some(reason) => reason,
+                Some(reason) => (reason, false),
             },
-            Err(error) => error.to_string(),
+            Err(error) => (error.to_string(), !error.try_again()),
         };
-        if end.is_some_and(|end| Instant::now() >= end) {
+        if hopeless || end.is_some_and(|end| Instant::now() >= end) {
             bail!(
                 "the agent is not ready: {reason}; the plugin is installed, the configuration is not, so that no runtime \
                  begins yet"
@@ -261,13 +392,13 @@ fn wait_for_agent(args: &InstallArgs) -> anyhow::Result<()> {
 }
 
 /// The configuration that runtimes take in the place of ours: the first by name.
-fn before(places: &Places) -> anyhow::Result<Option<String>> {
-    let cannot = || format!("cannot list {}", places.conf_dir.display());
+fn before(folder: &Path, ours: &str) -> anyhow::Result<Option<String>> {
+    let cannot = || format!("cannot list {}", folder.display());
     let mut first = None;
-    for entry in fs::read_dir(&places.conf_dir).with_context(cannot)? {
+    for entry in fs::read_dir(folder).with_context(cannot)? {
         let name = entry.with_context(cannot)?.file_name().to_string_lossy().into_owned();
         let is_one = [".conflist", ".conf", ".json"].iter().any(|end| name.ends_with(end));
-        if is_one && name < places.conf_name && first.as_ref().is_none_or(|f| name < *f) {
+        if is_one && *name < *ours && first.as_ref().is_none_or(|f| name < *f) {
             first = Some(name);
         }
     }
@@ -275,78 +406,5 @@ fn before(places: &Places) -> anyhow::Result<Option<String>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn args(dir: &Path) -> InstallArgs {
-        let program = dir.join("built");
-        fs::write(&program, "the plugin").unwrap();
-        InstallArgs {
-            places: Places {
-                bin_dir: dir.join("bin"),
-                conf_dir: dir.join("net.d"),
-                conf_name: "10-canal.conflist".to_owned(),
-            },
-            conf: None,
-            plugin: Some(program),
-            also: Vec::new(),
-            socket: dir.join("agent.sock"),
-            wait: 1,
-        }
-    }
-
-    #[test]
-    fn without_an_agent_the_plugin_is_there_and_the_configuration_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let args = args(dir.path());
-        let error = install(&args).unwrap_err().to_string();
-        assert!(error.contains("no canal-agent listens"), "{error}");
-        let mode = fs::metadata(dir.path().join("bin/canal-cni")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o755);
-        assert!(!dir.path().join("net.d").exists());
-        let removed = uninstall(&args.places).unwrap();
-        assert_eq!(removed, [format!("removed {}", dir.path().join("bin/canal-cni").display())]);
-        assert!(uninstall(&args.places).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_plugin_that_was_there_before_comes_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut args = args(dir.path());
-        fs::create_dir(&args.places.bin_dir).unwrap();
-        let flannel = args.places.bin_dir.join("flannel");
-        fs::write(&flannel, "flannel's own").unwrap();
-        args.also = vec!["flannel".to_owned(), "calico".to_owned()];
-        for _ in 0..2 {
-            install(&args).unwrap_err(); // No agent is there.
-            assert_eq!(fs::read_to_string(&flannel).unwrap(), "the plugin");
-        }
-        uninstall(&args.places).unwrap();
-        assert_eq!(fs::read_to_string(&flannel).unwrap(), "flannel's own");
-        assert_eq!(fs::read_dir(&args.places.bin_dir).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_configuration_that_is_not_for_canal_is_neither_installed_nor_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut args = args(dir.path());
-        let file = dir.path().join("own.conflist");
-        args.conf = Some(file.clone());
-        for (text, words) in [
-            ("{", "is not JSON"),
-            (r#"{"plugins":[{"type":"canal-cni"}]}"#, "has no `name`"),
-            (r#"{"name":"n","plugins":[{"type":"bridge"}]}"#, "not for Canal"),
-            (r#"{"name":"n","type":"flannel"}"#, "--as flannel"),
-        ] {
-            fs::write(&file, text).unwrap();
-            let error = format!("{:#}", install(&args).unwrap_err());
-            assert!(error.contains(words), "{error}");
-        }
-        assert!(!args.places.bin_dir.exists(), "nothing was touched");
-        fs::create_dir(&args.places.conf_dir).unwrap();
-        let foreign = args.places.conf_dir.join("10-canal.conflist");
-        fs::write(&foreign, r#"{"name":"n","plugins":[{"type":"bridge"}]}"#).unwrap();
-        assert!(uninstall(&args.places).unwrap()[0].contains("is not Canal's"));
-        assert!(foreign.exists());
-    }
-}
+#[path = "install_tests.rs"]
+mod tests;
