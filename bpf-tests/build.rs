@@ -1,13 +1,35 @@
-//! Tells the tests whether this machine has a flanneld: those that need one are reported as skipped where it has none.
+//! Tells the tests what this machine has: those that need a program are reported as skipped where there is none.
 
-use std::{env, path::Path};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(has_flanneld)");
+    println!("cargo::rustc-check-cfg=cfg(has_podman)");
     println!("cargo::rerun-if-env-changed=PATH");
-    let path = env::var_os("PATH").unwrap_or_default();
-    let is_here = |folder: std::path::PathBuf| Path::new(&folder).join("flanneld").is_file();
-    if env::split_paths(&path).any(is_here) {
+    if find("flanneld").is_some() {
         println!("cargo::rustc-cfg=has_flanneld");
     }
+    // Until it is installed, it is looked for again whenever packages have come or gone.
+    let podman = find("podman");
+    println!("cargo::rerun-if-changed={}", podman.as_deref().unwrap_or(Path::new("/usr/bin")).display());
+    if podman.is_some_and(|program| knows_cni(&program)) {
+        println!("cargo::rustc-cfg=has_podman");
+    }
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+/// Version 5 has networks of another kind only.
+fn knows_cni(podman: &Path) -> bool {
+    let Ok(output) = Command::new(podman).arg("--version").output() else { return false };
+    let said = String::from_utf8_lossy(&output.stdout);
+    let version = said.split_whitespace().last().and_then(|version| version.split('.').next());
+    matches!(version, Some("3" | "4"))
 }

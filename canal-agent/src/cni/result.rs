@@ -53,7 +53,11 @@ impl Made {
         append(&mut answer, "interfaces", [host, container]);
         append(&mut answer, "ips", [ip]);
         append(&mut answer, "routes", routes);
-        answer.entry("dns").or_insert(dns);
+        // One that says nothing is not another's word.
+        let is_said = |dns: &Value| dns.as_object().is_some_and(|dns| !dns.is_empty());
+        if !answer.get("dns").is_some_and(is_said) {
+            answer.insert("dns".into(), dns);
+        }
         Value::Object(answer).to_string()
     }
 }

@@ -290,6 +290,9 @@ fn a_result_is_shaped_by_its_version() {
         (&json!("eth0"), &json!(2))
     );
     assert_eq!(chained["dns"], json!({"domain": "d"}));
+    let told = Made { dns: Some(json!({"nameservers": ["192.0.2.53"]})), ..made.clone() };
+    let chained = told.to_json("1.0.0", Some(&json!({"cniVersion": "1.0.0", "dns": {}})));
+    assert!(chained.contains("192.0.2.53"), "an earlier plugin that says nothing: {chained}");
     for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let told = result::Told::of(&answer(version), "eth0").unwrap();
         assert_eq!((told.mac, told.hosts), (Some(made.mac), vec!["caliabc".to_owned()]));

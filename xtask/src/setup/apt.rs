@@ -24,6 +24,18 @@ const POLICY_TEXT: &str = "#!/bin/sh\n\
 /// Packages of ours that come with a service: tests start their own copies of these programs.
 const SERVICES: &[(&str, &str)] = &[("etcd-server", "etcd")];
 
+/// Packages with services that only systemd knows.
+const UNITS: &[(&str, &[&str])] = &[(
+    "podman",
+    &[
+        "podman.service",
+        "podman.socket",
+        "podman-auto-update.service",
+        "podman-auto-update.timer",
+        "podman-restart.service",
+    ],
+)];
+
 pub(super) fn present() -> bool {
     run::find_program("apt-get").is_some() && run::find_program("dpkg").is_some()
 }
@@ -63,8 +75,10 @@ pub(super) fn update(workspace: &Workspace) -> Result<()> {
 }
 
 pub(super) fn install(workspace: &Workspace, packages: &[&str]) -> Result<()> {
-    let fresh: Vec<&(&str, &str)> =
-        SERVICES.iter().filter(|(package, _)| packages.contains(package) && !is_installed(package)).collect();
+    let is_fresh = |package: &str| packages.contains(&package) && !is_installed(package);
+    let fresh: Vec<&(&str, &str)> = SERVICES.iter().filter(|(package, _)| is_fresh(package)).collect();
+    let units: Vec<&&[&str]> =
+        UNITS.iter().filter(|(package, _)| is_fresh(package)).map(|(_, units)| units).collect();
     let _uninterrupted = Uninterrupted::begin()?;
     let quiet = NoServices::begin()?;
     let mut command = apt_get(&["install", "--yes", "--no-install-recommends", "--no-remove"]);
@@ -73,6 +87,9 @@ pub(super) fn install(workspace: &Workspace, packages: &[&str]) -> Result<()> {
     run::logged(&what, &mut command, &workspace.log("apt-install"))?;
     for (_, service) in fresh {
         keep_from_boot(service)?;
+    }
+    for units in units {
+        disable(units)?;
     }
     drop(quiet);
     Ok(())
@@ -91,6 +108,17 @@ fn apt_get(arguments: &[&str]) -> std::process::Command {
 fn keep_from_boot(service: &str) -> Result<()> {
     run::say(format!("the package's own {service} service stays off (update-rc.d {service} disable)"));
     run::answer(run::command("update-rc.d", Path::new("/")).args([service, "disable"])).map(drop)
+}
+
+/// Where there is no systemd, nobody starts them.
+fn disable(units: &[&str]) -> Result<()> {
+    if run::find_program("systemctl").is_none() {
+        return Ok(());
+    }
+    run::say(format!("the package's own services stay off (systemctl disable {})", units.join(" ")));
+    // It also runs in a container or an image, where systemd does not.
+    let mut command = run::command("systemctl", Path::new("/"));
+    run::answer(command.arg("disable").args(units).env("SYSTEMD_OFFLINE", "1")).map(drop)
 }
 
 /// While it lives, no package starts a service. A policy of the operator stays in force instead.

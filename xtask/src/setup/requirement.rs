@@ -287,6 +287,22 @@ pub(crate) const TABLE: &[Requirement] = &[
         otherwise: "Python 3",
     },
     Requirement {
+        name: "podman",
+        why: "a container runtime that calls the CNI plugin",
+        purposes: &[Test],
+        probe: Probe::Programs(&["podman", "runc", "conmon"]),
+        remedy: Remedy::Apt(&["podman", "runc", "conmon"]),
+        otherwise: "podman 4 with runc and conmon; with a later one, which has no CNI, its tests are skipped",
+    },
+    Requirement {
+        name: "busybox",
+        why: "all that is in the containers of podman",
+        purposes: &[Test],
+        probe: Probe::Programs(&["busybox"]),
+        remedy: Remedy::Apt(&["busybox-static"]),
+        otherwise: "busybox, statically linked, with httpd and wget",
+    },
+    Requirement {
         name: "sockperf",
         why: "packet rates and round trips",
         purposes: &[Bench],
