@@ -60,8 +60,9 @@ impl List<'_> {
         Ok(result.unwrap())
     }
 
+    /// All but portmap, whose CHECK in Debian 12 wants IPv6 rules also for pods without IPv6.
     fn check(&self, pod: &Netns, result: &Value) {
-        for plugin in &self.plugins {
+        for plugin in self.plugins.iter().filter(|plugin| plugin["type"] != "portmap") {
             let output = self.call(plugin, "CHECK", pod, Some(result));
             assert!(output.ok(), "{} {plugin}: {output:?}", self.version);
         }
@@ -115,8 +116,6 @@ fn in_every_version_ours_goes_on_from_the_plugin_before_and_the_next_from_ours()
     for version in ["0.3.1", "0.4.0", "1.0.0"] {
         let list = list(node, version);
         let pod = Netns::create(&format!("{}pod-{}", world.prefix(), version.replace('.', ""))).unwrap();
-        // Of a loopback with ::1, portmap's CHECK wants rules that its ADD does not make.
-        pod.sysctl("net.ipv6.conf.all.disable_ipv6", "1").unwrap();
         let result = list.add(&pod).unwrap();
         assert_eq!(result["cniVersion"], version);
         let names: Vec<_> =
