@@ -106,6 +106,9 @@ fn mutate(dice: &mut Dice, value: &mut Value) {
 fn garble(dice: &mut Dice, text: &str) -> Vec<u8> {
     let mut bytes = text.as_bytes().to_vec();
     for _ in 0..=dice.below(4) {
+        if bytes.is_empty() {
+            break;
+        }
         let at = dice.below(bytes.len());
         match dice.below(4) {
             0 => bytes[at] = u8::try_from(dice.below(256)).unwrap(),

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
-use bpf_tests::{Cmd, Host, Node, World, policy::RESOURCES, until};
+use bpf_tests::{Cmd, Host, Netns, Node, World, policy::RESOURCES, until};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -93,36 +93,85 @@ fn an_add_that_was_killed_is_made_good_by_the_next_and_by_del() {
     }
 }
 
+/// An ADD of which everything is made, and whose last request the agent, which is stopped, has not read.
+fn killed_while_the_agent_hangs(node: &Node, pod: &Netns, name: &str) {
+    let agent = node.agent().pid().unwrap();
+    let stops = format!("#!/bin/sh\nREAL\nstatus=$?\nkill -STOP {agent}\nexit $status\n");
+    let path = wrapped(node, "stops", &stops).display().to_string();
+    let output = std::thread::scope(|scope| {
+        let call = Call { path, ..Call::new(node, "ADD", pod, name) };
+        let (tell, told) = std::sync::mpsc::channel();
+        let adding = scope.spawn(move || call.command().output_telling(|pid| tell.send(pid).unwrap()));
+        let plugin = told.recv().unwrap();
+        // The pod is complete, and a connection waits for the agent.
+        let socket = node.agent().socket().display().to_string();
+        let waits = || {
+            let routes = pod.ip("route show default").unwrap();
+            let listeners = node.netns().cmd("ss -xlH").run().unwrap();
+            let queue = listeners
+                .lines()
+                .find(|line| line.contains(&socket))
+                .and_then(|l| l.split_whitespace().nth(2));
+            routes.contains("169.254.1.1") && queue.is_some_and(|queue| queue != "0")
+        };
+        let waited = until(crate::SOON, waits);
+        kill(Pid::from_raw(plugin.cast_signed()), Signal::SIGKILL).unwrap();
+        assert!(waited);
+        adding.join().unwrap().unwrap()
+    });
+    assert!(!output.ok());
+    assert_eq!((veths(node), leases(node).len()), (1, 1));
+}
+
+fn go_on(node: &Node) {
+    kill(Pid::from_raw(node.agent().pid().unwrap().cast_signed()), Signal::SIGCONT).unwrap();
+}
+
 #[test]
-fn an_add_that_is_killed_while_the_agent_hangs_is_made_good_by_the_next() {
+fn an_add_that_is_killed_while_the_agent_hangs_is_made_good_by_the_next_and_by_del() {
     let world = one_node();
     let node = world.node(1);
     node.agent().start().unwrap();
-    // Everything is made, and only the policy has yet to be there.
-    let stops =
-        format!("#!/bin/sh\nREAL\nstatus=$?\nkill -STOP {}\nexit $status\n", node.agent().pid().unwrap());
-    let folder = wrapped(node, "stops", &stops).display().to_string();
     let pod = netns(&world, "p");
-    let hung = std::thread::scope(|scope| {
-        let call = Call { path: folder, ..Call::new(node, "ADD", &pod, "p") };
-        let mut pid = None;
-        let (tell, told) = std::sync::mpsc::channel();
-        let adding =
-            scope.spawn(move || call.command().output_telling(|pid| tell.send(pid).unwrap()).unwrap());
-        assert!(until(crate::SOON, || {
-            pid = pid.or_else(|| told.try_recv().ok());
-            pod.ip("route show default").is_ok_and(|routes| routes.contains("169.254.1.1"))
-        }));
-        kill(Pid::from_raw(pid.unwrap().cast_signed()), Signal::SIGKILL).unwrap();
-        adding.join().unwrap()
-    });
-    assert!(!hung.ok());
-    assert_eq!((veths(node), leases(node).len()), (1, 1));
-    let agent = Pid::from_raw(node.agent().pid().unwrap().cast_signed());
-    kill(agent, Signal::SIGCONT).unwrap();
+    killed_while_the_agent_hangs(node, &pod, "p");
+    go_on(node);
     let result = Call::new(node, "ADD", &pod, "p").result();
     assert!(talks(node, &pod, ip(&result)));
     comes_to_hold(&world, node, 1);
+    Call::new(node, "DEL", &pod, "p").works();
+    comes_to_hold(&world, node, 0);
+
+    // The agent hears of both at once, of the ADD first.
+    let pod = netns(&world, "q");
+    killed_while_the_agent_hangs(node, &pod, "q");
+    Call::new(node, "DEL", &pod, "q").works();
+    assert_eq!((veths(node), leases(node).len()), (0, 0));
+    go_on(node);
+    comes_to_hold(&world, node, 0);
+}
+
+#[test]
+fn what_the_plugin_had_started_ends_with_it() {
+    let world = one_node();
+    let node = world.node(1);
+    node.agent().start().unwrap();
+    let pod = netns(&world, "p");
+    let file = node.folder().join("hangs.pid");
+    let hangs = format!("#!/bin/sh\necho $$ > {0}.new\nmv {0}.new {0}\nexec sleep 300\n", file.display());
+    let path = wrapped(node, "hangs", &hangs).display().to_string();
+    let started = std::thread::scope(|scope| {
+        let call = Call { path, ..Call::new(node, "ADD", &pod, "p") };
+        let (tell, told) = std::sync::mpsc::channel();
+        let adding = scope.spawn(move || call.command().output_telling(|pid| tell.send(pid).unwrap()));
+        let plugin = told.recv().unwrap();
+        let begun = until(crate::SOON, || file.exists());
+        kill(Pid::from_raw(plugin.cast_signed()), Signal::SIGKILL).unwrap();
+        assert!(begun && !adding.join().unwrap().unwrap().ok());
+        fs::read_to_string(&file).unwrap()
+    });
+    // Or it is somebody else by now.
+    let command = format!("/proc/{}/comm", started.trim());
+    assert!(soon(|| !fs::read_to_string(&command).is_ok_and(|name| name.trim() == "sleep")));
     Call::new(node, "DEL", &pod, "p").works();
     comes_to_hold(&world, node, 0);
 }
