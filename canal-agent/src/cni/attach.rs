@@ -91,6 +91,10 @@ fn again(call: Call<'_>, pod: &Netns, inside: &Link, host: &Link) -> Result<Opti
     let whole = Some(endpoint).filter(|e| e.host_interface == host.name && e.mac == inside.mac && inside.up);
     let (Some(endpoint), Some(mac)) = (whole, inside.mac) else { return Ok(None) };
     let [ip] = endpoint.addresses[..] else { return Ok(None) };
+    // The agent knows it from etcd alone, having lost its own record: it is made anew, with one.
+    if endpoint.network.is_empty() {
+        return Ok(None);
+    }
     if endpoint.network != call.config.network {
         return Err(exists(call, &format!("it is in network {}: DEL it there first", endpoint.network)));
     }

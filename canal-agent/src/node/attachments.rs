@@ -276,7 +276,7 @@ impl Node {
             });
             match record.phase {
                 Phase::Begun if self.registry.age(id) > ABANDONED => {
-                    gone.push((id.clone(), "its ADD was cut off"))
+                    gone.push((id.clone(), "its ADD was cut off"));
                 }
                 Phase::Begun | Phase::Leaving => {}
                 Phase::Present if has_interface => drop(self.missing.remove(id)),
