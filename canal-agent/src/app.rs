@@ -211,7 +211,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     forward(
         &mut tasks,
         &messages,
-        stream::poll_fn(move |cx| left.poll_recv(cx)).map(|id| Message::Published(Published(id))),
+        stream::poll_fn(move |cx| left.poll_recv(cx)).map(|(id, key)| Message::Published(Published(id, key))),
     );
     tasks.spawn(port::follow("metrics", metrics_at, metrics::router(messages.clone())));
     tasks.spawn(watch_ring(ring, messages.clone()));

@@ -1,7 +1,7 @@
 //! DEL, step by step. What is gone already is no error, and what cannot be done now is left to the agent, which finds the
 //! attachment in its records, or the word that is left for it.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::{
     call::{Call, note},
@@ -34,10 +34,13 @@ pub(super) fn del(call: Call<'_>) -> Result<(), CniError> {
         another(call, &stored, &program)?;
     } else {
         goes_on(&format!("{}, which made the pod, is not there: its interface and address go", stored.kind));
-        if let Some(pod) = call.attachment.netns.as_deref().and_then(|path| Netns::open(path).ok()) {
+        let config = &made_with(call, stored);
+        let call = Call { config, ..call };
+        let pod = call.attachment.netns.as_deref().and_then(|path| Netns::open(path).ok());
+        if let Some(pod) = pod.filter(|pod| has_our_address(call, pod)) {
             interface::delete_inside(&pod, &call.id()).unwrap_or_else(|error| goes_on(&error.to_string()));
         }
-        detach(Call { config: &made_with(call, stored), ..call });
+        detach(call);
     }
     if let Err(error) = call.forget_stored() {
         goes_on(&format!("cannot remove flannel's note of the container: {error}"));
@@ -66,14 +69,9 @@ fn detach(call: Call<'_>) {
         }
     }
     let pod = call.attachment.netns.as_deref().and_then(|path| Netns::open(path).ok());
-    // A path of /proc may have become another pod's.
-    let leases = call.leases();
-    let is_ours = |address: &Ipv4Addr| {
-        leases.read(*address).is_ok_and(|lease| lease.is_none_or(|lease| lease.is_of(&id)))
-    };
     let prefix = names::prefix(call.environment).unwrap_or(HOST_PREFIX);
-    let addresses = pod.as_ref().map(|pod| interface::addresses(pod, &id)).unwrap_or_default();
-    let may_go = |link: &Link| link.name.starts_with(prefix) && addresses.iter().all(is_ours);
+    let is_ours = pod.as_ref().is_some_and(|pod| has_our_address(call, pod));
+    let may_go = |link: &Link| link.name.starts_with(prefix) && is_ours;
     let deleted =
         Netlink::open().and_then(|mut host| interface::delete(&mut host, pod.as_ref(), &id, may_go));
     if let Err(error) = deleted {
@@ -85,6 +83,18 @@ fn detach(call: Call<'_>) {
             Ok(_) => goes_on(&format!("the address was given back without host-local: {error}")),
             Err(also) => goes_on(&format!("{error}; {also}; the agent gives the address back")),
         }
+    }
+}
+
+/// Whether what is in the pod bears the address that was given to this container, or none yet though one was given: a path
+/// of /proc may have become another pod's.
+fn has_our_address(call: Call<'_>, pod: &Netns) -> bool {
+    let (id, leases) = (call.id(), call.leases());
+    match interface::addresses(pod, &id).as_slice() {
+        [] => leases.list().is_ok_and(|all| all.iter().any(|lease| lease.is_of(&id))),
+        some => some.iter().all(|address| {
+            leases.read(*address).is_ok_and(|lease| lease.is_some_and(|lease| lease.is_of(&id)))
+        }),
     }
 }
 

@@ -62,7 +62,10 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
         super::call::note(&format!("GC removed {removed}"));
     }
     let mut problems = collected.problems;
-    let goes = |lease: &Lease| is_stale(lease) && !collected.kept.iter().any(|id| lease.is_of(id));
+    // What has come since is not on the list for another reason.
+    let goes = |lease: &Lease| {
+        taken.contains(lease) && is_stale(lease) && !collected.kept.iter().any(|id| lease.is_of(id))
+    };
     problems.extend(release(&leases, goes).err().map(|e| e.to_string()));
     if problems.is_empty() {
         return Ok(());

@@ -52,7 +52,7 @@ pub fn made_otherwise(cluster: &Cluster) -> BTreeSet<String> {
 pub async fn run(
     store: Store,
     mut wanted: watch::Receiver<Wanted>,
-    gone: mpsc::UnboundedSender<AttachmentId>,
+    gone: mpsc::UnboundedSender<(AttachmentId, EndpointKey)>,
 ) {
     let mut backoff = Backoff::default();
     let mut complaint = None;
@@ -89,7 +89,7 @@ pub async fn run(
 async fn publish(
     store: &Store,
     wanted: &Wanted,
-    gone: &mpsc::UnboundedSender<AttachmentId>,
+    gone: &mpsc::UnboundedSender<(AttachmentId, EndpointKey)>,
 ) -> Result<(), StoreError> {
     // What is somebody else's now is written over, and not deleted in between. The others leave first, so that what cannot
     // be written keeps nobody.
@@ -115,12 +115,12 @@ async fn publish(
 async fn forget(
     store: &Store,
     endpoints: Vec<&(AttachmentId, EndpointKey)>,
-    gone: &mpsc::UnboundedSender<AttachmentId>,
+    gone: &mpsc::UnboundedSender<(AttachmentId, EndpointKey)>,
 ) -> Result<(), StoreError> {
     for (id, key) in endpoints {
         delete_if(store, &key.store_key(), |value| is_of_container(value, &id.container_id)).await?;
         // The agent is gone only when it stops; the record stays for the next one.
-        let _ = gone.send(id.clone());
+        let _ = gone.send((id.clone(), key.clone()));
     }
     Ok(())
 }

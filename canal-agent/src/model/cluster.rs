@@ -225,7 +225,9 @@ impl Cluster {
             Kind::HostEndpoint => self.hosts.contains_key(resource),
             Kind::WorkloadEndpoint => {
                 let key = EndpointKey::new(&resource.namespace, &resource.name);
-                self.endpoints.get(&key).is_some_and(|slot| slot.stored.is_some() && slot.local.is_none())
+                self.endpoints
+                    .get(&key)
+                    .is_some_and(|slot| slot.stored_in_force().is_some() && slot.local.is_none())
             }
         }
     }
@@ -249,6 +251,16 @@ impl Cluster {
             slot.retired = Some(container_id.to_owned());
         });
         self.has_changed_here(change, resource)
+    }
+
+    /// The store was told a while ago: if it does not have the endpoint by now, it never will again. False: it still has.
+    pub fn forget_retired(&mut self, key: &EndpointKey) -> bool {
+        let Some(slot) = self.endpoints.get(key) else { return true };
+        if slot.stored.is_some() {
+            return slot.retired.is_none();
+        }
+        self.update_slot(key.clone(), |slot| slot.retired = None);
+        true
     }
 
     fn has_changed_here(&mut self, change: Change, resource: Resource) -> Change {
@@ -372,7 +384,22 @@ impl Cluster {
         let reading = value.map(|value| WorkloadEndpoint::read(&key, value));
         let previous = self.endpoints.get(&key).and_then(|slot| slot.stored.clone());
         let (stored, reason) = next(previous, reading);
-        let change = self.update_slot(key, |slot| slot.stored = stored);
+        let change = self.update_slot(key, |slot| {
+            if stored.is_none() {
+                // What it had become stays, until its node has written it again.
+                slot.local = slot.merged.take().or_else(|| slot.local.take());
+            }
+            let container = slot.stored.as_ref().map(|held| held.value.container_id.clone());
+            // The end has been heard of, or the name is another's.
+            let is_over = match &stored {
+                None => container.is_some() && container == slot.retired,
+                Some(held) => slot.retired.as_ref() != Some(&held.value.container_id),
+            };
+            if is_over {
+                slot.retired = None;
+            }
+            slot.stored = stored;
+        });
         self.take_the_place_of_remembered(resource);
         (reason, change != Change::None)
     }
@@ -402,7 +429,8 @@ impl Cluster {
         slot.get_mut().merge();
         let after = slot.get().in_force().cloned();
         let key = slot.key().clone();
-        if slot.get().local.is_none() && slot.get().stored.is_none() {
+        let Slot { stored, local, retired, .. } = slot.get();
+        if local.is_none() && stored.is_none() && retired.is_none() {
             slot.remove();
         }
         if before == after {

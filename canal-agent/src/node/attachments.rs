@@ -22,7 +22,7 @@ use crate::{
         AddEndpoint, ApiError, AttachmentId, Collect, Collected, EndpointReport, Goodbye, Readiness,
     },
     endpoint::{
-        Leases, Phase, RegistryError,
+        Leases, Phase, Record, RegistryError,
         goodbyes::{self, Unheard},
         mark,
         publish::{self, Wanted},
@@ -32,6 +32,7 @@ use crate::{
         endpoint::{Birth, EndpointName},
         profile,
     },
+    netlink,
 };
 
 /// No call of the plugin takes longer: what was begun before was cut off.
@@ -46,12 +47,34 @@ impl Node {
     /// Notes what the plugin is about to make.
     pub(super) fn begin_endpoint(&mut self, endpoint: AddEndpoint) -> Result<bool, ApiError> {
         self.accepts()?;
-        let before = self.registry.records().get(&endpoint.id()).map(|record| record.phase);
+        let id = endpoint.id();
+        let again = |message: &str| Err(ApiError { message: message.to_owned(), try_again: true });
+        let Some(before) = self.registry.records().get(&id).cloned() else {
+            self.registry.insert(endpoint, Phase::Begun).map_err(refused)?;
+            return Ok(false);
+        };
+        if before.phase == Phase::Leaving && before.endpoint.attempt == endpoint.attempt {
+            return again("it was deleted meanwhile");
+        }
+        let former = self.registry.key(&before.endpoint).map_err(refused)?;
+        let renamed = self.registry.key(&endpoint).map_err(refused)? != former;
+        if renamed && before.former.is_some() {
+            return again("etcd has yet to be told of the container's former name");
+        }
+        if before.endpoint.leases != endpoint.leases
+            && let Err(error) = release(before.endpoint.leases.as_deref(), &id, &[])
+        {
+            return again(&format!("cannot give back its address of before: {error}"));
+        }
         let key = self.registry.insert(endpoint, Phase::Begun).map_err(refused)?;
         // The container is made anew, and what it was is no more.
-        let changed = before == Some(Phase::Present);
+        let changed = before.phase == Phase::Present || renamed;
         if changed {
             self.follow_holder(key);
+            self.follow_holder(former);
+        }
+        if renamed {
+            self.publish();
         }
         Ok(changed)
     }
@@ -118,8 +141,33 @@ impl Node {
             return self.leave(id);
         }
         let Some(foreign) = self.made_by_calico(id, goodbye) else { return Ok(false) };
+        let interface = foreign.host_interface.clone();
         self.registry.insert(foreign, Phase::Begun)?;
-        self.leave(id)
+        let left = self.leave(id)?;
+        // Now or never: etcd says whose it is, and later the name may be another pod's.
+        if let Err(error) = self.remove_unmarked(id, &interface) {
+            warn!(%error, interface, "cannot remove the interface of a pod of Calico's plugin");
+        }
+        Ok(left)
+    }
+
+    /// Calico's plugin marks nothing. What is another's of ours is announced before it is made.
+    fn remove_unmarked(&mut self, id: &AttachmentId, interface: &str) -> Result<(), netlink::Error> {
+        // A pod of Calico's plugin that has the name by now.
+        let mut pods = self.cluster.endpoints_of(&self.config.node_name);
+        if pods.any(|(_, pod)| pod.interface_name == interface && pod.container_id != id.container_id) {
+            return Ok(());
+        }
+        let mut others = self.registry.records().iter().filter(|(other, _)| *other != id);
+        if interface.is_empty() || others.any(|(_, record)| record.endpoint.host_interface == interface) {
+            return Ok(());
+        }
+        match self.netlink.link_by_name(interface)? {
+            Some(link) if link.kind == "veth" && link.alias.is_none() => {
+                self.netlink.delete_link(&link).map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether an end can be taken in: what no record knows may be in etcd, which has to be read first.
@@ -329,36 +377,47 @@ impl Node {
 
     /// Whether the container was attached again after that time, so that the word of its end is of an earlier life. Where
     /// the clock has jumped, its interface tells.
-    fn came_back(&self, id: &AttachmentId, at: u64) -> bool {
+    fn came_back(&mut self, id: &AttachmentId, at: u64) -> bool {
         let Some(record) = self.registry.records().get(id).filter(|record| record.since > at) else {
             return false;
         };
-        let has_interface = || {
-            self.links.iter().any(|link| {
-                link.name == record.endpoint.host_interface && mark::is_of(link.alias.as_deref(), id)
-            })
+        let (phase, name) = (record.phase, record.endpoint.host_interface.clone());
+        // Who cannot be asked may be there.
+        let mut has_interface = || {
+            let link = self.netlink.link_by_name(&name);
+            link.map_or(true, |link| link.is_some_and(|link| mark::is_of(link.alias.as_deref(), id)))
         };
-        record.phase == Phase::Begun || (record.phase == Phase::Present && has_interface())
+        phase == Phase::Begun || (phase == Phase::Present && has_interface())
     }
 
-    /// Etcd holds the endpoint no longer: what else it had is given back, then the record goes.
-    pub(super) fn finish(&mut self, id: &AttachmentId) {
+    /// Etcd holds this endpoint of the container no longer.
+    pub(super) fn hear_gone(&mut self, id: &AttachmentId, key: &EndpointKey) {
         let Some(record) = self.registry.records().get(id) else { return };
-        if record.phase != Phase::Leaving {
+        let is_own = self.registry.key(&record.endpoint).is_ok_and(|own| own == *key);
+        if record.former.as_ref() == Some(key) {
             if let Err(error) = self.registry.forget_former(id) {
                 warn!(%error, "cannot note that an endpoint's former name is gone");
+                return;
             }
-            return;
+            self.told_gone.push((key.clone(), Instant::now()));
+            // Its present name may have been told of before this one.
+            self.publish();
+        } else if is_own && record.phase == Phase::Leaving && record.former.is_none() {
+            self.finish(id);
         }
+    }
+
+    /// What it had is given back, then the record goes.
+    fn finish(&mut self, id: &AttachmentId) {
+        let Some(record) = self.registry.records().get(id) else { return };
         let key = self.registry.key(&record.endpoint).ok();
         let done =
             self.give_back(id).and_then(|()| self.registry.forget(id).map_err(|error| error.to_string()));
         match done {
             Ok(()) => {
                 self.unfinished.remove(id);
-                if let Some(key) = key {
-                    self.follow_holder(key);
-                }
+                // What the store's mirror has not heard yet must not come back into force.
+                self.told_gone.extend(key.map(|key| (key, Instant::now())));
             }
             Err(problem) => {
                 if self.unfinished.insert(id.clone(), problem.clone()).as_ref() != Some(&problem) {
@@ -366,6 +425,16 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// The cluster need not remember for ever whose end was told.
+    pub(super) fn forget_the_retired(&mut self) {
+        let mut told = std::mem::take(&mut self.told_gone);
+        told.retain(|(key, at)| {
+            let is_held = self.registry.holder(key).is_some() || self.registry.leaver(key).is_some();
+            !is_held && (at.elapsed() < MISSED || !self.cluster.forget_retired(key))
+        });
+        self.told_gone.append(&mut told);
     }
 
     /// Those that could not be ended are tried again; interface and address go also while etcd cannot be told.
@@ -387,19 +456,18 @@ impl Node {
             return Ok(());
         };
         let endpoint = record.endpoint.clone();
-        let link = self.netlink.link_by_name(&endpoint.host_interface).map_err(|e| e.to_string())?;
-        // What is another's is announced before it is made.
-        let others = self.registry.records().iter();
-        let claimed = others
-            .filter(|(other, _)| *other != id)
-            .any(|(_, record)| record.endpoint.host_interface == endpoint.host_interface);
-        let ours = link.filter(|link| {
-            // Before its pod's end was there, it was cut off.
-            let unmarked = link.alias.is_none() && !claimed && endpoint.mac.is_none();
-            link.kind == "veth" && (unmarked || mark::is_of(link.alias.as_deref(), id))
-        });
-        if let Some(link) = ours {
+        // An endpoint that somebody else wrote may name none.
+        let name = Some(endpoint.host_interface.as_str()).filter(|name| !name.is_empty());
+        let link = name.map(|name| self.netlink.link_by_name(name)).transpose().map_err(|e| e.to_string())?;
+        if let Some(link) =
+            link.flatten().filter(|link| link.kind == "veth" && mark::is_of(link.alias.as_deref(), id))
+        {
             self.netlink.delete_link(&link).map_err(|e| e.to_string())?;
+        }
+        // Its plugin was cut off before it could mark it; ours are down until they are handed over.
+        let mut links = || self.netlink.link_by_name(&endpoint.host_interface);
+        if endpoint.mac.is_none() && links().is_ok_and(|link| link.is_some_and(|link| !link.up)) {
+            self.remove_unmarked(id, &endpoint.host_interface).map_err(|e| e.to_string())?;
         }
         release(endpoint.leases.as_deref(), id, &endpoint.addresses)
             .map_err(|e| format!("cannot give back the address of {id}: {e}"))
@@ -412,6 +480,9 @@ impl Node {
             self.cluster.set_local_endpoint(key, Some(workload));
         } else if let Some(record) = self.registry.leaver(&key) {
             let container = record.endpoint.container_id.clone();
+            self.cluster.retire_endpoint(key, &container);
+        } else if let Some((_, id)) = self.registry.former().find(|(former, _)| **former == key) {
+            let container = id.container_id.clone();
             self.cluster.retire_endpoint(key, &container);
         } else {
             self.cluster.set_local_endpoint(key, None);
@@ -430,12 +501,30 @@ impl Node {
 
     pub(super) fn publish(&self) {
         self.wanted.send_replace(Wanted {
-            present: self.registry.present().map(|(key, record)| (key.clone(), record.clone())).collect(),
+            present: self
+                .registry
+                .present()
+                .map(|(key, record)| (key.clone(), self.as_it_is(key, record)))
+                .collect(),
             leaving: self.registry.leaving().map(|(key, record)| (record.endpoint.id(), key)).collect(),
             former: self.registry.former().map(|(key, id)| (id.clone(), key.clone())).collect(),
             node: self.config.node_name.clone(),
             without_profile: publish::made_otherwise(&self.cluster),
         });
+    }
+
+    /// What others have made of a living pod of Kubernetes is written again, should etcd lose it.
+    fn as_it_is(&self, key: &EndpointKey, record: &Record) -> Record {
+        let mut record = record.clone();
+        if record.endpoint.pod.is_some()
+            && let Some(pod) = self.cluster.endpoint(key)
+        {
+            record.endpoint.labels = pod.labels.clone().into_iter().collect();
+            if !record.endpoint.profiles.is_empty() {
+                record.endpoint.profiles.clone_from(&pod.profiles);
+            }
+        }
+        record
     }
 
     /// Veth pairs without a record: told, and closed by the hooks unless etcd has their endpoint.

@@ -11,6 +11,7 @@ use crate::{
             Rules, Status,
         },
     },
+    model::EndpointKey,
     netlink,
     store::{LeaseEvent, StoreEvent},
 };
@@ -81,6 +82,6 @@ pub enum Question {
     },
 }
 
-/// Etcd no longer holds this endpoint.
+/// Etcd no longer holds this endpoint of that container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published(pub AttachmentId);
+pub struct Published(pub AttachmentId, pub EndpointKey);

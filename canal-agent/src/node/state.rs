@@ -50,7 +50,7 @@ use crate::{
         tables::KernelTables,
     },
     endpoint::{Registry, RegistryError, publish::Wanted, status_files::StatusFiles},
-    model::Cluster,
+    model::{Cluster, EndpointKey},
     netlink::{self, Netlink, Route},
     store::{EtcdPrefix, Lease, NetworkConfig, Terms, initial},
 };
@@ -200,6 +200,8 @@ pub struct Node {
     pub(super) missing: Missing,
     /// What has left etcd and has something that could not be given back, with the reason.
     pub(super) unfinished: BTreeMap<AttachmentId, String>,
+    /// Endpoints that etcd was told the end of, and when.
+    pub(super) told_gone: Vec<(EndpointKey, Instant)>,
     pub(super) waiting: Vec<(AddEndpoint, oneshot::Sender<Result<(), ApiError>>)>,
     /// To be answered once the kernel has followed what came before.
     asked: Vec<Question>,
@@ -285,6 +287,7 @@ impl Node {
             waiting: Vec::new(),
             missing: Missing::default(),
             unfinished: BTreeMap::new(),
+            told_gone: Vec::new(),
             asked: Vec::new(),
             config,
         };
@@ -328,6 +331,12 @@ impl Node {
                 self.all_is_due = true;
                 true
             }
+            // Whoever asked has been killed: its runtime's DEL may have come and gone.
+            Message::BeginEndpoint { reply, .. } | Message::AddEndpoint { reply, .. }
+                if reply.is_closed() =>
+            {
+                false
+            }
             Message::BeginEndpoint { endpoint, reply } => {
                 let begun = self.begin_endpoint(endpoint);
                 let changed = matches!(begun, Ok(true));
@@ -347,8 +356,8 @@ impl Node {
                 let _ = reply.send(self.accepts().map(|()| self.collect(&asked)));
                 true
             }
-            Message::Published(Published(id)) => {
-                self.finish(&id);
+            Message::Published(Published(id, key)) => {
+                self.hear_gone(&id, &key);
                 false
             }
             Message::Ask(question) => {
@@ -373,6 +382,7 @@ impl Node {
                     self.takeover.retry();
                     self.hear_goodbyes();
                     self.finish_the_unfinished();
+                    self.forget_the_retired();
                     if let Err(error) = self.sweep(false) {
                         warn!(%error, "cannot look for pods that are gone; trying again");
                     }

@@ -76,7 +76,7 @@ fn an_endpoint_that_the_agent_does_not_know_and_an_agent_that_is_down_are_named(
     let check = || Call::new(node, "CHECK", &pod, "p").with(&after(&result, config(node, "1.1.0")));
     check().works();
     node.agent().terminate().unwrap();
-    let said = check().fails_with(107);
+    let said = check().fails_with(11);
     assert!(said.contains("no canal-agent listens"), "{said}");
     let record = format!("state/endpoints/{}@eth0.json", container_id("p"));
     fs::remove_file(node.folder().join(record)).unwrap();

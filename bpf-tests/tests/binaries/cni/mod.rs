@@ -197,6 +197,14 @@ fn comes_to_hold(world: &World, node: &Node, pods: usize) {
         held = Held::of(world, node);
         held.counts() == wanted
     });
+    if held.counts() != wanted {
+        for name in &held.records {
+            println!(
+                "{name}: {:?}",
+                std::fs::read_to_string(node.folder().join("state/endpoints").join(name))
+            );
+        }
+    }
     assert_eq!(held.counts(), wanted, "{pods} pods: {held:?}");
 }
 
