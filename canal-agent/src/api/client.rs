@@ -154,6 +154,10 @@ impl Client {
         request.extend(body);
         stream.write_all(&request).map_err(|e| self.io(e))?;
         let answer = self.read(&mut stream, end)?;
+        if answer.is_empty() {
+            // It was killed, and may have done what it was asked for or not.
+            return Err(self.io(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended without an answer")));
+        }
         let (status, body) = parse(&answer).map_err(|what| self.not_ours(what))?;
         if (200..300).contains(&status) {
             return Ok(body);
@@ -352,6 +356,14 @@ mod tests {
             client.delete_endpoint(&AttachmentId::new("abc", "eth0"), &Goodbye::default()).unwrap_err();
         assert!(matches!(&error, ClientError::Refused(e) if e.try_again), "{error:?}");
         assert_eq!(error.to_string(), "pod abc: no policy yet");
+    }
+
+    #[test]
+    fn an_agent_that_dies_in_the_middle_may_be_asked_again() {
+        let (_folder, client, _seen) = agent("");
+        let error =
+            client.delete_endpoint(&AttachmentId::new("abc", "eth0"), &Goodbye::default()).unwrap_err();
+        assert!(matches!(&error, ClientError::Io { .. }) && error.try_again(), "{error:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::{
     names::{self, HOST_PREFIX},
 };
 use crate::{
+    api::client::ClientError,
     endpoint::goodbyes,
     netlink::{Link, Netlink, Netns},
 };
@@ -62,9 +63,8 @@ fn detach(call: Call<'_>) {
     if let Err(error) = call.client().timeout(GOODBYE).delete_endpoint(&id, &goodbye) {
         goes_on(&error.to_string());
         // What is refused for good is no better heard later.
-        if error.try_again()
-            && let Err(error) = goodbyes::leave(&call.goodbyes(), &id, &goodbye)
-        {
+        let is_refused = matches!(&error, ClientError::Refused(refusal) if !refusal.try_again);
+        if !is_refused && let Err(error) = goodbyes::leave(&call.goodbyes(), &id, &goodbye) {
             goes_on(&format!("no word can be left for the agent: {error}"));
         }
     }
