@@ -93,10 +93,36 @@ pub struct Goodbye {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointReport {
     pub endpoint: AddEndpoint,
-    /// `ready`, `closed`, `unsettled` (the node has trouble that is not this endpoint's), `begun` or `leaving`.
-    pub state: String,
+    pub standing: Standing,
     /// Why it is not ready.
     pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// Its policy is enforced.
+    Ready,
+    /// Nothing passes.
+    Closed,
+    /// The node has trouble that is not this endpoint's.
+    Unsettled,
+    /// Its ADD has not ended.
+    Begun,
+    /// It was deleted.
+    Leaving,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ready => "ready",
+            Self::Closed => "closed",
+            Self::Unsettled => "unsettled",
+            Self::Begun => "begun",
+            Self::Leaving => "leaving",
+        })
+    }
 }
 
 /// Whether new pods can be attached.

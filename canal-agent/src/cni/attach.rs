@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::{
         client::{Client, ClientError},
-        wire::{AddEndpoint, EndpointReport},
+        wire::{AddEndpoint, EndpointReport, Standing},
     },
     endpoint::{goodbyes, mark},
     netlink::{Link, Netlink, Netns},
@@ -75,7 +75,7 @@ fn exists(call: Call<'_>, hint: &str) -> CniError {
 /// Whether the agent knows of an ADD of this attachment that has not ended.
 fn was_cut_off(call: Call<'_>) -> Result<bool, CniError> {
     let report = call.client().endpoint(&call.id()).map_err(|e| no_agent(&e))?;
-    Ok(report.is_some_and(|report| report.state == "begun"))
+    Ok(report.is_some_and(|report| report.standing == Standing::Begun))
 }
 
 /// The same answer as the first time, if that ADD went through; `None`: it was cut off, and what it left is removed.
@@ -84,7 +84,7 @@ fn again(call: Call<'_>, pod: &Netns, inside: &Link, host: &Link) -> Result<Opti
     let client = call.client();
     let report = client.endpoint(&call.id()).map_err(|e| no_agent(&e))?;
     let Some(EndpointReport { endpoint, reason, .. }) =
-        report.filter(|r| r.state != "begun" && r.state != "leaving")
+        report.filter(|r| !matches!(r.standing, Standing::Begun | Standing::Leaving))
     else {
         return Ok(None);
     };
@@ -202,7 +202,7 @@ fn make<'a>(prepared: &'a Prepared<'a>, undo: &mut Undo<'a>) -> Result<Made, Cni
     let mut tries = 0..TRIES;
     loop {
         let names = (endpoint.host_interface.as_str(), id.interface.as_str());
-        if interface::make(&mut host, pod, names, &plan, &mark::mark(&endpoint)).map_err(kernel)?.is_some() {
+        if interface::make(&mut host, pod, names, &plan, &mark::mark(&endpoint)).map_err(kernel)? {
             break;
         }
         if tries.next().is_none() {

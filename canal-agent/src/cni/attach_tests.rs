@@ -94,7 +94,7 @@ impl Node {
                     let report = if known.is_null() {
                         Value::Null
                     } else {
-                        json!({"endpoint": known, "state": "ready", "reason": null})
+                        json!({"endpoint": known, "standing": "ready", "reason": null})
                     };
                     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{report}", report.to_string().len())
                 } else if head[0].starts_with("POST ") {

@@ -16,6 +16,7 @@ use super::{
     subnet::Subnet,
 };
 use crate::{
+    api::wire::Standing,
     endpoint::mark,
     netlink::{Link, Netlink, Netns, Route},
 };
@@ -150,12 +151,12 @@ fn enforced(call: Call<'_>, told: &Told) -> Enforced {
         let found = match call.client().endpoint(&call.id()) {
             Err(error) => Enforced::Unknown(error.to_string()),
             Ok(None) => Enforced::No("the agent does not know the endpoint".to_owned()),
-            Ok(Some(report)) if report.state == "unsettled" => {
+            Ok(Some(report)) if report.standing == Standing::Unsettled => {
                 Enforced::Unknown(report.reason.unwrap_or_default())
             }
-            Ok(Some(report)) if report.state != "ready" => Enforced::No(format!(
+            Ok(Some(report)) if report.standing != Standing::Ready => Enforced::No(format!(
                 "the agent has it as {}: {}",
-                report.state,
+                report.standing,
                 report.reason.unwrap_or_default()
             )),
             Ok(Some(report)) => {

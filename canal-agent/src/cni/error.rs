@@ -71,6 +71,14 @@ impl CniError {
         matches!(self.code, Code::UnsupportedField | Code::InvalidConfig | Code::InvalidEnvironment)
     }
 
+    /// `cause`: what somebody said of it, or nothing.
+    pub(super) fn pool_full(cause: &str) -> Self {
+        let hint = format!(
+            "every address of this node's subnet is in use; delete pods, or give nodes larger subnets{cause}"
+        );
+        Self::new(Code::PoolFull, "no free address", hint)
+    }
+
     pub(super) fn kernel(error: &crate::netlink::Error) -> Self {
         Self::new(Code::Kernel, "cannot set up the container's interface", error.to_string())
     }

@@ -125,14 +125,14 @@ pub(super) fn choose_name(
     })
 }
 
-/// Makes the pair and marks it. Both ends are down. `None`: someone took the name in this very moment.
+/// Makes the pair and marks it. Both ends are down. False: someone took the name in this very moment.
 pub(super) fn make(
     host: &mut Netlink,
     pod: &Netns,
     names: (&str, &str),
     plan: &Plan,
     mark: &str,
-) -> Result<Option<()>, netlink::Error> {
+) -> Result<bool, netlink::Error> {
     let (host_name, peer_name) = names;
     let veth = NewVeth {
         host_name,
@@ -148,8 +148,8 @@ pub(super) fn make(
             .inspect_err(|_| {
                 host.delete_link(host_name).ok();
             })
-            .map(Some),
-        Err(e) if e.is_present() && host.link_by_name(host_name)?.is_some() => Ok(None),
+            .map(|()| true),
+        Err(e) if e.is_present() && host.link_by_name(host_name)?.is_some() => Ok(false),
         Err(e) => Err(e),
     }
 }

@@ -115,11 +115,7 @@ fn explained(error: CniError, wish: Option<Ipv4Addr>) -> CniError {
         return CniError::new(Code::AddressTaken, format!("the address {ip} cannot be had"), hint);
     }
     if error.details.contains("no IP addresses available") {
-        let hint = format!(
-            "every address of this node's subnet is in use; delete pods, or give nodes larger subnets ({})",
-            error.details
-        );
-        return CniError::new(Code::PoolFull, "no free address", hint);
+        return CniError::pool_full(&format!(" ({})", error.details));
     }
     error
 }

@@ -59,8 +59,7 @@ fn room(ranges: &Value, data_dir: &Path, network: &str) -> Result<(), CniError> 
     if free {
         return Ok(());
     }
-    let hint = "every address of this node's subnet is in use; delete pods, or give nodes larger subnets";
-    Err(CniError::new(Code::PoolFull, "no free address", hint))
+    Err(CniError::pool_full(""))
 }
 
 /// One range as `host-local` reads it: the network's, its broadcast's and the gateway's address are no pod's.

@@ -8,6 +8,7 @@
 mod attachments;
 mod burst;
 mod cycle;
+mod departures;
 mod endpoints;
 mod events;
 mod explain;

@@ -7,8 +7,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    attachments::{self, Missing},
+    attachments,
     burst::{self, Burst},
+    departures::Missing,
     endpoints::{Links, Locals},
     events::EventLog,
     groundwork::Groundwork,
