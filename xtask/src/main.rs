@@ -7,6 +7,7 @@ mod demo;
 mod elf;
 mod load;
 mod object;
+mod room;
 mod run;
 mod setup;
 mod test;
@@ -66,6 +67,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
+            if let Some(hint) = Workspace::find().ok().as_ref().and_then(room::hint) {
+                eprintln!("hint: {hint}");
+            }
             ExitCode::FAILURE
         }
     }

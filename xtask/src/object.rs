@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{elf, run, setup, toolchain::BpfToolchain, workspace::Workspace};
+use crate::{elf, room, run, setup, toolchain::BpfToolchain, workspace::Workspace};
 
 /// The programs that users get, in the order in which they meet them.
 const BINARIES: [&str; 3] = ["canal-agent", "canal-cni", "canalctl"];
@@ -50,6 +50,7 @@ pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<()> {
 /// Compiles the kernel object and puts it where `canal-agent/build.rs` looks for it.
 pub(crate) fn build_ebpf(workspace: &Workspace) -> Result<PathBuf> {
     let object = workspace.object();
+    room::warn(workspace);
     compile(workspace, &workspace.bpf_target(), &[], &object)?;
     Ok(object)
 }
