@@ -1,14 +1,12 @@
 //! One call of the runtime about one attachment, with all that was read for it.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::{
     config::{Config, Stored},
-    error::one_line,
+    error::{CniError, Code, one_line},
     request::{Arguments, Attachment, Environment},
+    subnet::Subnet,
 };
 use crate::{
     api::{
@@ -49,21 +47,30 @@ impl Call<'_> {
         }
     }
 
-    /// What flannel's own plugin noted when it made this pod.
+    /// What flannel's plugin, or ours in its place, noted when it made this pod.
     pub(super) fn stored(&self) -> Result<Option<Stored>, String> {
-        match &self.config.flannel_data_dir {
-            Some(dir) => Stored::load(dir, &self.attachment.container_id),
+        match &self.config.notebook {
+            Some(notebook) => notebook.read(&self.attachment.container_id),
             None => Ok(None),
         }
     }
 
+    pub(super) fn store(&self, subnet: &Subnet) -> Result<(), CniError> {
+        let Some(notebook) = &self.config.notebook else { return Ok(()) };
+        notebook.write(&self.attachment.container_id, subnet).map_err(|error| {
+            let msg = format!(
+                "cannot note the container in {}, as flannel's plugin does",
+                notebook.folder.display()
+            );
+            CniError::new(Code::Io, msg, format!("{error}: make room there, or set `dataDir`"))
+        })
+    }
+
     /// That note is not needed any more.
-    pub(super) fn forget_stored(&self) -> io::Result<()> {
-        let Some(dir) = &self.config.flannel_data_dir else { return Ok(()) };
-        match fs::remove_file(dir.join(&self.attachment.container_id)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+    pub(super) fn forget_stored(&self) -> Result<(), String> {
+        let Some(notebook) = &self.config.notebook else { return Ok(()) };
+        let removed = notebook.remove(&self.attachment.container_id);
+        removed.map_err(|error| format!("cannot remove flannel's note of the container: {error}"))
     }
 
     /// Where the agent looks for what it was not there to hear.

@@ -25,7 +25,7 @@ pub(super) fn del(call: Call<'_>) -> Result<(), CniError> {
         goes_on(&problem);
         None
     });
-    let Some(stored) = stored else {
+    let Some(stored) = stored.filter(|stored| !is_of_another_network(call, stored)) else {
         detach(call);
         return Ok(());
     };
@@ -43,10 +43,18 @@ pub(super) fn del(call: Call<'_>) -> Result<(), CniError> {
         }
         detach(call);
     }
-    if let Err(error) = call.forget_stored() {
-        goes_on(&format!("cannot remove flannel's note of the container: {error}"));
-    }
+    call.forget_stored().unwrap_or_else(|problem| goes_on(&problem));
     Ok(())
+}
+
+/// There is one note for a container, and it may be of another network's attachment: of one that the agent knows as
+/// this network's it says nothing.
+fn is_of_another_network(call: Call<'_>, stored: &Stored) -> bool {
+    let network = &call.config.network;
+    stored.network != *network && {
+        let known = call.client().timeout(GOODBYE).endpoint(&call.id());
+        known.is_ok_and(|known| known.is_some_and(|report| report.endpoint.network == *network))
+    }
 }
 
 /// Network and addresses are those that the pod was made with.

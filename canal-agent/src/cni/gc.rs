@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    config::{Config, Stored},
+    config::Config,
     error::{CniError, Code},
 };
 use crate::{
@@ -39,8 +39,7 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
     let taken = leases.list().map_err(unreadable)?;
     // Pods of flannel's plugin with a bridge go by that plugin only.
     let is_anothers = |container: &str| {
-        let dir = config.flannel_data_dir.as_deref();
-        let stored = dir.map(|dir| Stored::load(dir, container));
+        let stored = config.notebook.as_ref().map(|notebook| notebook.read(container));
         matches!(stored, Some(Ok(Some(stored))) if !stored.is_like_ours())
     };
     let is_stale = |lease: &Lease| is_stale(lease) && !is_anothers(&lease.container_id);
@@ -67,10 +66,24 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
         taken.contains(lease) && is_stale(lease) && !collected.kept.iter().any(|id| lease.is_of(id))
     };
     problems.extend(release(&leases, goes).err().map(|e| e.to_string()));
+    for lease in taken.iter().filter(|lease| goes(lease)) {
+        problems.extend(forget(config, &lease.container_id).err());
+    }
     if problems.is_empty() {
         return Ok(());
     }
     Err(CniError::new(Code::GarbageLeft, "not everything could be removed", problems.join("; ")))
+}
+
+/// The note of flannel's plugin about a container that is gone, if it is of this network.
+fn forget(config: &Config, container: &str) -> Result<(), String> {
+    let Some(notebook) = &config.notebook else { return Ok(()) };
+    match notebook.read(container)? {
+        Some(stored) if stored.network == config.network => notebook
+            .remove(container)
+            .map_err(|e| format!("cannot remove flannel's note of {container}: {e}")),
+        _ => Ok(()),
+    }
 }
 
 fn release(leases: &Leases, is_stale: impl Fn(&Lease) -> bool) -> std::io::Result<()> {

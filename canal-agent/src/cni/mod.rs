@@ -49,7 +49,7 @@ use std::{
 
 use call::Call;
 pub use config::{
-    Access, Config, Dialect, LATEST, NodeName, Policy, Range, Routes, Stored, Token, VERSIONS,
+    Access, Config, Dialect, LATEST, NodeName, Notebook, Policy, Range, Routes, Stored, Token, VERSIONS,
     ValidAttachment, Wishes,
 };
 pub use error::{CniError, Code};

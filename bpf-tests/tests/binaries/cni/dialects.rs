@@ -9,16 +9,18 @@ use super::{Call, comes_to_hold, ip, netns, talks};
 use crate::{one_node, soon};
 
 /// The plugin under another name, as it is installed in place of the one that had it.
-fn named(node: &Node, name: &str) -> PathBuf {
+pub(super) fn named(node: &Node, name: &str) -> PathBuf {
     let folder = node.folder().join("bin");
     std::fs::create_dir_all(&folder).unwrap();
     let link = folder.join(name);
-    symlink(bpf_tests::agent::binary("canal-cni").unwrap(), &link).unwrap();
+    if !link.exists() {
+        symlink(bpf_tests::agent::binary("canal-cni").unwrap(), &link).unwrap();
+    }
     link
 }
 
 /// Where this node has what has one place on a machine.
-fn with_paths(node: &Node, mut config: Value) -> Value {
+pub(super) fn with_paths(node: &Node, mut config: Value) -> Value {
     config["socket"] = json!(node.agent().socket());
     config["subnetFile"] = json!(node.agent().subnet_file());
     if config["type"] == "flannel" {
@@ -28,7 +30,7 @@ fn with_paths(node: &Node, mut config: Value) -> Value {
     config
 }
 
-fn endpoint(world: &World, key: &str) -> Option<Value> {
+pub(super) fn endpoint(world: &World, key: &str) -> Option<Value> {
     let text = world.etcd().get(&format!("{RESOURCES}workloadendpoints/{key}")).unwrap()?;
     Some(serde_json::from_str(&text).unwrap())
 }
@@ -74,14 +76,16 @@ fn the_configuration_of_canal_phase_1_makes_pods_under_its_nodename() {
     assert!(world.etcd().get(&profile).unwrap().is_some());
 }
 
+const NAMESPACE: &str = r#"{"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "shop"}}"#;
+
 /// Answers for the pod `shop/web-0` as the API of Kubernetes does, on the node's loopback.
-fn kubernetes(node: &Node) -> String {
+pub(super) fn kubernetes(node: &Node) -> String {
     use std::io::{BufRead as _, BufReader, Write as _};
     let listener = node.netns().run(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
     let root = format!("http://{}", listener.local_addr().unwrap());
     let pod = json!({
-        "kind": "Pod", "metadata": {"name": "web-0", "namespace": "shop", "labels": {"app": "web"}, "uid": "u1"},
-        "spec": {"serviceAccountName": "robot", "containers": [{"name": "c",
+        "kind": "Pod", "apiVersion": "v1", "metadata": {"name": "web-0", "namespace": "shop", "labels": {"app": "web"}, "uid": "u1"},
+        "spec": {"nodeName": "node1", "serviceAccountName": "robot", "containers": [{"name": "c",
                  "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}]}]},
     })
     .to_string();
@@ -91,14 +95,32 @@ fn kubernetes(node: &Node) -> String {
             let mut head = BufReader::new(stream.try_clone().unwrap()).lines();
             let line = head.next().unwrap().unwrap();
             while head.next().is_some_and(|line| !line.unwrap().is_empty()) {}
-            let (status, body) =
-                if line.contains("/shop/pods/web-0 ") { ("200 OK", &*pod) } else { ("404 Not Found", "{}") };
+            // Calico's plugin writes the address into the pod's annotations, and is shown the pod.
+            let (status, body) = match line.split(' ').nth(1).unwrap_or_default() {
+                path if path.contains("/shop/pods/web-0") => ("200 OK", &*pod),
+                path if path.ends_with("/namespaces/shop") => ("200 OK", NAMESPACE),
+                _ => ("404 Not Found", "{}"),
+            };
             let length = body.len();
-            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            let head = format!(
+                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+            );
             drop(stream.write_all((head + body).as_bytes()));
         }
     });
     root
+}
+
+/// A file that leads to this API.
+pub(super) fn kubeconfig(node: &Node, server: &str) -> PathBuf {
+    let file = node.folder().join("kubeconfig");
+    let tls = if server.starts_with("https") { ", insecure-skip-tls-verify: true" } else { "" };
+    let text = format!(
+        "clusters: [{{name: c, cluster: {{server: '{server}'{tls}}}}}]\nusers: [{{name: u, user: {{token: s3cret}}}}]\n\
+         contexts: [{{name: x, context: {{cluster: c, user: u}}}}]\ncurrent-context: x\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    file
 }
 
 /// What the manifest's `install-cni` writes; a runtime passes each plugin of the list its part, with name and version.
@@ -131,14 +153,7 @@ fn the_list_of_canals_etcd_manifest_makes_pods_of_kubernetes() {
         config[key] = list[key].clone();
     }
     // The only path in it that has to exist.
-    let kubeconfig = node.folder().join("kubeconfig");
-    std::fs::write(
-        &kubeconfig,
-        "clusters: [{name: c, cluster: {server: 'https://192.0.2.1:6443', insecure-skip-tls-verify: true}}]\n\
-         users: [{name: u, user: {token: s3cret}}]\n\
-         contexts: [{name: x, context: {cluster: c, user: u}}]\ncurrent-context: x\n",
-    )
-    .unwrap();
+    let kubeconfig = kubeconfig(node, "https://192.0.2.1:6443");
     config["delegate"]["kubernetes"]["kubeconfig"] = json!(kubeconfig);
     let config = with_paths(node, config);
     // As Calico's controllers make it of a namespace.

@@ -7,6 +7,7 @@ mod dialects;
 mod foreign;
 mod garbage;
 mod leftovers;
+mod originals;
 mod status;
 mod storm;
 mod twice;

@@ -53,7 +53,7 @@ pub(super) fn keys(
         policy: Policy::of_calico(fields, notes)?,
         readiness_gates: gates(fields)?,
         policy_setup_timeout: Duration::from_secs(setup.into()),
-        flannel_data_dir: None,
+        flannel_folder: None,
     })
 }
 

@@ -39,7 +39,7 @@ pub(super) fn read(fields: &mut Fields, notes: &mut Notes) -> Result<Settings, C
         }
     };
     delegate.finish(notes);
-    settings.flannel_data_dir = Some(data_dir);
+    settings.flannel_folder = Some(data_dir);
     Ok(settings)
 }
 

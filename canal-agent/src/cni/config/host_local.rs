@@ -12,7 +12,7 @@ use super::{
     routes,
 };
 
-const NAME: &str = "host-local";
+pub(super) const NAME: &str = "host-local";
 /// `host-local`'s own default.
 const DATA_DIR: &str = "/var/lib/cni/networks";
 

@@ -34,7 +34,7 @@ pub use self::{
     range::Range,
     routes::Routes,
     runtime::Wishes,
-    stored::Stored,
+    stored::{Notebook, Stored},
 };
 use super::{
     error::{CniError, Code},
@@ -89,8 +89,8 @@ pub struct Config {
     pub readiness_gates: Vec<String>,
     /// How long Calico's plugin would wait for the policy; ours always waits.
     pub policy_setup_timeout: Duration,
-    /// Where flannel's own plugin keeps its notes. `None`: this is not flannel's configuration.
-    pub flannel_data_dir: Option<PathBuf>,
+    /// Where flannel's plugin keeps its notes. `None`: this is not flannel's configuration.
+    pub notebook: Option<Notebook>,
     /// One line each, for standard error: keys that have no effect, and why.
     pub notes: Vec<String>,
 }
@@ -113,7 +113,7 @@ struct Settings {
     policy: Policy,
     readiness_gates: Vec<String>,
     policy_setup_timeout: Duration,
-    flannel_data_dir: Option<PathBuf>,
+    flannel_folder: Option<PathBuf>,
 }
 
 impl Settings {
@@ -127,7 +127,7 @@ impl Settings {
             policy: Policy::default(),
             readiness_gates: Vec::new(),
             policy_setup_timeout: Duration::ZERO,
-            flannel_data_dir: None,
+            flannel_folder: None,
         }
     }
 }
@@ -169,7 +169,7 @@ impl Config {
         let raw = parse(stdin)?;
         let dialect = Dialect::of(&raw, program);
         let version = version(&raw, dialect)?;
-        let mut fields = Fields::new("", raw);
+        let mut fields = Fields::new("", raw.clone());
         // Of every list: for the runtime, or read above.
         fields.accept(&["type", "cniVersion", "capabilities", "disableCheck", "disableGC"]);
         let mut notes = Notes::default();
@@ -211,7 +211,7 @@ impl Config {
             valid_attachments,
             readiness_gates: settings.readiness_gates,
             policy_setup_timeout: settings.policy_setup_timeout,
-            flannel_data_dir: settings.flannel_data_dir,
+            notebook: settings.flannel_folder.map(|folder| Notebook::new(folder, &raw)),
             notes: notes.0,
         })
     }
@@ -225,13 +225,12 @@ impl Config {
         }
         let data_dir = raw.get("ipam").and_then(|ipam| ipam.get("dataDir")).filter(|dir| dir.is_string());
         kept.extend(data_dir.map(|dir| ("ipam".to_owned(), serde_json::json!({"dataDir": dir}))));
-        let flannel_data_dir = raw.get("dataDir").and_then(Value::as_str).map(PathBuf::from);
+        let folder = raw.get("dataDir").and_then(Value::as_str).unwrap_or(flannel::DATA_DIR).into();
         let is_flannel = raw.get("type").and_then(Value::as_str) == Some("flannel");
         let text = Value::Object(kept).to_string();
         let config = Self::read(Dialect::Canal, text.as_bytes(), &Arguments::default()).ok()?;
-        let flannel_data_dir =
-            flannel_data_dir.or_else(|| Some(flannel::DATA_DIR.into())).filter(|_| is_flannel);
-        Some(Self { flannel_data_dir, ..config })
+        let notebook = is_flannel.then_some(Notebook { folder, delegate: None });
+        Some(Self { notebook, ..config })
     }
 
     /// Where `host-local` keeps its leases, one folder below for each network.

@@ -1,18 +1,98 @@
-//! What flannel's own plugin noted for a container that it attached: the configuration of its delegate. It is only read.
+//! The notes of flannel's plugin: for each container that it attached, the configuration of its delegate.
+//! Ours are written as its own, so that a node that goes back to it knows its pods.
 
 use std::{
-    fs::File,
+    fmt,
+    fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::{super::request::is_identifier, host_local::data_dir};
+use super::{
+    super::{request::is_identifier, subnet::Subnet},
+    host_local::{self, data_dir},
+};
+use crate::file;
 
 /// A note is a configuration of a few hundred bytes.
 const SIZE_MAX: u64 = 1 << 20;
+
+/// Where the notes of a configuration are, and what is in them.
+#[derive(Clone, PartialEq)]
+pub struct Notebook {
+    pub folder: PathBuf,
+    /// What the configuration says of it. `None`: its delegate could not undo a pod of ours, and nothing is noted.
+    pub(super) delegate: Option<Map<String, Value>>,
+}
+
+impl Notebook {
+    /// `raw` is the whole configuration.
+    pub(super) fn new(folder: PathBuf, raw: &Map<String, Value>) -> Self {
+        let object = |key| raw.get(key).and_then(Value::as_object).cloned();
+        let mut delegate = object("delegate").unwrap_or_default();
+        let is_like_ours = delegate.get("type").and_then(Value::as_str).is_some_and(is_like_ours);
+        for key in ["name", "cniVersion", "runtimeConfig"] {
+            delegate.extend(raw.get(key).map(|value| (key.to_owned(), value.clone())));
+        }
+        delegate.insert("ipam".to_owned(), Value::Object(object("ipam").unwrap_or_default()));
+        Self { folder, delegate: Some(delegate).filter(|_| is_like_ours) }
+    }
+
+    /// `None`: flannel's plugin has not attached this container, or it has been detached since. The error is a line for
+    /// standard error.
+    pub fn read(&self, container_id: &str) -> Result<Option<Stored>, String> {
+        self.place(container_id).map_or(Ok(None), |path| Stored::load(&path))
+    }
+
+    /// `None`: no container has such an identifier.
+    fn place(&self, container_id: &str) -> Option<PathBuf> {
+        is_identifier(container_id).then(|| self.folder.join(container_id))
+    }
+
+    /// Before there is anything to undo, as flannel's plugin does.
+    pub fn write(&self, container_id: &str, subnet: &Subnet) -> io::Result<()> {
+        let (Some(delegate), Some(path)) = (&self.delegate, self.place(container_id)) else { return Ok(()) };
+        let note = Value::Object(completed(delegate.clone(), subnet)).to_string();
+        file::replace_private(&path, note.as_bytes())
+    }
+
+    /// It need not be there.
+    pub fn remove(&self, container_id: &str) -> io::Result<()> {
+        match self.place(container_id).map_or(Ok(()), fs::remove_file) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The delegate's configuration may hold a token.
+impl fmt::Debug for Notebook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notebook").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+/// What flannel's plugin adds to its delegate's configuration.
+fn completed(mut delegate: Map<String, Value>, subnet: &Subnet) -> Map<String, Value> {
+    delegate.entry("ipMasq").or_insert_with(|| (!subnet.masquerades).into());
+    delegate.entry("mtu").or_insert_with(|| subnet.mtu.into());
+    if let Some(ipam) = delegate.get_mut("ipam").and_then(Value::as_object_mut) {
+        ipam.entry("type").or_insert_with(|| host_local::NAME.into());
+        ipam.insert("ranges".to_owned(), json!([[{ "subnet": subnet.net }]]));
+        let mut routes = ipam.get("routes").and_then(Value::as_array).cloned().unwrap_or_default();
+        routes.extend(subnet.networks.iter().map(|network| json!({ "dst": network })));
+        ipam.insert("routes".to_owned(), routes.into());
+    }
+    delegate
+}
+
+/// Whether a plugin of this name attaches pods as ours does.
+fn is_like_ours(plugin: &str) -> bool {
+    matches!(plugin, "calico" | "canal-cni")
+}
 
 /// A container of before.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -37,7 +117,7 @@ fn bridge() -> String {
 impl Stored {
     /// Whether the pod was attached as ours are.
     pub fn is_like_ours(&self) -> bool {
-        matches!(self.kind.as_str(), "calico" | "canal-cni")
+        is_like_ours(&self.kind)
     }
 
     /// Where `host-local` keeps this container's lease, in the folder of its network.
@@ -45,17 +125,14 @@ impl Stored {
         data_dir(&self.ipam)
     }
 
-    /// `None`: flannel's plugin has not attached this container, or it has been detached since. The error is a line for
-    /// standard error. `container_id` has been checked.
-    pub fn load(data_dir: &Path, container_id: &str) -> Result<Option<Self>, String> {
-        let path = data_dir.join(container_id);
+    fn load(path: &Path) -> Result<Option<Self>, String> {
         let wrong = |error: &dyn std::fmt::Display| {
             format!(
                 "cannot use {}, which flannel's plugin wrote about this container: {error}",
                 path.display()
             )
         };
-        let file = match File::open(&path) {
+        let file = match File::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(wrong(&e)),

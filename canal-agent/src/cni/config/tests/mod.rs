@@ -3,6 +3,8 @@
 mod any;
 mod keys;
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use serde_json::json;
 
 use super::*;
@@ -64,7 +66,7 @@ fn the_configuration_of_canals_first_guide_runs_as_it_is() {
         assert_eq!(routes(&config), ["10.77.0.0/16", "0.0.0.0/0"]);
         assert_eq!(config.policy, Policy::Network);
         assert_eq!(config.mtu_on(&subnet()), Ok(1450));
-        assert_eq!(config.flannel_data_dir, Some("/var/lib/cni/flannel".into()));
+        assert_eq!(config.notebook.as_ref().unwrap().folder, PathBuf::from("/var/lib/cni/flannel"));
         assert_eq!(config.ipam_data_dir(), PathBuf::from("/var/lib/cni/networks"));
         assert_eq!(answer_version(program, text.as_bytes()), "0.2.0");
     }
@@ -153,7 +155,8 @@ fn keys_that_are_honoured_say_nothing() {
         assert_eq!(config.wishes.mac, Some("02:00:00:00:00:07".parse().unwrap()));
         assert_eq!(config.range.within(node("10.77.12.1/24")), Ok(json!([[{"subnet": "10.77.12.0/24"}]])));
     }
-    assert_eq!(read(&with("flannel", json!({"dataDir": "/x"}))).flannel_data_dir, Some("/x".into()));
+    let kept = read(&with("flannel", json!({"dataDir": "/x"}))).notebook;
+    assert_eq!(kept.unwrap().folder, PathBuf::from("/x"));
     assert_eq!(quiet(&with("calico", json!({}))).valid_attachments, None);
     let canal = quiet(&with("canal-cni", json!({"mtu": 1300, "kubernetes": {"kubeconfig": "/k"}})));
     assert_eq!(canal.mtu, Some(1300));
@@ -327,19 +330,54 @@ fn the_nodes_name_is_what_calico_would_take() {
 }
 
 #[test]
+fn a_pod_of_ours_is_noted_as_flannels_plugin_notes_its_delegates() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = |more: Value| {
+        let data = json!({"dataDir": folder.path().join("notes"), "ipam": {"dataDir": "/d", "routes": [{"dst": "192.0.2.0/24"}]}});
+        let mut config = with("flannel", data);
+        config["delegate"] =
+            json!({"type": "calico", "etcd_endpoints": "http://127.0.0.1:2379", "nodename": "n"});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config
+    };
+    let subnet = "FLANNEL_NETWORK=10.77.0.0/16,10.78.0.0/16\nFLANNEL_SUBNET=10.77.12.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true";
+    let subnet = Subnet::parse(subnet).unwrap();
+    let notebook = read(&config(json!({"cniVersion": "0.4.0"}))).notebook.unwrap();
+    notebook.write("abc", &subnet).unwrap();
+    let file = folder.path().join("notes/abc");
+    // As version 0.9.1 of the plugin wrote it, but for a second network, which that did not know.
+    let expected = r#"{"cniVersion":"0.4.0","etcd_endpoints":"http://127.0.0.1:2379","ipMasq":false,"ipam":{"dataDir":"/d","ranges":[[{"subnet":"10.77.12.0/24"}]],"routes":[{"dst":"192.0.2.0/24"},{"dst":"10.77.0.0/16"},{"dst":"10.78.0.0/16"}],"type":"host-local"},"mtu":1450,"name":"canal","nodename":"n","type":"calico"}"#;
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
+    assert!(notebook.read("abc").unwrap().unwrap().is_like_ours());
+    notebook.remove("abc").unwrap();
+    notebook.remove("abc").unwrap();
+    assert_eq!(notebook.read("abc"), Ok(None));
+    // `bridge` could not undo a pod of ours.
+    for delegate in [json!({}), json!({"type": "bridge"})] {
+        let notebook = read(&config(json!({"delegate": delegate}))).notebook.unwrap();
+        notebook.write("abc", &subnet).unwrap();
+        assert_eq!(notebook.read("abc"), Ok(None));
+    }
+}
+
+#[test]
 fn the_notes_of_flannels_own_plugin_are_read_and_not_touched() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(Stored::load(folder.path(), "abc"), Ok(None));
-    assert_eq!(Stored::load(&folder.path().join("none"), "abc"), Ok(None));
+    let notebook = Notebook { folder: folder.path().to_owned(), delegate: None };
+    assert_eq!(notebook.read("abc"), Ok(None));
+    let elsewhere = Notebook { folder: folder.path().join("none"), delegate: None };
+    assert_eq!(elsewhere.read("abc"), Ok(None));
     let text = r#"{"cniVersion":"0.3.1","name":"cbr0","type":"bridge","mtu":1450,"isGateway":true,"ipMasq":false,
         "ipam":{"type":"host-local","dataDir":"/d","ranges":[[{"subnet":"10.77.12.0/24"}]],"routes":[{"dst":"10.77.0.0/16"}]}}"#;
     std::fs::write(folder.path().join("abc"), text).unwrap();
-    let stored = Stored::load(folder.path(), "abc").unwrap().unwrap();
+    let stored = notebook.read("abc").unwrap().unwrap();
     assert_eq!((stored.network.as_str(), stored.kind.as_str()), ("cbr0", "bridge"));
     assert_eq!(stored.ipam_data_dir(), PathBuf::from("/d"));
     for broken in ["", "{", "[]", "{}", r#"{"name":7}"#, r#"{"name":"../x"}"#] {
         std::fs::write(folder.path().join("abc"), broken).unwrap();
-        let note = Stored::load(folder.path(), "abc").unwrap_err();
+        let note = notebook.read("abc").unwrap_err();
         assert!(note.contains("abc") && !note.contains('\n'), "{note}");
         assert_eq!(std::fs::read_to_string(folder.path().join("abc")).unwrap(), broken);
     }
