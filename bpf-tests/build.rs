@@ -9,6 +9,7 @@ use std::{
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(has_flanneld)");
     println!("cargo::rustc-check-cfg=cfg(has_calico)");
+    println!("cargo::rustc-check-cfg=cfg(has_felix)");
     println!("cargo::rustc-check-cfg=cfg(has_podman)");
     println!("cargo::rerun-if-env-changed=PATH");
     if find("flanneld").is_some() {
@@ -17,6 +18,9 @@ fn main() {
     // The plugins under the names that runtimes call them by.
     if find("calico").is_some() && find("flannel").is_some() {
         println!("cargo::rustc-cfg=has_calico");
+    }
+    if find("calico-felix").is_some() && find("calicoctl").is_some() {
+        println!("cargo::rustc-cfg=has_felix");
     }
     // Until it is installed, it is looked for again whenever packages have come or gone.
     let podman = find("podman");

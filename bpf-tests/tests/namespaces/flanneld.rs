@@ -7,13 +7,13 @@ use bpf_tests::{FlannelPod, Host, Node, Pod, Proc, World, policy};
 use crate::soon;
 
 /// A node whose flanneld runs until this is dropped.
-struct Flanneld<'a> {
+pub(super) struct Flanneld<'a> {
     node: &'a Node,
     _process: Proc,
 }
 
 impl<'a> Flanneld<'a> {
-    fn start(world: &'a World, number: u8) -> Self {
+    pub(super) fn start(world: &'a World, number: u8) -> Self {
         let node = world.node(number);
         let log = node.folder().join("flanneld.log");
         let command = node.netns().cmd("flanneld -etcd-endpoints http://192.168.60.254:2379 -iface up0");
@@ -24,7 +24,7 @@ impl<'a> Flanneld<'a> {
         flanneld
     }
 
-    fn subnet(&self) -> Option<Ipv4Addr> {
+    pub(super) fn subnet(&self) -> Option<Ipv4Addr> {
         let env = std::fs::read_to_string(subnet_file(self.node)).ok()?;
         env.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET=")?.split('/').next()?.parse().ok())
     }

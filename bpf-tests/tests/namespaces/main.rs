@@ -25,6 +25,7 @@ mod inspection;
 mod isolation;
 mod lifecycle;
 mod naming_eras;
+mod originals;
 mod outside;
 mod overlay;
 mod policy;

@@ -368,15 +368,14 @@ impl Record {
         workload
     }
 
-    /// As etcd is to have it, where it has `existing`. What kube-controllers (or anybody) has made of a living pod of
-    /// Kubernetes stays, as long as it is where it was.
+    /// As etcd is to have it, where it has `existing`. What kube-controllers, calicoctl or anybody has made of a living
+    /// pod stays, as long as it is where it was.
     pub fn to_json(&self, key: &EndpointKey, node: &str, existing: Option<&[u8]>) -> Vec<u8> {
         let ours = self.workload(self.endpoint.node.as_deref().unwrap_or(node));
-        if let (Some(_), Some(existing)) = (&self.endpoint.pod, existing)
+        if let Some(existing) = existing
             && let Reading::Good(there) = WorkloadEndpoint::read(key, existing)
-            && there.container_id == ours.container_id
-            && there.interface_name == ours.interface_name
-            && (&there.addresses, there.mac) == (&ours.addresses, ours.mac)
+            && there.is_same_attachment(&ours)
+            && (&there.interface_name, &there.addresses) == (&ours.interface_name, &ours.addresses)
         {
             return existing.to_vec();
         }
@@ -508,13 +507,16 @@ pub(crate) mod tests {
     fn what_others_have_made_of_a_living_pod_in_etcd_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
-        let key = registry.insert(of_pod("aa", "web-0"), Phase::Present).unwrap();
-        let record = registry.holder(&key).unwrap().clone();
-        let first = String::from_utf8(record.to_json(&key, "n", None)).unwrap();
-        let labelled = first.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
-        assert_eq!(record.to_json(&key, "n", Some(labelled.as_bytes())), labelled.as_bytes());
-        let moved = labelled.replace("10.100.30.2", "10.100.30.3");
-        assert_eq!(record.to_json(&key, "n", Some(moved.as_bytes())), first.as_bytes());
+        for endpoint in [of_pod("aa", "web-0"), endpoint("bb")] {
+            let key = registry.insert(endpoint, Phase::Present).unwrap();
+            let record = registry.holder(&key).unwrap().clone();
+            let first = String::from_utf8(record.to_json(&key, "n", None)).unwrap();
+            let labelled = first.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
+            assert_ne!(labelled, first);
+            assert_eq!(record.to_json(&key, "n", Some(labelled.as_bytes())), labelled.as_bytes());
+            let moved = labelled.replace("10.100.30.2", "10.100.30.3");
+            assert_eq!(record.to_json(&key, "n", Some(moved.as_bytes())), first.as_bytes());
+        }
     }
 
     #[test]

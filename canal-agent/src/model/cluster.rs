@@ -91,10 +91,11 @@ impl Slot {
         (self.retired.as_ref() != Some(&stored.container_id)).then_some(stored)
     }
 
-    /// Labels and what goes with them come from Kubernetes, by way of kube-controllers, once a pod is known there.
+    /// Labels and what goes with them are what the store says, as with Calico: kube-controllers keep those of pods of
+    /// Kubernetes, calicoctl sets those of others.
     fn merge(&mut self) {
         self.merged = match (&self.local, &self.stored) {
-            (Some(local), Some(stored)) if local.is_same_pod(&stored.value) => {
+            (Some(local), Some(stored)) if local.is_same_attachment(&stored.value) => {
                 let WorkloadEndpoint { labels, profiles, ports, spoofed, .. } =
                     WorkloadEndpoint::clone(&stored.value);
                 Some(Arc::new(WorkloadEndpoint { labels, profiles, ports, spoofed, ..(**local).clone() }))

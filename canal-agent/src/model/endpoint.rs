@@ -247,11 +247,9 @@ impl WorkloadEndpoint {
         Reading::with_faults(endpoint.normalised(key), &faults)
     }
 
-    /// Both describe one pod of Kubernetes in one container.
-    pub(super) fn is_same_pod(&self, other: &Self) -> bool {
-        self.orchestrator == EndpointName::KUBERNETES
-            && !self.container_id.is_empty()
-            && self.container_id == other.container_id
+    /// Both describe one attachment of one container: each has a MAC of its own.
+    pub(crate) fn is_same_attachment(&self, other: &Self) -> bool {
+        !self.container_id.is_empty() && (&self.container_id, self.mac) == (&other.container_id, other.mac)
     }
 
     /// Labels as selectors may see them, on every node alike: the namespace is the key's, whatever a writer claimed,

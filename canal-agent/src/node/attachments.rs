@@ -248,14 +248,13 @@ impl Node {
         });
     }
 
-    /// What others have made of a living pod of Kubernetes is written again, should etcd lose it.
+    /// What others have made of a living pod is written again, should etcd lose it.
     fn as_it_is(&self, key: &EndpointKey, record: &Record) -> Record {
         let mut record = record.clone();
-        if record.endpoint.pod.is_some()
-            && let Some(pod) = self.cluster.endpoint(key)
-        {
+        if let Some(pod) = self.cluster.endpoint(key) {
             record.endpoint.labels = pod.labels.clone().into_iter().collect();
-            if !record.endpoint.profiles.is_empty() {
+            // None: the network's, which is made with it.
+            if pod.profiles != [record.endpoint.network.as_str()] {
                 record.endpoint.profiles.clone_from(&pod.profiles);
             }
         }

@@ -42,9 +42,11 @@ fn labels_of_a_living_pod_come_from_the_store_and_where_it_is_from_its_node() {
     assert_eq!(in_force.labels["quarantine"], "true");
     assert_eq!(in_force.addresses, local.addresses);
     // Of an earlier container, nothing counts.
-    let other = changed.replace("3f9c", "aaaa");
-    cluster.apply(&key.store_key(), Some(other.as_bytes()));
-    assert_eq!(cluster.endpoint(&key), Some(&local));
+    for (from, to) in [("3f9c", "aaaa"), ("5a:11:22:33:44:55", "5a:11:22:33:44:66")] {
+        let other = changed.replace(from, to);
+        cluster.apply(&key.store_key(), Some(other.as_bytes()));
+        assert_eq!(cluster.endpoint(&key), Some(&local), "{to}");
+    }
 }
 
 #[test]
