@@ -135,13 +135,18 @@ fn a_pod_of_kubernetes_is_in_store_and_kernel_what_calicos_plugin_makes_it() {
     let node = world.node(1);
     let open = json!({"ingress": [{"action": "Allow"}], "egress": [{"action": "Allow"}]});
     world.etcd().put_profile("kns.shop", open).unwrap();
-    let config = of_kubernetes(node, "1.0.0");
+    let mut config = of_kubernetes(node, "1.0.0");
+    // Calico's plugin waits for the file with which the agent says that the policy is in force.
+    config["policy_setup_timeout_seconds"] = json!(10);
+    config["endpoint_status_dir"] = json!(node.agent().endpoint_status());
     let [theirs, ours] = [Whose::Theirs, Whose::Ours].map(|whose| {
         let name = format!("{whose:?}");
         let pod = netns(&world, &name);
         let call = Call::new(node, "ADD", &pod, &name).with(&config).of_pod("shop", "web-0");
         let call = whose.of(node, "calico", call);
-        let result = call.clone().result();
+        let output = call.clone().make();
+        assert!(output.ok() && !output.stderr.contains("Error waiting for endpoint"), "{output:?}");
+        let result: Value = serde_json::from_str(&output.stdout).unwrap();
         let seen = seen(&world, &pod, &container_id(&name), "shop/node1-k8s-web--0-eth0");
         assert!(soon(|| talks(node, &pod, ip(&result))), "{name}");
         call.verb("DEL").works();
