@@ -146,20 +146,35 @@ fn world() -> World {
     world
 }
 
-/// The pods of both nodes, labelled as by calicoctl: a, b, c and d.
+/// The profiles of a namespace and of two service accounts, as kube-controllers write them.
+fn put_profiles(world: &World) {
+    let open = json!([{"action": "Allow"}]);
+    let labels = json!({"pcns.team": "blue", "pcns.projectcalico.org/name": "default"});
+    let namespace = json!({"ingress": open, "egress": open, "labelsToApply": labels});
+    world.etcd().put_profile("kns.default", namespace).unwrap();
+    for (name, role) in [("robot", "worker"), ("human", "boss")] {
+        let labels = json!({"pcsa.role": role, "pcsa.projectcalico.org/name": name});
+        world.etcd().put_profile(&format!("ksa.default.{name}"), json!({"labelsToApply": labels})).unwrap();
+    }
+}
+
+/// The pods of both nodes, labelled as by calicoctl: a, b, c and d. Web is the robot's, db the human's.
 fn members(world: &World) -> [Member; 4] {
     let (one, two) = (world.node(1), world.node(2));
     let [a, b] = ["a", "b"].map(|name| Plugin::Ours.add(world, one, name));
     let [c, d] = ["c", "d"].map(|name| Plugin::Theirs.add(world, two, name));
     let members = [a, b, c, d];
     let ports = json!([{"name": "http", "protocol": "TCP", "port": 8080}, {"name": "dns", "protocol": "UDP", "port": 53}]);
-    for (member, labels) in
-        members.iter().zip([json!({"app": "web", "tier": "front"}), json!({"app": "db"})].iter().cycle())
-    {
+    put_profiles(world);
+    let of = [(json!({"app": "web", "tier": "front"}), "robot"), (json!({"app": "db"}), "human")];
+    for (member, (labels, account)) in members.iter().zip(of.iter().cycle()) {
         let mut endpoint: Value =
             serde_json::from_str(&world.etcd().get(&member.key).unwrap().unwrap()).unwrap();
-        endpoint["metadata"]["labels"].as_object_mut().unwrap().extend(labels.as_object().unwrap().clone());
+        let own = endpoint["metadata"]["labels"].as_object_mut().unwrap();
+        own.extend(labels.as_object().unwrap().clone());
+        own.insert("projectcalico.org/serviceaccount".to_owned(), json!(account));
         endpoint["spec"]["ports"] = ports.clone();
+        endpoint["spec"]["profiles"] = json!(["kns.default", format!("ksa.default.{account}")]);
         world.etcd().put(&member.key, &endpoint.to_string()).unwrap();
     }
     members

@@ -61,7 +61,24 @@ fn entity(dice: &mut Dice, nets: &[Value], ports: bool) -> Value {
     dice.maybe(15, &mut entity, "notSelector", |dice| dice.text(SELECTORS));
     dice.maybe(20, &mut entity, "nets", |dice| dice.value(nets));
     dice.maybe(15, &mut entity, "notNets", |dice| dice.value(nets));
-    dice.maybe(10, &mut entity, "namespaceSelector", |dice| dice.text(&["all()", "global()", "has(x)"]));
+    dice.maybe(15, &mut entity, "namespaceSelector", |dice| {
+        dice.text(&[
+            "all()",
+            "global()",
+            "has(x)",
+            "team == 'blue'",
+            "team != 'blue'",
+            "projectcalico.org/name == 'default'",
+        ])
+    });
+    dice.maybe(15, &mut entity, "serviceAccounts", |dice| {
+        dice.value(&[
+            json!({"names": ["robot"]}),
+            json!({"names": ["robot", "human"]}),
+            json!({"selector": "role == 'worker'"}),
+            json!({"names": ["human"], "selector": "has(role)"}),
+        ])
+    });
     if ports {
         let port = |dice: &mut Dice| {
             dice.value(&[json!(80), json!(8080), json!(53), json!("50:90"), json!("http"), json!("dns")])
@@ -94,16 +111,26 @@ fn rule(dice: &mut Dice, nets: &[Value]) -> Value {
     rule
 }
 
-fn policy(dice: &mut Dice, number: usize, nets: &[Value]) -> Value {
+fn policy(dice: &mut Dice, number: u8, nets: &[Value]) -> Value {
     let selectors = ["all()", "all()", "app == 'web'", "app == 'db'", "has(tier)", "!(app == 'web')", ""];
     let mut spec = json!({"selector": dice.text(&selectors)});
-    dice.maybe(80, &mut spec, "order", |dice| dice.value(&[json!(1), json!(10), json!(10.5), json!(1000)]));
+    // Among policies of one order Calico before 3.32 goes by other names than after, and than Canal.
+    dice.maybe(80, &mut spec, "order", |dice| json!(dice.pick(&[1.0, 10.5, 1000.0]) + f64::from(number)));
+    if number > 0 && spec["order"].is_null() {
+        spec["order"] = json!(2000.0 + f64::from(number));
+    }
     dice.maybe(70, &mut spec, "ingress", |dice| dice.list(3, |dice| rule(dice, nets)));
     dice.maybe(60, &mut spec, "egress", |dice| dice.list(3, |dice| rule(dice, nets)));
     dice.maybe(20, &mut spec, "types", |dice| {
         dice.value(&[json!(["Ingress"]), json!(["Egress"]), json!(["Ingress", "Egress"])])
     });
+    dice.maybe(10, &mut spec, "serviceAccountSelector", |dice| {
+        dice.text(&["role == 'worker'", "!has(role)"])
+    });
     let (kind, metadata) = if dice.chance(60) {
+        dice.maybe(15, &mut spec, "namespaceSelector", |dice| {
+            dice.text(&["team == 'blue'", "team == 'red'", "all()"])
+        });
         ("GlobalNetworkPolicy", json!({"name": format!("p{number}")}))
     } else {
         ("NetworkPolicy", json!({"name": format!("p{number}"), "namespace": "default"}))
@@ -158,7 +185,7 @@ fn policies_mean_on_our_nodes_what_they_mean_on_felixs_and_between_them() {
     let mut dice = Dice(seed);
     let (mut denied, mut refused) = (0, 0);
     for case in 0..cases {
-        let count = 1 + dice.below(3);
+        let count = dice.pick(&[1, 2, 3]);
         let mut policies: Vec<_> = (0..count).map(|number| policy(&mut dice, number, &nets)).collect();
         policies.push(rest(dice.pick(&["Allow", "Allow", "Pass", "Deny"])));
         // What calicoctl refuses is not one that anybody has.
