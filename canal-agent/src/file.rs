@@ -8,6 +8,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+/// What the names of files begin with that are being written.
+pub(crate) const TEMPORARY: &str = ".canal.";
 /// No file is written for this long.
 const ABANDONED: Duration = Duration::from_mins(1);
 
@@ -28,7 +30,7 @@ fn replace_with(path: &Path, content: &[u8], mode: u32, folder_mode: u32) -> io:
         _ => Path::new("."),
     };
     DirBuilder::new().recursive(true).mode(folder_mode).create(folder)?;
-    let mut file = tempfile::Builder::new().prefix(".canal.").tempfile_in(folder)?;
+    let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
     file.write_all(content)?;
     file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;

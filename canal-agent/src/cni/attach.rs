@@ -191,8 +191,9 @@ fn make<'a>(prepared: &'a Prepared<'a>, undo: &mut Undo<'a>) -> Result<Made, Cni
     if let Err(error) = goodbyes::forget(&call.goodbyes(), &id) {
         note(&format!("cannot remove the note of an earlier DEL: {error}"));
     }
-    undo.push(|| call.forget_stored());
-    call.store(&prepared.subnet)?;
+    if call.store(&prepared.subnet)? {
+        undo.push(|| call.forget_stored());
+    }
 
     let prefix = names::prefix(call.environment)?;
     // Of an earlier life of this container, in whatever namespace.

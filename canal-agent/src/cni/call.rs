@@ -55,8 +55,9 @@ impl Call<'_> {
         }
     }
 
-    pub(super) fn store(&self, subnet: &Subnet) -> Result<(), CniError> {
-        let Some(notebook) = &self.config.notebook else { return Ok(()) };
+    /// True: there is a note of this call.
+    pub(super) fn store(&self, subnet: &Subnet) -> Result<bool, CniError> {
+        let Some(notebook) = &self.config.notebook else { return Ok(false) };
         notebook.write(&self.attachment.container_id, subnet).map_err(|error| {
             let msg = format!(
                 "cannot note the container in {}, as flannel's plugin does",

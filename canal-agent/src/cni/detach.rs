@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::client::ClientError,
-    endpoint::goodbyes,
+    endpoint::{Leases, goodbyes, host_local::Lease},
     netlink::{Link, Netlink, Netns},
 };
 
@@ -47,14 +47,18 @@ pub(super) fn del(call: Call<'_>) -> Result<(), CniError> {
     Ok(())
 }
 
-/// There is one note for a container, and it may be of another network's attachment: of one that the agent knows as
-/// this network's it says nothing.
+/// There is one note for a container, and it may be of another network's attachment: the notes of `host-local` tell whose
+/// address is from where. If they say nothing, flannel's note counts.
 fn is_of_another_network(call: Call<'_>, stored: &Stored) -> bool {
-    let network = &call.config.network;
-    stored.network != *network && {
-        let known = call.client().timeout(GOODBYE).endpoint(&call.id());
-        known.is_ok_and(|known| known.is_some_and(|report| report.endpoint.network == *network))
-    }
+    let id = call.id();
+    let has =
+        |leases: &Leases, test: &dyn Fn(&Lease) -> bool| leases.list().is_ok_and(|all| all.iter().any(test));
+    let of_this = |lease: &Lease| lease.is_of(&id);
+    let of_container = |lease: &Lease| lease.container_id == id.container_id;
+    let theirs = Leases::of_network(&stored.ipam_data_dir(), &stored.network);
+    stored.network != call.config.network
+        && !has(&theirs, &of_this)
+        && (has(&call.leases(), &of_this) || has(&theirs, &of_container))
 }
 
 /// Network and addresses are those that the pod was made with.

@@ -66,24 +66,17 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
         taken.contains(lease) && is_stale(lease) && !collected.kept.iter().any(|id| lease.is_of(id))
     };
     problems.extend(release(&leases, goes).err().map(|e| e.to_string()));
-    for lease in taken.iter().filter(|lease| goes(lease)) {
-        problems.extend(forget(config, &lease.container_id).err());
+    if let Some(notebook) = &config.notebook {
+        let stays = |container: &str| {
+            valid.iter().chain(&collected.kept).any(|id| id.container_id == container)
+                || taken.iter().any(|lease| lease.container_id == container && !is_stale(lease))
+        };
+        problems.extend(notebook.clear(&config.network, stays).err().map(|e| e.to_string()));
     }
     if problems.is_empty() {
         return Ok(());
     }
     Err(CniError::new(Code::GarbageLeft, "not everything could be removed", problems.join("; ")))
-}
-
-/// The note of flannel's plugin about a container that is gone, if it is of this network.
-fn forget(config: &Config, container: &str) -> Result<(), String> {
-    let Some(notebook) = &config.notebook else { return Ok(()) };
-    match notebook.read(container)? {
-        Some(stored) if stored.network == config.network => notebook
-            .remove(container)
-            .map_err(|e| format!("cannot remove flannel's note of {container}: {e}")),
-        _ => Ok(()),
-    }
 }
 
 fn release(leases: &Leases, is_stale: impl Fn(&Lease) -> bool) -> std::io::Result<()> {

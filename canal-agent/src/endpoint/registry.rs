@@ -14,67 +14,17 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use serde::{Deserialize, Serialize};
-
+use super::record::{Phase, Record};
 use crate::{
     api::wire::{AddEndpoint, AttachmentId},
     file,
-    model::{
-        EndpointKey, Pod, WorkloadEndpoint,
-        endpoint::{Birth, EndpointName},
-        name,
-        reading::Reading,
-    },
-    store::publish::Identity,
+    model::{EndpointKey, Pod, endpoint::EndpointName, name},
 };
 
 /// Namespace of endpoints that no orchestrator put into one, as the Calico plugin has it.
 pub const NAMESPACE: &str = "default";
 /// Longest identifier that is taken, in bytes; runtimes use 64.
 const ID_MAX: usize = 128;
-
-/// How far an attachment has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// The plugin is at it, or was cut off.
-    Begun,
-    /// It is a pod's.
-    Present,
-    /// The pod is gone; what it had has yet to be given back, or etcd to be told.
-    Leaving,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Stored")]
-pub struct Record {
-    pub endpoint: AddEndpoint,
-    pub phase: Phase,
-    /// When it was begun: milliseconds since 1970.
-    pub since: u64,
-    /// The endpoint that it had under another name, until etcd has forgotten it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub former: Option<EndpointKey>,
-}
-
-/// Also what earlier versions wrote.
-#[derive(Deserialize)]
-struct Stored {
-    endpoint: AddEndpoint,
-    #[serde(default)]
-    leaving: bool,
-    phase: Option<Phase>,
-    #[serde(default)]
-    since: u64,
-    former: Option<EndpointKey>,
-}
-
-impl From<Stored> for Record {
-    fn from(Stored { endpoint, leaving, phase, since, former }: Stored) -> Self {
-        let before = if leaving { Phase::Leaving } else { Phase::Present };
-        Self { endpoint, phase: phase.unwrap_or(before), since, former }
-    }
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -97,6 +47,17 @@ pub struct Registry {
     found: BTreeSet<AttachmentId>,
     /// When the youngest record was begun.
     latest: u64,
+}
+
+/// What a value of etcd says about a pod that lives here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing new, or nothing about it.
+    Nothing,
+    /// Etcd has what its ADD said.
+    Told,
+    /// Others have made something else of it.
+    Changed,
 }
 
 /// What was read, and the files that could not be used, with the reason.
@@ -262,7 +223,8 @@ impl Registry {
             let before = self.key(&record.endpoint).ok().filter(|before| *before != key);
             before.or_else(|| record.former.clone())
         });
-        self.put(&key, Record { endpoint, phase, since, former })?;
+        let record = Record { endpoint, phase, since, former, said: None, is_told: false };
+        self.put(&key, record)?;
         Ok(key)
     }
 
@@ -273,6 +235,18 @@ impl Registry {
         let key = self.key(&record.endpoint)?;
         self.put(&key, Record { phase: Phase::Leaving, ..record })?;
         Ok(Some(key))
+    }
+
+    /// Etcd says this of the endpoint.
+    pub fn hear(&mut self, key: &EndpointKey, value: &[u8]) -> Result<Heard, RegistryError> {
+        let Some(record) = self.holder(key) else { return Ok(Heard::Nothing) };
+        let Some(heard) = record.hear(key, value) else { return Ok(Heard::Nothing) };
+        if heard.said == record.said {
+            self.keep(key.clone(), heard);
+            return Ok(Heard::Told);
+        }
+        self.put(key, heard)?;
+        Ok(Heard::Changed)
     }
 
     /// Everything is given back and etcd has been told: the record is not needed any more.
@@ -341,50 +315,6 @@ impl Registry {
     }
 }
 
-impl Record {
-    /// As this node sees it.
-    pub fn workload(&self, node: &str) -> WorkloadEndpoint {
-        let AddEndpoint { container_id, interface, host_interface, addresses, mac, .. } =
-            self.endpoint.clone();
-        let AddEndpoint { network, labels, profiles, pod, .. } = self.endpoint.clone();
-        let orchestrator = if pod.is_some() { EndpointName::KUBERNETES } else { EndpointName::CNI };
-        let mut workload = WorkloadEndpoint {
-            node: node.to_owned(),
-            orchestrator: orchestrator.to_owned(),
-            workload: container_id.clone(),
-            endpoint: interface,
-            container_id,
-            interface_name: host_interface,
-            addresses,
-            mac,
-            labels: labels.into_iter().collect(),
-            profiles: if profiles.is_empty() { vec![network] } else { profiles },
-            ports: Vec::new(),
-            spoofed: Vec::new(),
-        };
-        if let Some(pod) = pod {
-            pod.describe(&mut workload);
-        }
-        workload
-    }
-
-    /// As etcd is to have it, where it has `existing`. What kube-controllers, calicoctl or anybody has made of a living
-    /// pod stays, as long as it is where it was.
-    pub fn to_json(&self, key: &EndpointKey, node: &str, existing: Option<&[u8]>) -> Vec<u8> {
-        let ours = self.workload(self.endpoint.node.as_deref().unwrap_or(node));
-        if let Some(existing) = existing
-            && let Reading::Good(there) = WorkloadEndpoint::read(key, existing)
-            && there.is_same_attachment(&ours)
-            && (&there.interface_name, &there.addresses) == (&ours.interface_name, &ours.addresses)
-        {
-            return existing.to_vec();
-        }
-        let Identity { uid, creation_timestamp } = Identity::of(existing);
-        let birth = Birth { uid, creation_timestamp };
-        ours.to_json(key, &birth, self.endpoint.pod.as_ref()).into_bytes()
-    }
-}
-
 /// Since 1970.
 pub(crate) fn milliseconds(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -429,7 +359,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn of_pod(container: &str, name: &str) -> AddEndpoint {
+    pub(crate) fn of_pod(container: &str, name: &str) -> AddEndpoint {
         let pod = Pod { namespace: "shop".to_owned(), name: name.to_owned(), ..Pod::default() };
         AddEndpoint { pod: Some(pod), ..endpoint(container) }
     }
@@ -463,7 +393,8 @@ pub(crate) mod tests {
         assert_eq!(registry.present().count(), 0);
         let begun = registry.records()[&endpoint("c0ffee").id()].clone();
         let (mut again, _) = Registry::open(dir.path(), "n").unwrap();
-        assert_eq!(again.records().values().collect::<Vec<_>>(), [&begun]);
+        let found = &again.records()[&endpoint("c0ffee").id()];
+        assert_eq!((&found.endpoint, found.phase, found.since), (&begun.endpoint, Phase::Begun, begun.since));
         again.insert(endpoint("c0ffee"), Phase::Present).unwrap();
         let present = &again.records()[&endpoint("c0ffee").id()];
         assert_eq!((present.phase, present.since), (Phase::Present, begun.since));
@@ -501,22 +432,6 @@ pub(crate) mod tests {
         again.forget_former(&id).unwrap();
         assert_eq!(again.former().count(), 0);
         assert!(again.holder(&second).is_some());
-    }
-
-    #[test]
-    fn what_others_have_made_of_a_living_pod_in_etcd_is_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
-        for endpoint in [of_pod("aa", "web-0"), endpoint("bb")] {
-            let key = registry.insert(endpoint, Phase::Present).unwrap();
-            let record = registry.holder(&key).unwrap().clone();
-            let first = String::from_utf8(record.to_json(&key, "n", None)).unwrap();
-            let labelled = first.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
-            assert_ne!(labelled, first);
-            assert_eq!(record.to_json(&key, "n", Some(labelled.as_bytes())), labelled.as_bytes());
-            let moved = labelled.replace("10.100.30.2", "10.100.30.3");
-            assert_eq!(record.to_json(&key, "n", Some(moved.as_bytes())), first.as_bytes());
-        }
     }
 
     #[test]

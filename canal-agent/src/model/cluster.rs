@@ -58,6 +58,8 @@ pub struct Cluster {
     invalid: BTreeMap<String, String>,
     /// Objects whose version in force changed since [`Cluster::take_changes`], perhaps more than once.
     changed: Vec<Resource>,
+    /// What the store has said of endpoints that are this node's since [`Cluster::take_said`].
+    said: Vec<(EndpointKey, Vec<u8>)>,
     allow_all: Arc<Profile>,
 }
 
@@ -75,33 +77,18 @@ struct Held<T> {
 struct Slot {
     stored: Option<Held<WorkloadEndpoint>>,
     local: Option<Arc<WorkloadEndpoint>>,
-    /// The local one, with what others may change of a pod while it lives.
-    merged: Option<Arc<WorkloadEndpoint>>,
     /// The container whose end the store has yet to hear of: what it says of it counts no more.
     retired: Option<String>,
 }
 
 impl Slot {
     fn in_force(&self) -> Option<&Arc<WorkloadEndpoint>> {
-        self.merged.as_ref().or(self.local.as_ref()).or_else(|| self.stored_in_force())
+        self.local.as_ref().or_else(|| self.stored_in_force())
     }
 
     fn stored_in_force(&self) -> Option<&Arc<WorkloadEndpoint>> {
         let stored = &self.stored.as_ref()?.value;
         (self.retired.as_ref() != Some(&stored.container_id)).then_some(stored)
-    }
-
-    /// Labels and what goes with them are what the store says, as with Calico: kube-controllers keep those of pods of
-    /// Kubernetes, calicoctl sets those of others.
-    fn merge(&mut self) {
-        self.merged = match (&self.local, &self.stored) {
-            (Some(local), Some(stored)) if local.is_same_attachment(&stored.value) => {
-                let WorkloadEndpoint { labels, profiles, ports, spoofed, .. } =
-                    WorkloadEndpoint::clone(&stored.value);
-                Some(Arc::new(WorkloadEndpoint { labels, profiles, ports, spoofed, ..(**local).clone() }))
-            }
-            _ => None,
-        };
     }
 }
 
@@ -119,6 +106,7 @@ impl Default for Cluster {
             remembered: BTreeSet::new(),
             invalid: BTreeMap::new(),
             changed: Vec::new(),
+            said: Vec::new(),
             allow_all: Arc::new(Profile::allow_all()),
         }
     }
@@ -280,6 +268,12 @@ impl Cluster {
         changed
     }
 
+    /// What the store has said of this node's own endpoints since the last call: others change labels, profiles and ports
+    /// of pods that live.
+    pub fn take_said(&mut self) -> Vec<(EndpointKey, Vec<u8>)> {
+        std::mem::take(&mut self.said)
+    }
+
     /// Something has changed since [`Cluster::take_changes`].
     pub fn has_changed(&self) -> bool {
         !self.changed.is_empty()
@@ -383,13 +377,13 @@ impl Cluster {
     fn apply_endpoint(&mut self, resource: &Resource, value: Option<&[u8]>) -> (Option<String>, bool) {
         let key = EndpointKey::new(&resource.namespace, &resource.name);
         let reading = value.map(|value| WorkloadEndpoint::read(&key, value));
-        let previous = self.endpoints.get(&key).and_then(|slot| slot.stored.clone());
+        let slot = self.endpoints.get(&key);
+        if let (Some(value), true) = (value, slot.is_some_and(|slot| slot.local.is_some())) {
+            self.said.push((key.clone(), value.to_owned()));
+        }
+        let previous = slot.and_then(|slot| slot.stored.clone());
         let (stored, reason) = next(previous, reading);
         let change = self.update_slot(key, |slot| {
-            if stored.is_none() {
-                // What it had become stays, until its node has written it again.
-                slot.local = slot.merged.take().or_else(|| slot.local.take());
-            }
             let container = slot.stored.as_ref().map(|held| held.value.container_id.clone());
             // The end has been heard of, or the name is another's.
             let is_over = match &stored {
@@ -427,7 +421,6 @@ impl Cluster {
         };
         let before = slot.get().in_force().cloned();
         update(slot.get_mut());
-        slot.get_mut().merge();
         let after = slot.get().in_force().cloned();
         let key = slot.key().clone();
         let Slot { stored, local, retired, .. } = slot.get();

@@ -247,15 +247,10 @@ impl WorkloadEndpoint {
         Reading::with_faults(endpoint.normalised(key), &faults)
     }
 
-    /// Both describe one attachment of one container: each has a MAC of its own.
-    pub(crate) fn is_same_attachment(&self, other: &Self) -> bool {
-        !self.container_id.is_empty() && (&self.container_id, self.mac) == (&other.container_id, other.mac)
-    }
-
     /// Labels as selectors may see them, on every node alike: the namespace is the key's, whatever a writer claimed,
     /// and the orchestrator is named, also before the endpoint was published.
     #[must_use]
-    pub(super) fn normalised(mut self, key: &EndpointKey) -> Self {
+    pub(crate) fn normalised(mut self, key: &EndpointKey) -> Self {
         self.labels = labels::without_inherited_prefixes(self.labels);
         self.labels.insert(NAMESPACE.to_owned(), key.namespace.clone());
         self.labels.entry(ORCHESTRATOR.to_owned()).or_insert_with(|| self.orchestrator.clone());

@@ -13,7 +13,7 @@ use super::{Node, departures::release, endpoints::Local};
 use crate::{
     api::wire::{AddEndpoint, ApiError, AttachmentId, EndpointReport, Goodbye, Readiness, Standing},
     endpoint::{
-        Phase, Record, RegistryError, mark,
+        Heard, Phase, RegistryError, mark,
         publish::{self, Wanted},
     },
     model::{
@@ -211,7 +211,7 @@ impl Node {
     /// The cluster's view of an endpoint is that of who holds it now.
     fn follow_holder(&mut self, key: EndpointKey) {
         if let Some(record) = self.registry.holder(&key) {
-            let workload = record.workload(&self.config.node_name);
+            let workload = record.workload(&key, &self.config.node_name);
             self.cluster.set_local_endpoint(key, Some(workload));
         } else if let Some(record) = self.registry.leaver(&key) {
             let container = record.endpoint.container_id.clone();
@@ -234,31 +234,41 @@ impl Node {
         self.publish();
     }
 
+    /// What etcd has said of pods that live here counts, and is kept.
+    pub(super) fn hear_said(&mut self) {
+        let mut is_new = false;
+        for (key, value) in self.cluster.take_said() {
+            let heard = self.registry.hear(&key, &value).unwrap_or_else(|error| {
+                warn!(%error, "cannot keep what etcd says of an endpoint, so it does not count here");
+                Heard::Nothing
+            });
+            is_new |= heard != Heard::Nothing;
+            if heard == Heard::Changed {
+                self.follow_holder(key);
+            }
+        }
+        if is_new {
+            // For the next time that the publisher looks: now there is nothing to tell.
+            let now = self.to_publish();
+            self.wanted.send_if_modified(|wanted| {
+                *wanted = now;
+                false
+            });
+        }
+    }
+
     pub(super) fn publish(&self) {
-        self.wanted.send_replace(Wanted {
-            present: self
-                .registry
-                .present()
-                .map(|(key, record)| (key.clone(), self.as_it_is(key, record)))
-                .collect(),
+        self.wanted.send_replace(self.to_publish());
+    }
+
+    fn to_publish(&self) -> Wanted {
+        Wanted {
+            present: self.registry.present().map(|(key, record)| (key.clone(), record.clone())).collect(),
             leaving: self.registry.leaving().map(|(key, record)| (record.endpoint.id(), key)).collect(),
             former: self.registry.former().map(|(key, id)| (id.clone(), key.clone())).collect(),
             node: self.config.node_name.clone(),
             without_profile: publish::made_otherwise(&self.cluster),
-        });
-    }
-
-    /// What others have made of a living pod is written again, should etcd lose it.
-    fn as_it_is(&self, key: &EndpointKey, record: &Record) -> Record {
-        let mut record = record.clone();
-        if let Some(pod) = self.cluster.endpoint(key) {
-            record.endpoint.labels = pod.labels.clone().into_iter().collect();
-            // None: the network's, which is made with it.
-            if pod.profiles != [record.endpoint.network.as_str()] {
-                record.endpoint.profiles.clone_from(&pod.profiles);
-            }
         }
-        record
     }
 
     /// Veth pairs without a record: told, and closed by the hooks unless etcd has their endpoint.

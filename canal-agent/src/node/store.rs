@@ -78,6 +78,7 @@ impl Node {
                         }
                         let taken = self.steering.take_snapshot(entries, forgetful, &mut self.cluster);
                         self.follow_parameters();
+                        self.hear_said();
                         // What etcd lost, it gets again.
                         self.publish();
                         if !taken {
@@ -170,6 +171,7 @@ impl Node {
 
     fn resource_change(&mut self, change: &Change) {
         let complete = self.steering.take_change(change, &mut self.cluster);
+        self.hear_said();
         self.follow_parameters();
         self.all_is_due |= self.steering.take_turn();
         if complete {

@@ -78,28 +78,37 @@ fn the_configuration_of_canal_phase_1_makes_pods_under_its_nodename() {
 
 const NAMESPACE: &str = r#"{"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "shop"}}"#;
 
-/// Answers for the pod `shop/web-0` as the API of Kubernetes does, on the node's loopback.
-pub(super) fn kubernetes(node: &Node) -> String {
-    use std::io::{BufRead as _, BufReader, Write as _};
-    let listener = node.netns().run(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
-    let root = format!("http://{}", listener.local_addr().unwrap());
-    let pod = json!({
-        "kind": "Pod", "apiVersion": "v1", "metadata": {"name": "web-0", "namespace": "shop", "labels": {"app": "web"}, "uid": "u1"},
+/// A pod of the namespace `shop` as its API shows it.
+pub(super) fn web() -> Value {
+    json!({
+        "kind": "Pod", "apiVersion": "v1",
+        "metadata": {"name": "web-0", "namespace": "shop", "labels": {"app": "web"}, "uid": "u1"},
         "spec": {"nodeName": "node1", "serviceAccountName": "robot", "containers": [{"name": "c",
                  "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}]}]},
     })
-    .to_string();
+}
+
+/// Answers for these pods of the namespace `shop` as the API of Kubernetes does, on the node's loopback.
+pub(super) fn kubernetes(node: &Node, pods: &[Value]) -> String {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let listener = node.netns().run(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let root = format!("http://{}", listener.local_addr().unwrap());
+    let named = |pod: &Value| (pod["metadata"]["name"].as_str().unwrap().to_owned(), pod.to_string());
+    let pods: std::collections::BTreeMap<_, _> = pods.iter().map(named).collect();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             let mut head = BufReader::new(stream.try_clone().unwrap()).lines();
             let line = head.next().unwrap().unwrap();
             while head.next().is_some_and(|line| !line.unwrap().is_empty()) {}
-            // Calico's plugin writes the address into the pod's annotations, and is shown the pod.
-            let (status, body) = match line.split(' ').nth(1).unwrap_or_default() {
-                path if path.contains("/shop/pods/web-0") => ("200 OK", &*pod),
-                path if path.ends_with("/namespaces/shop") => ("200 OK", NAMESPACE),
-                _ => ("404 Not Found", "{}"),
+            // Calico's plugin writes the address into the pod's annotations (`…/status`), and is shown the pod.
+            let path = line.split(' ').nth(1).unwrap_or_default();
+            let name =
+                path.split_once("/namespaces/shop/pods/").map(|(_, name)| name.trim_end_matches("/status"));
+            let (status, body) = match name.and_then(|name| pods.get(name)) {
+                Some(pod) => ("200 OK", pod.as_str()),
+                None if path.ends_with("/namespaces/shop") => ("200 OK", NAMESPACE),
+                None => ("404 Not Found", "{}"),
             };
             let length = body.len();
             let head = format!(
@@ -141,7 +150,7 @@ fn the_list_of_canals_etcd_manifest_makes_pods_of_kubernetes() {
                     "etcd_cert_file": "/etc/cni/net.d/calico-tls/etcd-cert",
                     "etcd_ca_cert_file": "/etc/cni/net.d/calico-tls/etcd-ca",
                     "log_level": "info",
-                    "policy": {"type": "k8s", "k8s_api_root": kubernetes(node), "k8s_auth_token": "s3cret"},
+                    "policy": {"type": "k8s", "k8s_api_root": kubernetes(node, &[web()]), "k8s_auth_token": "s3cret"},
                     "kubernetes": {"kubeconfig": "/etc/cni/net.d/calico-kubeconfig"},
                 },
             },

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     Call, Held, PLUGINS, comes_to_hold,
-    dialects::{endpoint, kubeconfig, kubernetes, named, with_paths},
+    dialects::{endpoint, kubeconfig, kubernetes, named, web, with_paths},
     files, ip, netns, talks,
 };
 use crate::{one_node, soon};
@@ -52,12 +52,12 @@ fn of_flannel(node: &Node, version: &str) -> Value {
 }
 
 /// Calico's own, for pods of Kubernetes.
-fn of_kubernetes(node: &Node, version: &str) -> Value {
+fn of_kubernetes(node: &Node, version: &str, pods: &[Value]) -> Value {
     let subnet = node.agent().status().unwrap()["lease"]["subnet"].clone();
     let config = json!({
         "name": "canal", "cniVersion": version, "type": "calico", "etcd_endpoints": bpf_tests::etcd::ENDPOINT,
         "nodename": "node1", "mtu": 1400, "ipam": {"type": "host-local", "subnet": subnet},
-        "policy": {"type": "k8s"}, "kubernetes": {"kubeconfig": kubeconfig(node, &kubernetes(node))},
+        "policy": {"type": "k8s"}, "kubernetes": {"kubeconfig": kubeconfig(node, &kubernetes(node, pods))},
     });
     with_paths(node, config)
 }
@@ -128,6 +128,47 @@ fn a_pod_of_ours_is_in_store_kernel_and_notes_what_the_real_plugins_make_it() {
     }
 }
 
+/// Pods with whatever their endpoints show.
+fn pods() -> Vec<Value> {
+    let pod = |name: &str, change: &dyn Fn(&mut Value)| {
+        let mut pod = web();
+        pod["metadata"]["name"] = json!(name);
+        change(&mut pod);
+        pod
+    };
+    vec![
+        web(),
+        pod("dotted.name-with-dashes", &|pod| {
+            pod["metadata"]["generateName"] = json!("dotted.name-");
+            pod["metadata"]["labels"] = json!({"app.kubernetes.io/name": "x", "a": "", "z-9": "v_1.2"});
+        }),
+        pod("bare", &|pod| {
+            pod["metadata"].as_object_mut().unwrap().remove("labels");
+            pod["spec"] = json!({"nodeName": "node1", "containers": [{"name": "c"}]});
+        }),
+        pod("ports", &|pod| {
+            pod["spec"]["initContainers"] =
+                json!([{"name": "i", "ports": [{"name": "init", "containerPort": 1}]}]);
+            pod["spec"]["containers"] = json!([
+                {"name": "a", "ports": [{"containerPort": 80}, {"name": "no-protocol", "containerPort": 81},
+                                        {"containerPort": 82, "hostPort": 8082, "protocol": "UDP"}]},
+                {"name": "b", "ports": [{"name": "dns", "containerPort": 53, "protocol": "UDP", "hostIP": "192.0.2.1", "hostPort": 53},
+                                        {"name": "m3ua", "containerPort": 2905, "protocol": "SCTP"},
+                                        {"name": "http", "containerPort": 80, "protocol": "TCP"}]},
+            ]);
+        }),
+        pod("account", &|pod| pod["spec"]["serviceAccountName"] = json!("s".repeat(63))),
+        pod("shorter", &|pod| pod["spec"]["serviceAccountName"] = json!("s".repeat(62))),
+        pod("annotated", &|pod| {
+            pod["metadata"]["annotations"] = json!({
+                "cni.projectcalico.org/hwAddr": "02:00:00:00:00:09",
+                "cni.projectcalico.org/allowedSourcePrefixes": "[\"192.0.2.0/24\", \"198.51.100.7/32\"]",
+                "other.example/x": "y",
+            });
+        }),
+    ]
+}
+
 #[test]
 #[cfg_attr(not(has_calico), ignore = "there are no flannel and calico on the PATH")]
 fn a_pod_of_kubernetes_is_in_store_and_kernel_what_calicos_plugin_makes_it() {
@@ -135,25 +176,33 @@ fn a_pod_of_kubernetes_is_in_store_and_kernel_what_calicos_plugin_makes_it() {
     let node = world.node(1);
     let open = json!({"ingress": [{"action": "Allow"}], "egress": [{"action": "Allow"}]});
     world.etcd().put_profile("kns.shop", open).unwrap();
-    let mut config = of_kubernetes(node, "1.0.0");
+    let pods = pods();
+    let mut config = of_kubernetes(node, "1.0.0", &pods);
     // Calico's plugin waits for the file with which the agent says that the policy is in force.
     config["policy_setup_timeout_seconds"] = json!(10);
     config["endpoint_status_dir"] = json!(node.agent().endpoint_status());
-    let [theirs, ours] = [Whose::Theirs, Whose::Ours].map(|whose| {
-        let name = format!("{whose:?}");
-        let pod = netns(&world, &name);
-        let call = Call::new(node, "ADD", &pod, &name).with(&config).of_pod("shop", "web-0");
-        let call = whose.of(node, "calico", call);
-        let output = call.clone().make();
-        assert!(output.ok() && !output.stderr.contains("Error waiting for endpoint"), "{output:?}");
-        let result: Value = serde_json::from_str(&output.stdout).unwrap();
-        let seen = seen(&world, &pod, &container_id(&name), "shop/node1-k8s-web--0-eth0");
-        assert!(soon(|| talks(node, &pod, ip(&result))), "{name}");
-        call.verb("DEL").works();
-        assert!(soon(|| Held::of(&world, node).counts() == [0; 6]), "{:?}", Held::of(&world, node));
-        seen
-    });
-    assert_eq!(ours, theirs);
+    for pod in &pods {
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        let key = format!("shop/node1-k8s-{}-eth0", name.replace('-', "--"));
+        let [theirs, ours] = [Whose::Theirs, Whose::Ours].map(|whose| {
+            let container = format!("{whose:?}");
+            let netns = netns(&world, &container);
+            let call = Call::new(node, "ADD", &netns, &container).with(&config).of_pod("shop", name);
+            let call = whose.of(node, "calico", call);
+            let output = call.clone().make();
+            assert!(
+                output.ok() && !output.stderr.contains("Error waiting for endpoint"),
+                "{name}: {output:?}"
+            );
+            let result: Value = serde_json::from_str(&output.stdout).unwrap();
+            let seen = seen(&world, &netns, &container_id(&container), &key);
+            assert!(soon(|| talks(node, &netns, ip(&result))), "{name}");
+            call.verb("DEL").works();
+            assert!(soon(|| Held::of(&world, node).counts() == [0; 6]), "{:?}", Held::of(&world, node));
+            seen
+        });
+        assert_eq!(ours, theirs, "{name}");
+    }
 }
 
 /// Moved to Canal, and back: each one's DEL ends what the other's ADD made.

@@ -52,11 +52,37 @@ impl Notebook {
         is_identifier(container_id).then(|| self.folder.join(container_id))
     }
 
-    /// Before there is anything to undo, as flannel's plugin does.
-    pub fn write(&self, container_id: &str, subnet: &Subnet) -> io::Result<()> {
-        let (Some(delegate), Some(path)) = (&self.delegate, self.place(container_id)) else { return Ok(()) };
+    /// Before there is anything to undo, as flannel's plugin does. True: there is a note of this call. One that only its own
+    /// plugin can use stays: another attachment of the container was made with it.
+    pub fn write(&self, container_id: &str, subnet: &Subnet) -> io::Result<bool> {
+        let (Some(delegate), Some(path)) = (&self.delegate, self.place(container_id)) else {
+            return Ok(false);
+        };
+        if matches!(self.read(container_id), Ok(Some(stored)) if !stored.is_like_ours()) {
+            return Ok(false);
+        }
         let note = Value::Object(completed(delegate.clone(), subnet)).to_string();
-        file::replace_private(&path, note.as_bytes())
+        file::replace_private(&path, note.as_bytes())?;
+        Ok(true)
+    }
+
+    /// Removes the notes about pods of this network that were attached as ours are and are gone. A young one may be of an
+    /// ADD that has just begun.
+    pub fn clear(&self, network: &str, stays: impl Fn(&str) -> bool) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let is_gone = matches!(self.read(&name), Ok(Some(stored)) if stored.network == network && stored.is_like_ours());
+            // Beside the notes there may be what a plugin was writing when it was killed.
+            if (is_gone && !stays(&name)) || name.starts_with(file::TEMPORARY) {
+                file::remove_if_abandoned(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// It need not be there.

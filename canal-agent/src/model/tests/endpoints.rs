@@ -32,21 +32,17 @@ fn cluster_with_web() -> (Cluster, EndpointKey, WorkloadEndpoint) {
 }
 
 #[test]
-fn labels_of_a_living_pod_come_from_the_store_and_where_it_is_from_its_node() {
+fn what_the_store_says_of_a_pod_that_lives_here_is_handed_on_and_does_not_count_by_itself() {
     let (mut cluster, key, local) = cluster_with_web();
-    let changed = POD
-        .replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#)
-        .replace("10.77.3.9", "10.77.3.99");
+    let changed = POD.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
     cluster.apply(&key.store_key(), Some(changed.as_bytes()));
-    let in_force = cluster.endpoint(&key).unwrap();
-    assert_eq!(in_force.labels["quarantine"], "true");
-    assert_eq!(in_force.addresses, local.addresses);
-    // Of an earlier container, nothing counts.
-    for (from, to) in [("3f9c", "aaaa"), ("5a:11:22:33:44:55", "5a:11:22:33:44:66")] {
-        let other = changed.replace(from, to);
-        cluster.apply(&key.store_key(), Some(other.as_bytes()));
-        assert_eq!(cluster.endpoint(&key), Some(&local), "{to}");
-    }
+    cluster.apply(&key.store_key(), None);
+    assert_eq!(cluster.endpoint(&key), Some(&local));
+    assert_eq!(cluster.take_said(), [(key.clone(), changed.clone().into_bytes())]);
+    assert!(cluster.take_said().is_empty());
+    let other = EndpointKey::new("shop", "node--b-k8s-web--1-eth0");
+    cluster.apply(&other.store_key(), Some(changed.as_bytes()));
+    assert!(cluster.take_said().is_empty(), "another node's");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod any;
 mod keys;
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::{collections::BTreeSet, os::unix::fs::PermissionsExt as _};
 
 use serde_json::json;
 
@@ -343,7 +343,7 @@ fn a_pod_of_ours_is_noted_as_flannels_plugin_notes_its_delegates() {
     let subnet = "FLANNEL_NETWORK=10.77.0.0/16,10.78.0.0/16\nFLANNEL_SUBNET=10.77.12.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true";
     let subnet = Subnet::parse(subnet).unwrap();
     let notebook = read(&config(json!({"cniVersion": "0.4.0"}))).notebook.unwrap();
-    notebook.write("abc", &subnet).unwrap();
+    assert!(notebook.write("abc", &subnet).unwrap());
     let file = folder.path().join("notes/abc");
     // As version 0.9.1 of the plugin wrote it, but for a second network, which that did not know.
     let expected = r#"{"cniVersion":"0.4.0","etcd_endpoints":"http://127.0.0.1:2379","ipMasq":false,"ipam":{"dataDir":"/d","ranges":[[{"subnet":"10.77.12.0/24"}]],"routes":[{"dst":"192.0.2.0/24"},{"dst":"10.77.0.0/16"},{"dst":"10.78.0.0/16"}],"type":"host-local"},"mtu":1450,"name":"canal","nodename":"n","type":"calico"}"#;
@@ -357,9 +357,43 @@ fn a_pod_of_ours_is_noted_as_flannels_plugin_notes_its_delegates() {
     // `bridge` could not undo a pod of ours.
     for delegate in [json!({}), json!({"type": "bridge"})] {
         let notebook = read(&config(json!({"delegate": delegate}))).notebook.unwrap();
-        notebook.write("abc", &subnet).unwrap();
+        assert!(!notebook.write("abc", &subnet).unwrap());
         assert_eq!(notebook.read("abc"), Ok(None));
     }
+    // Another attachment's, which only its own plugin can end.
+    std::fs::write(&file, r#"{"name":"other","type":"bridge"}"#).unwrap();
+    assert!(!notebook.write("abc", &subnet).unwrap());
+    assert_eq!(notebook.read("abc").unwrap().unwrap().kind, "bridge");
+}
+
+#[test]
+fn old_notes_of_pods_that_are_gone_are_cleared_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let notebook = Notebook { folder: folder.path().to_owned(), delegate: None };
+    let note = |network: &str, kind: &str| json!({"name": network, "type": kind}).to_string();
+    let (old, young) = (std::time::Duration::from_mins(2), std::time::Duration::ZERO);
+    for (name, text, age) in [
+        ("gone", note("canal", "calico"), old),
+        ("young", note("canal", "calico"), young),
+        ("lives", note("canal", "calico"), old),
+        ("bridged", note("canal", "bridge"), old),
+        ("other", note("other", "calico"), old),
+        ("broken", "{".to_owned(), old),
+        (".canal.abc", String::new(), old),
+        (".canal.now", String::new(), young),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(std::time::SystemTime::now() - age).unwrap();
+    }
+    notebook.clear("canal", |name| name == "lives").unwrap();
+    let entries = std::fs::read_dir(folder.path()).unwrap();
+    let left: BTreeSet<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let expected = [".canal.now", "bridged", "broken", "lives", "other", "young"];
+    assert_eq!(left, expected.map(str::to_owned).into());
+    let nowhere = Notebook { folder: folder.path().join("none"), delegate: None };
+    nowhere.clear("canal", |_| false).unwrap();
 }
 
 #[test]
