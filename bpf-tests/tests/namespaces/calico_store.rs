@@ -277,3 +277,58 @@ fn host_endpoints_are_reported_and_policies_are_shown_by_the_names_their_authors
     assert_eq!((&status["invalid"], &status["problems"]), (&json!({}), &json!([])));
     assert!(node.pings(pod.ip()));
 }
+
+/// As `calicoctl` does it, of a pod that Canal's plugin has made.
+fn edit(world: &World, key: &str, change: impl FnOnce(&mut Value)) {
+    let mut endpoint: Value = serde_json::from_str(&world.etcd().get(key).unwrap().unwrap()).unwrap();
+    change(&mut endpoint);
+    world.etcd().put(key, &endpoint.to_string()).unwrap();
+}
+
+#[test]
+fn labels_and_profiles_that_are_set_in_etcd_count_for_our_own_pods_through_losses_and_restarts() {
+    let world = World::builder().nodes(2).build().unwrap();
+    world.start_agents().unwrap();
+    let (one, two) = (world.node(1), world.node(2));
+    let (a, b) = (one.add_pod("a", &[]).unwrap(), two.add_pod("b", &[("app", "b")]).unwrap());
+    let _server = b.serve_tcp(80).unwrap();
+    assert!(soon(|| a.reaches(b.ip(), 80)), "by the network's profile");
+    let keys = world.etcd().workload_endpoints().unwrap();
+    let key = keys.iter().find(|key| key.contains("/node2-")).unwrap();
+    let deny = policy::ingress(1, "quarantine == 'true'", json!([{"action": "Deny"}]));
+    world.etcd().put_global_policy("quarantine", deny).unwrap();
+
+    edit(&world, key, |endpoint| endpoint["metadata"]["labels"]["quarantine"] = json!("true"));
+    assert!(soon(|| !a.reaches(b.ip(), 80)), "its own node cuts it off");
+    let told = world.etcd().get(key).unwrap();
+    // Somebody else comes, at which the publisher looks at all.
+    let _c = two.add_pod("c", &[]).unwrap();
+    world.etcd().del(key).unwrap();
+    assert!(soon(|| world.etcd().get(key).unwrap() == told), "it is written again as it had become");
+    assert!(!a.reaches(b.ip(), 80));
+    two.agent().kill_9();
+    world.etcd().del(key).unwrap();
+    two.agent().start().unwrap();
+    assert!(soon(|| world.etcd().get(key).unwrap() == told), "also by the next agent");
+    assert!(!a.reaches(b.ip(), 80));
+
+    // A short one, without what only the node knows; and no profile at all, which allows nothing.
+    edit(&world, key, |endpoint| {
+        drop(endpoint["metadata"]["labels"].as_object_mut().unwrap().remove("quarantine"));
+        drop(endpoint["spec"].as_object_mut().unwrap().remove("mac"));
+    });
+    assert!(soon(|| a.reaches(b.ip(), 80)), "and back");
+    edit(&world, key, |endpoint| endpoint["spec"]["profiles"] = json!([]));
+    assert!(soon(|| !a.reaches(b.ip(), 80)), "no profile, no way in");
+    world.etcd().del(key).unwrap();
+    assert!(soon(|| world.etcd().get(key).unwrap().is_some()));
+    assert!(!a.reaches(b.ip(), 80), "nor after a loss");
+    // Nobody's business but the node's: it goes by its own address, and says so again.
+    edit(&world, key, |endpoint| {
+        endpoint["spec"]["profiles"] = json!(["canal"]);
+        endpoint["spec"]["ipNetworks"] = json!(["10.100.99.99/32"]);
+    });
+    let _d = two.add_pod("d", &[]).unwrap();
+    assert!(soon(|| world.etcd().get(key).unwrap().unwrap().contains(&b.ip().to_string())), "mended");
+    assert!(!a.reaches(b.ip(), 80));
+}
