@@ -14,4 +14,4 @@ pub mod status_files;
 
 pub use host_local::Leases;
 pub use record::{Phase, Record};
-pub use registry::{Heard, Registry, RegistryError};
+pub use registry::{Registry, RegistryError};

@@ -2,7 +2,8 @@
 //!
 //! Labels, profiles, named ports and allowed sources of a pod that lives are what etcd says of it, as with Calico:
 //! kube-controllers keep those of pods of Kubernetes, `calicoctl` sets any. What was said last is kept with the record, so
-//! that an etcd that has lost it gets it back, and no restart undoes it. Where the pod is, its node knows best.
+//! that an etcd that has lost the endpoint gets it back, and no restart undoes it; a backup that has the endpoint says what it
+//! says. Where the pod is, its node knows best.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,7 @@ use crate::{
     model::{
         EndpointKey, WorkloadEndpoint,
         endpoint::{Birth, EndpointName},
+        labels::ORCHESTRATOR,
         reading::Reading,
     },
     store::publish::Identity,
@@ -38,12 +40,16 @@ pub struct Record {
     /// The endpoint that it had under another name, until etcd has forgotten it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub former: Option<EndpointKey>,
+    /// What the endpoint's value in etcd is born with. `None`: an earlier version's, born with whatever was there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) birth: Option<Birth>,
+    /// The `uid`s of earlier attachments of the same container, which etcd may still hold: the next may be like them in all
+    /// else.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) earlier: Vec<String>,
     /// The endpoint's value in etcd, where others have made more of it than its ADD said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) said: Option<String>,
-    /// Etcd has held it as it began. Before that, what is there may be of an earlier attachment that was just like it.
-    #[serde(skip)]
-    pub(super) is_told: bool,
 }
 
 /// Also what earlier versions wrote.
@@ -56,18 +62,37 @@ struct Stored {
     #[serde(default)]
     since: u64,
     former: Option<EndpointKey>,
+    birth: Option<Birth>,
+    #[serde(default)]
+    earlier: Vec<String>,
     said: Option<String>,
 }
 
 impl From<Stored> for Record {
-    fn from(Stored { endpoint, leaving, phase, since, former, said }: Stored) -> Self {
+    fn from(stored: Stored) -> Self {
+        let Stored { endpoint, leaving, phase, since, former, birth, earlier, said } = stored;
         let before = if leaving { Phase::Leaving } else { Phase::Present };
-        // An earlier process has had the time to tell.
-        Self { endpoint, phase: phase.unwrap_or(before), since, former, said, is_told: true }
+        Self { endpoint, phase: phase.unwrap_or(before), since, former, birth, earlier, said }
     }
 }
 
+/// How many lives of a container are kept apart while etcd does not hear of them.
+const LIVES: usize = 16;
+
 impl Record {
+    /// A new attachment, or the next step of the one that is known.
+    pub(super) fn new(endpoint: AddEndpoint, phase: Phase, since: u64, known: Option<&Self>) -> Self {
+        let goes_on = |known: &&Self| phase == Phase::Present && known.phase == Phase::Begun;
+        let (birth, earlier) = if let Some(known) = known.filter(goes_on) {
+            (known.birth.clone(), known.earlier.clone())
+        } else {
+            let uid = known.and_then(|known| known.birth.as_ref()).map(|birth| birth.uid.clone());
+            let lives = known.iter().flat_map(|known| &known.earlier).cloned().chain(uid).collect::<Vec<_>>();
+            (Some(birth(None)), lives[lives.len().saturating_sub(LIVES)..].to_vec())
+        };
+        Self { endpoint, phase, since, former: None, birth, earlier, said: None }
+    }
+
     /// As this node sees it, with what others have made of it.
     pub fn workload(&self, key: &EndpointKey, node: &str) -> WorkloadEndpoint {
         let begun = self.begun(node);
@@ -99,6 +124,8 @@ impl Record {
             ports: Vec::new(),
             spoofed: Vec::new(),
         };
+        // Not a pod's to choose, whatever its labels say.
+        workload.labels.insert(ORCHESTRATOR.to_owned(), workload.orchestrator.clone());
         if let Some(pod) = pod {
             pod.describe(&mut workload);
         }
@@ -113,46 +140,59 @@ impl Record {
         let AddEndpoint { container_id, host_interface, addresses, mac, .. } = &self.endpoint;
         let is_this = (&there.container_id, &there.interface_name, &there.addresses)
             == (container_id, host_interface, addresses)
-            && (there.mac.is_none() || there.mac == *mac);
+            && (there.mac.is_none() || there.mac == *mac)
+            && (self.earlier.is_empty() || !self.earlier.contains(&birth(Some(value)).uid));
         is_this.then_some(there)
     }
 
     /// The record after etcd has said this of its endpoint. `None`: it is nothing new, or not about it.
     pub(super) fn hear(&self, key: &EndpointKey, value: &[u8]) -> Option<Self> {
         let there = self.recognise(key, value)?;
-        let begun = self.begun("").normalised(key);
-        let is_as_begun = (&there.labels, &there.profiles, &there.ports, &there.spoofed)
-            == (&begun.labels, &begun.profiles, &begun.ports, &begun.spoofed);
-        if !self.is_told && !is_as_begun {
-            return None;
-        }
+        let begun = self.value(&self.begun(""), key, None);
+        let is_as_begun = self.recognise(key, &begun).is_some_and(|begun| {
+            (&there.labels, &there.profiles, &there.ports, &there.spoofed)
+                == (&begun.labels, &begun.profiles, &begun.ports, &begun.spoofed)
+        });
         let said = if is_as_begun { None } else { Some(String::from_utf8(value.to_owned()).ok()?) };
-        let heard = Self { said, is_told: true, ..self.clone() };
-        (heard != *self).then_some(heard)
+        (said != self.said).then(|| Self { said, ..self.clone() })
     }
 
     /// As etcd is to have it, where it has `existing`. What others have made of it stays, as long as it is where it was.
     pub fn to_json(&self, key: &EndpointKey, node: &str, existing: Option<&[u8]>) -> Vec<u8> {
-        if self.is_told {
-            if let Some(existing) = existing.filter(|value| self.recognise(key, value).is_some()) {
-                return existing.to_vec();
-            }
-            if let Some(said) = &self.said {
-                return said.clone().into_bytes();
+        if let Some(existing) = existing.filter(|value| self.recognise(key, value).is_some()) {
+            return existing.to_vec();
+        }
+        match &self.said {
+            Some(said) if is_named(said, key) => said.clone().into_bytes(),
+            _ => {
+                self.value(&self.workload(key, self.endpoint.node.as_deref().unwrap_or(node)), key, existing)
             }
         }
-        let Identity { uid, creation_timestamp } = Identity::of(existing);
-        let birth = Birth { uid, creation_timestamp };
-        let begun = self.begun(self.endpoint.node.as_deref().unwrap_or(node));
-        begun.to_json(key, &birth, self.endpoint.pod.as_ref()).into_bytes()
     }
+
+    fn value(&self, workload: &WorkloadEndpoint, key: &EndpointKey, existing: Option<&[u8]>) -> Vec<u8> {
+        let birth = self.birth.clone().unwrap_or_else(|| birth(existing));
+        workload.to_json(key, &birth, self.endpoint.pod.as_ref()).into_bytes()
+    }
+}
+
+/// That in the value, with whatever it lacks made now.
+fn birth(value: Option<&[u8]>) -> Birth {
+    let Identity { uid, creation_timestamp } = Identity::of(value);
+    Birth { uid, creation_timestamp }
+}
+
+/// Whether the value is for this key: the node may have another name by now, and with it the endpoint.
+fn is_named(value: &str, key: &EndpointKey) -> bool {
+    let value: serde_json::Value = serde_json::from_str(value).unwrap_or_default();
+    value["metadata"]["name"].as_str() == Some(key.name.as_str())
 }
 
 #[cfg(test)]
 mod tests {
     use super::{
         super::registry::{
-            Heard, Registry,
+            Registry,
             tests::{endpoint, of_pod},
         },
         *,
@@ -166,8 +206,7 @@ mod tests {
     fn told(registry: &mut Registry, endpoint: AddEndpoint) -> (EndpointKey, String) {
         let key = registry.insert(endpoint, Phase::Present).unwrap();
         let begun = text(registry.holder(&key).unwrap(), &key, None);
-        assert_eq!(registry.hear(&key, begun.as_bytes()).unwrap(), Heard::Told);
-        assert_eq!(registry.hear(&key, begun.as_bytes()).unwrap(), Heard::Nothing);
+        assert!(!registry.hear(&key, begun.as_bytes()));
         (key, begun)
     }
 
@@ -181,7 +220,7 @@ mod tests {
             let closed = begun
                 .replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#)
                 .replace(r#""profiles":["canal"],"#, &format!(r#""profiles":[],{ports}"#));
-            assert_eq!(registry.hear(&key, closed.as_bytes()).unwrap(), Heard::Changed);
+            assert!(registry.hear(&key, closed.as_bytes()));
             let (again, _) = Registry::open(dir.path(), "n").unwrap();
             for record in [registry.holder(&key).unwrap(), again.holder(&key).unwrap()] {
                 let workload = record.workload(&key, "n");
@@ -196,10 +235,10 @@ mod tests {
             let without_mac = closed.replace(r#","mac":"02:00:00:00:00:01""#, "");
             assert_ne!(without_mac, closed);
             for value in [without_mac, closed.replace("TCP", "XYZ")] {
-                assert_eq!(registry.hear(&key, value.as_bytes()).unwrap(), Heard::Changed, "{value}");
+                assert!(registry.hear(&key, value.as_bytes()), "{value}");
                 assert_eq!(text(registry.holder(&key).unwrap(), &key, Some(&value)), value);
             }
-            assert_eq!(registry.hear(&key, begun.as_bytes()).unwrap(), Heard::Changed, "and back");
+            assert!(registry.hear(&key, begun.as_bytes()), "and back");
             assert_eq!(registry.holder(&key).unwrap().said, None);
         }
     }
@@ -210,7 +249,7 @@ mod tests {
         let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
         let (key, begun) = told(&mut registry, endpoint("bb"));
         let labelled = begun.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
-        assert_eq!(registry.hear(&key, labelled.as_bytes()).unwrap(), Heard::Changed);
+        assert!(registry.hear(&key, labelled.as_bytes()));
         let other = labelled.replace("quarantine", "other");
         for (from, to) in [
             ("10.100.30.2", "10.100.30.3"),
@@ -221,7 +260,7 @@ mod tests {
         ] {
             let value = other.replace(from, to);
             assert_ne!(value, other, "{from}");
-            assert_eq!(registry.hear(&key, value.as_bytes()).unwrap(), Heard::Nothing, "{value}");
+            assert!(!registry.hear(&key, value.as_bytes()), "{value}");
             assert_eq!(text(registry.holder(&key).unwrap(), &key, Some(&value)), labelled);
         }
     }
@@ -232,16 +271,71 @@ mod tests {
         let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
         let (key, begun) = told(&mut registry, endpoint("bb"));
         let labelled = begun.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
-        registry.hear(&key, labelled.as_bytes()).unwrap();
+        registry.hear(&key, labelled.as_bytes());
         registry.leave(&endpoint("bb").id()).unwrap();
         // Etcd is away, so that it has not heard of the end: of the same container, address and MAC.
         let anew = AddEndpoint { labels: [("app".to_owned(), "db".to_owned())].into(), ..endpoint("bb") };
-        registry.insert(anew, Phase::Present).unwrap();
-        assert_eq!(registry.hear(&key, labelled.as_bytes()).unwrap(), Heard::Nothing);
-        let record = registry.holder(&key).unwrap();
-        assert_eq!(record.workload(&key, "n").labels["app"], "db");
-        let written = text(record, &key, Some(&labelled));
-        assert!(written.contains(r#""app":"db""#) && !written.contains("quarantine"), "{written}");
-        assert_eq!(registry.hear(&key, written.as_bytes()).unwrap(), Heard::Told);
+        for phase in [Phase::Begun, Phase::Present] {
+            registry.insert(anew.clone(), phase).unwrap();
+        }
+        let (mut again, _) = Registry::open(dir.path(), "n").unwrap();
+        for registry in [&mut registry, &mut again] {
+            assert!(!registry.hear(&key, labelled.as_bytes()));
+            let record = registry.holder(&key).unwrap();
+            assert_eq!(record.workload(&key, "n").labels["app"], "db");
+            let written = text(record, &key, Some(&labelled));
+            assert!(written.contains(r#""app":"db""#) && !written.contains("quarantine"), "{written}");
+            assert!(!registry.hear(&key, written.as_bytes()));
+            // An edit counts also where what was edited was never heard.
+            let edited = written.replace(r#""app":"db""#, r#""app":"db","quarantine":"true""#);
+            assert!(registry.hear(&key, edited.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn a_pod_cannot_keep_etcds_word_from_counting_by_labels_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
+        let labels = [("projectcalico.org/orchestrator", "x"), ("projectcalico.org/namespace", "y")];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let (key, begun) = told(&mut registry, AddEndpoint { labels, ..of_pod("aa", "web-0") });
+        let workload = registry.holder(&key).unwrap().workload(&key, "n");
+        assert_eq!(workload.labels["projectcalico.org/orchestrator"], "k8s");
+        let edited = begun.replace(r#""labels":{"#, r#""labels":{"quarantine":"true","#);
+        assert!(registry.hear(&key, edited.as_bytes()));
+    }
+
+    #[test]
+    fn what_was_said_of_a_pod_is_written_under_the_name_that_it_was_said_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
+        let (key, begun) = told(&mut registry, endpoint("bb"));
+        let labelled = begun.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
+        assert!(registry.hear(&key, labelled.as_bytes()));
+        let (renamed, _) = Registry::open(dir.path(), "other").unwrap();
+        let (new, record) = renamed.present().next().unwrap();
+        assert_eq!(record.workload(new, "other").labels["quarantine"], "true", "it counts");
+        let written = String::from_utf8(record.to_json(new, "other", None)).unwrap();
+        assert!(written.contains(&format!(r#""name":"{}""#, new.name)), "{written}");
+        assert!(written.contains(r#""node":"other""#) && written.contains("quarantine"), "{written}");
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_counts_all_the_same_and_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
+        let (key, begun) = told(&mut registry, endpoint("bb"));
+        let labelled = begun.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
+        let folder = Registry::folder(dir.path());
+        std::fs::rename(&folder, dir.path().join("away")).unwrap();
+        assert!(registry.hear(&key, labelled.as_bytes()));
+        assert_eq!(registry.holder(&key).unwrap().workload(&key, "n").labels["quarantine"], "true");
+        let problems: Vec<_> = registry.unwritten().cloned().collect();
+        assert!(problems.len() == 1 && problems[0].contains("bb@eth0"), "{problems:?}");
+        std::fs::rename(dir.path().join("away"), &folder).unwrap();
+        registry.write_again();
+        assert_eq!(registry.unwritten().count(), 0);
+        let (again, _) = Registry::open(dir.path(), "n").unwrap();
+        assert_eq!(again.holder(&key), registry.holder(&key));
     }
 }

@@ -47,17 +47,8 @@ pub struct Registry {
     found: BTreeSet<AttachmentId>,
     /// When the youngest record was begun.
     latest: u64,
-}
-
-/// What a value of etcd says about a pod that lives here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
-    /// Nothing new, or nothing about it.
-    Nothing,
-    /// Etcd has what its ADD said.
-    Told,
-    /// Others have made something else of it.
-    Changed,
+    /// What is newer here than in its file, and why.
+    unwritten: BTreeMap<AttachmentId, String>,
 }
 
 /// What was read, and the files that could not be used, with the reason.
@@ -90,6 +81,7 @@ impl Registry {
             seen: BTreeMap::new(),
             found: BTreeSet::new(),
             latest: 0,
+            unwritten: BTreeMap::new(),
         };
         let mut broken = BTreeMap::new();
         for entry in fs::read_dir(&dir).map_err(io("list", &dir))? {
@@ -223,7 +215,8 @@ impl Registry {
             let before = self.key(&record.endpoint).ok().filter(|before| *before != key);
             before.or_else(|| record.former.clone())
         });
-        let record = Record { endpoint, phase, since, former, said: None, is_told: false };
+        let known = self.records.get(&endpoint.id());
+        let record = Record { former, ..Record::new(endpoint, phase, since, known) };
         self.put(&key, record)?;
         Ok(key)
     }
@@ -237,16 +230,35 @@ impl Registry {
         Ok(Some(key))
     }
 
-    /// Etcd says this of the endpoint.
-    pub fn hear(&mut self, key: &EndpointKey, value: &[u8]) -> Result<Heard, RegistryError> {
-        let Some(record) = self.holder(key) else { return Ok(Heard::Nothing) };
-        let Some(heard) = record.hear(key, value) else { return Ok(Heard::Nothing) };
-        if heard.said == record.said {
-            self.keep(key.clone(), heard);
-            return Ok(Heard::Told);
-        }
-        self.put(key, heard)?;
-        Ok(Heard::Changed)
+    /// Etcd says this of the endpoint. True: it is another than before. It counts also where it cannot be written down; see
+    /// [`write_again`](Self::write_again).
+    pub fn hear(&mut self, key: &EndpointKey, value: &[u8]) -> bool {
+        let heard = self.holder(key).and_then(|record| record.hear(key, value));
+        let Some(heard) = heard else { return false };
+        let id = heard.endpoint.id();
+        self.keep(key.clone(), heard);
+        self.unwritten.insert(id, String::new());
+        self.write_again();
+        true
+    }
+
+    /// Tries to write down what could not be.
+    pub fn write_again(&mut self) {
+        let unwritten = std::mem::take(&mut self.unwritten).into_keys();
+        let written = unwritten.filter_map(|id| {
+            let path = self.path(&id);
+            let error = write(&path, self.records.get(&id)?).err()?;
+            let path = path.display();
+            let problem =
+                format!("cannot write {path}: {error}; a restart would forget what etcd says of the pod");
+            Some((id, problem))
+        });
+        self.unwritten = written.collect();
+    }
+
+    /// What could not be written down, a line each.
+    pub fn unwritten(&self) -> impl Iterator<Item = &String> {
+        self.unwritten.values()
     }
 
     /// Everything is given back and etcd has been told: the record is not needed any more.
@@ -288,6 +300,7 @@ impl Registry {
         let id = record.endpoint.id();
         let path = self.path(&id);
         write(&path, &record).map_err(|source| RegistryError::Io { operation: "write", path, source })?;
+        self.unwritten.remove(&id);
         // What this process has written is timed by it.
         self.found.remove(&id);
         self.keep(key.clone(), record);

@@ -250,7 +250,7 @@ impl WorkloadEndpoint {
     /// Labels as selectors may see them, on every node alike: the namespace is the key's, whatever a writer claimed,
     /// and the orchestrator is named, also before the endpoint was published.
     #[must_use]
-    pub(crate) fn normalised(mut self, key: &EndpointKey) -> Self {
+    pub(super) fn normalised(mut self, key: &EndpointKey) -> Self {
         self.labels = labels::without_inherited_prefixes(self.labels);
         self.labels.insert(NAMESPACE.to_owned(), key.namespace.clone());
         self.labels.entry(ORCHESTRATOR.to_owned()).or_insert_with(|| self.orchestrator.clone());
@@ -300,7 +300,7 @@ impl WorkloadEndpoint {
 const LABEL_MAX: usize = 63;
 
 /// What an object keeps from its creation on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Birth {
     /// A random UUID.
     pub uid: String,

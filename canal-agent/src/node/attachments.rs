@@ -13,7 +13,7 @@ use super::{Node, departures::release, endpoints::Local};
 use crate::{
     api::wire::{AddEndpoint, ApiError, AttachmentId, EndpointReport, Goodbye, Readiness, Standing},
     endpoint::{
-        Heard, Phase, RegistryError, mark,
+        Phase, RegistryError, mark,
         publish::{self, Wanted},
     },
     model::{
@@ -238,12 +238,8 @@ impl Node {
     pub(super) fn hear_said(&mut self) {
         let mut is_new = false;
         for (key, value) in self.cluster.take_said() {
-            let heard = self.registry.hear(&key, &value).unwrap_or_else(|error| {
-                warn!(%error, "cannot keep what etcd says of an endpoint, so it does not count here");
-                Heard::Nothing
-            });
-            is_new |= heard != Heard::Nothing;
-            if heard == Heard::Changed {
+            if self.registry.hear(&key, &value) {
+                is_new = true;
                 self.follow_holder(key);
             }
         }

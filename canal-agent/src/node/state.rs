@@ -383,6 +383,7 @@ impl Node {
                     self.takeover.retry();
                     self.hear_goodbyes();
                     self.finish_the_unfinished();
+                    self.registry.write_again();
                     self.forget_the_retired();
                     if let Err(error) = self.sweep(false) {
                         warn!(%error, "cannot look for pods that are gone; trying again");

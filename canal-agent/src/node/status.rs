@@ -65,6 +65,7 @@ impl Node {
         problems.extend(self.remembered());
         problems.extend(self.lost());
         problems.extend(self.memory.problem());
+        problems.extend(self.registry.unwritten().cloned());
         problems.extend(self.not_ready());
         problems.extend(self.initial.problems.borrow().iter().cloned());
         let unpublished = self.unpublished();

@@ -176,6 +176,12 @@ fn a_pod_of_kubernetes_is_in_store_and_kernel_what_calicos_plugin_makes_it() {
     let node = world.node(1);
     let open = json!({"ingress": [{"action": "Allow"}], "egress": [{"action": "Allow"}]});
     world.etcd().put_profile("kns.shop", open).unwrap();
+    // Without it a pod that asks for more sources is closed, with Felix and here.
+    let spoofing = json!({"workloadSourceSpoofing": "Any"});
+    world
+        .etcd()
+        .put_resource("felixconfigurations", "FelixConfiguration", None, "default", spoofing)
+        .unwrap();
     let pods = pods();
     let mut config = of_kubernetes(node, "1.0.0", &pods);
     // Calico's plugin waits for the file with which the agent says that the policy is in force.

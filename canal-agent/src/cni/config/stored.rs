@@ -73,16 +73,20 @@ impl Notebook {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries?,
         };
+        let mut failure = Ok(());
         for entry in entries {
             let entry = entry?;
             let Ok(name) = entry.file_name().into_string() else { continue };
             let is_gone = matches!(self.read(&name), Ok(Some(stored)) if stored.network == network && stored.is_like_ours());
             // Beside the notes there may be what a plugin was writing when it was killed.
-            if (is_gone && !stays(&name)) || name.starts_with(file::TEMPORARY) {
-                file::remove_if_abandoned(&entry.path())?;
+            if ((is_gone && !stays(&name)) || name.starts_with(file::TEMPORARY))
+                && let Err(error) = file::remove_if_abandoned(&entry.path())
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                failure = Err(error);
             }
         }
-        Ok(())
+        failure
     }
 
     /// It need not be there.
