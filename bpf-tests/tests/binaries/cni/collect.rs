@@ -47,6 +47,7 @@ fn what_is_not_listed_goes_and_the_rest_and_other_networks_stay() {
     // What a runtime forgot long ago has only a note of host-local's left.
     let note = node.folder().join(format!("ipam/canal/10.100.{third}.200"));
     std::fs::write(&note, format!("{}\r\neth0", container_id("forgotten"))).unwrap();
+    assert!(soon(|| world.etcd().workload_endpoints().unwrap().len() == 4), "etcd hears of all");
     let before = Held::of(&world, node);
 
     let said = gc(node, kept, &config(node, "1.1.0")).fails_with(7);
