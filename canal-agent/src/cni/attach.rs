@@ -191,8 +191,8 @@ fn make<'a>(prepared: &'a Prepared<'a>, undo: &mut Undo<'a>) -> Result<Made, Cni
     if let Err(error) = goodbyes::forget(&call.goodbyes(), &id) {
         note(&format!("cannot remove the note of an earlier DEL: {error}"));
     }
-    if call.store(&prepared.subnet)? {
-        undo.push(|| call.forget_stored());
+    if let Some(before) = call.store(&prepared.subnet)? {
+        undo.push(move || call.unstore(&before));
     }
 
     let prefix = names::prefix(call.environment)?;

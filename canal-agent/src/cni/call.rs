@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    config::{Config, Stored},
+    config::{Before, Config, Stored},
     error::{CniError, Code, one_line},
     request::{Arguments, Attachment, Environment},
     subnet::Subnet,
@@ -55,9 +55,9 @@ impl Call<'_> {
         }
     }
 
-    /// True: there is a note of this call.
-    pub(super) fn store(&self, subnet: &Subnet) -> Result<bool, CniError> {
-        let Some(notebook) = &self.config.notebook else { return Ok(false) };
+    /// `None`: there is no note of this call.
+    pub(super) fn store(&self, subnet: &Subnet) -> Result<Option<Before>, CniError> {
+        let Some(notebook) = &self.config.notebook else { return Ok(None) };
         notebook.write(&self.attachment.container_id, subnet).map_err(|error| {
             let msg = format!(
                 "cannot note the container in {}, as flannel's plugin does",
@@ -65,6 +65,13 @@ impl Call<'_> {
             );
             CniError::new(Code::Io, msg, format!("{error}: make room there, or set `dataDir`"))
         })
+    }
+
+    /// The ADD that noted it has failed.
+    pub(super) fn unstore(&self, before: &Before) -> Result<(), String> {
+        let Some(notebook) = &self.config.notebook else { return Ok(()) };
+        let restored = notebook.restore(&self.attachment.container_id, before);
+        restored.map_err(|error| format!("cannot undo flannel's note of the container: {error}"))
     }
 
     /// That note is not needed any more.

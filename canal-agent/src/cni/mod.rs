@@ -49,8 +49,8 @@ use std::{
 
 use call::Call;
 pub use config::{
-    Access, Config, Dialect, LATEST, NodeName, Notebook, Policy, Range, Routes, Stored, Token, VERSIONS,
-    ValidAttachment, Wishes,
+    Access, Before, Config, Dialect, LATEST, NodeName, Notebook, Policy, Range, Routes, Stored, Token,
+    VERSIONS, ValidAttachment, Wishes,
 };
 pub use error::{CniError, Code};
 pub use interface::{GATEWAY, HOST_MAC};

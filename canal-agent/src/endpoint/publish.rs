@@ -58,7 +58,7 @@ pub async fn run(
     let mut complaint = None;
     loop {
         let now = wanted.borrow_and_update().clone();
-        match publish(&store, &now, &gone).await {
+        match publish(&store, &now, &wanted, &gone).await {
             Ok(()) => {
                 if complaint.take().is_some() {
                     info!("endpoints are published");
@@ -89,6 +89,7 @@ pub async fn run(
 async fn publish(
     store: &Store,
     wanted: &Wanted,
+    current: &watch::Receiver<Wanted>,
     gone: &mpsc::UnboundedSender<(AttachmentId, EndpointKey)>,
 ) -> Result<(), StoreError> {
     // What is somebody else's now is written over, and not deleted in between. The others leave first, so that what cannot
@@ -107,7 +108,12 @@ async fn publish(
         }
     }
     for (key, record) in &wanted.present {
-        upsert(store, &key.store_key(), |existing| record.to_json(key, &wanted.node, existing)).await?;
+        let build = |existing: Option<&[u8]>| {
+            // What etcd has lost is written as others had last made it, also since this round began.
+            let newer = current.borrow().present.iter().find(|(other, _)| other == key).cloned();
+            newer.as_ref().map_or(record, |(_, newer)| newer).to_json(key, &wanted.node, existing)
+        };
+        upsert(store, &key.store_key(), build).await?;
     }
     forget(store, later, gone).await
 }

@@ -15,7 +15,7 @@ use crate::{
         labels::ORCHESTRATOR,
         reading::Reading,
     },
-    store::publish::Identity,
+    store::{json::Json, publish::Identity},
 };
 
 /// How far an attachment has come.
@@ -77,12 +77,12 @@ impl From<Stored> for Record {
 }
 
 /// How many lives of a container are kept apart while etcd does not hear of them.
-const LIVES: usize = 16;
+const LIVES: usize = 64;
 
 impl Record {
     /// A new attachment, or the next step of the one that is known.
     pub(super) fn new(endpoint: AddEndpoint, phase: Phase, since: u64, known: Option<&Self>) -> Self {
-        let goes_on = |known: &&Self| phase == Phase::Present && known.phase == Phase::Begun;
+        let goes_on = |known: &&Self| phase != Phase::Leaving && known.phase == Phase::Begun;
         let (birth, earlier) = if let Some(known) = known.filter(goes_on) {
             (known.birth.clone(), known.earlier.clone())
         } else {
@@ -154,7 +154,9 @@ impl Record {
                 == (&begun.labels, &begun.profiles, &begun.ports, &begun.spoofed)
         });
         let said = if is_as_begun { None } else { Some(String::from_utf8(value.to_owned()).ok()?) };
-        (said != self.said).then(|| Self { said, ..self.clone() })
+        // Somebody has made the object anew, or an earlier version of ours kept what was there.
+        let birth = birth_in(value).or_else(|| self.birth.clone());
+        (said != self.said || birth != self.birth).then(|| Self { birth, said, ..self.clone() })
     }
 
     /// As etcd is to have it, where it has `existing`. What others have made of it stays, as long as it is where it was.
@@ -162,12 +164,9 @@ impl Record {
         if let Some(existing) = existing.filter(|value| self.recognise(key, value).is_some()) {
             return existing.to_vec();
         }
-        match &self.said {
-            Some(said) if is_named(said, key) => said.clone().into_bytes(),
-            _ => {
-                self.value(&self.workload(key, self.endpoint.node.as_deref().unwrap_or(node)), key, existing)
-            }
-        }
+        let node = self.endpoint.node.as_deref().unwrap_or(node);
+        let said = self.said.as_ref().and_then(|said| renamed(said, key, node));
+        said.unwrap_or_else(|| self.value(&self.begun(node), key, existing))
     }
 
     fn value(&self, workload: &WorkloadEndpoint, key: &EndpointKey, existing: Option<&[u8]>) -> Vec<u8> {
@@ -182,10 +181,26 @@ fn birth(value: Option<&[u8]>) -> Birth {
     Birth { uid, creation_timestamp }
 }
 
-/// Whether the value is for this key: the node may have another name by now, and with it the endpoint.
-fn is_named(value: &str, key: &EndpointKey) -> bool {
-    let value: serde_json::Value = serde_json::from_str(value).unwrap_or_default();
-    value["metadata"]["name"].as_str() == Some(key.name.as_str())
+/// That in the value, if it has one.
+fn birth_in(value: &[u8]) -> Option<Birth> {
+    let json: Json = serde_json::from_slice(value).ok()?;
+    let is_there = |name| {
+        matches!(json.member("metadata")?.member(name)?, Json::String(text) if !text.is_empty()).then_some(())
+    };
+    is_there("uid")?;
+    is_there("creationTimestamp")?;
+    Some(birth(Some(value)))
+}
+
+/// The value as it is for this key: the node may have another name by now, and with it the endpoint. `None`: it is none.
+fn renamed(value: &str, key: &EndpointKey, node: &str) -> Option<Vec<u8>> {
+    let mut json: Json = serde_json::from_str(value).ok()?;
+    if matches!(json.member("metadata")?.member("name"), Some(Json::String(name)) if *name == key.name) {
+        return Some(value.to_owned().into_bytes());
+    }
+    json.member_mut("metadata")?.set("name", Json::String(key.name.clone()), &[]);
+    json.member_mut("spec")?.set("node", Json::String(node.to_owned()), &[]);
+    Some(json.render().into_bytes())
 }
 
 #[cfg(test)]
@@ -310,7 +325,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
         let (key, begun) = told(&mut registry, endpoint("bb"));
-        let labelled = begun.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
+        let ports = r#""profiles":["canal"],"ports":[{"name":"http","protocol":"TCP","port":80}]"#;
+        let labelled = begun
+            .replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#)
+            .replace(r#""profiles":["canal"]"#, ports);
         assert!(registry.hear(&key, labelled.as_bytes()));
         let (renamed, _) = Registry::open(dir.path(), "other").unwrap();
         let (new, record) = renamed.present().next().unwrap();
@@ -318,6 +336,24 @@ mod tests {
         let written = String::from_utf8(record.to_json(new, "other", None)).unwrap();
         assert!(written.contains(&format!(r#""name":"{}""#, new.name)), "{written}");
         assert!(written.contains(r#""node":"other""#) && written.contains("quarantine"), "{written}");
+        assert!(written.contains(r#""port":80"#), "{written}");
+    }
+
+    #[test]
+    fn an_object_that_somebody_made_anew_is_the_pods_until_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
+        let (key, begun) = told(&mut registry, endpoint("bb"));
+        let uid = birth(Some(begun.as_bytes())).uid;
+        let anew = begun.replace(&uid, "6f5a0a3e-0000-4000-8000-000000000001");
+        assert!(registry.hear(&key, anew.as_bytes()));
+        registry.leave(&endpoint("bb").id()).unwrap();
+        for phase in [Phase::Begun, Phase::Begun, Phase::Present] {
+            registry.insert(endpoint("bb"), phase).unwrap();
+        }
+        let record = registry.holder(&key).unwrap();
+        assert_eq!(record.recognise(&key, anew.as_bytes()), None, "of the life before");
+        assert_eq!(record.earlier.len(), 1, "what was never told adds nothing");
     }
 
     #[test]

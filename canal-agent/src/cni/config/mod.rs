@@ -34,7 +34,7 @@ pub use self::{
     range::Range,
     routes::Routes,
     runtime::Wishes,
-    stored::{Notebook, Stored},
+    stored::{Before, Notebook, Stored},
 };
 use super::{
     error::{CniError, Code},

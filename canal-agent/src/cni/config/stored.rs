@@ -52,18 +52,27 @@ impl Notebook {
         is_identifier(container_id).then(|| self.folder.join(container_id))
     }
 
-    /// Before there is anything to undo, as flannel's plugin does. True: there is a note of this call. One that only its own
-    /// plugin can use stays: another attachment of the container was made with it.
-    pub fn write(&self, container_id: &str, subnet: &Subnet) -> io::Result<bool> {
+    /// Before there is anything to undo, as flannel's plugin does. `None`: there is no note of this call. One that only its
+    /// own plugin can use stays: another attachment of the container was made with it.
+    pub fn write(&self, container_id: &str, subnet: &Subnet) -> io::Result<Option<Before>> {
         let (Some(delegate), Some(path)) = (&self.delegate, self.place(container_id)) else {
-            return Ok(false);
+            return Ok(None);
         };
-        if matches!(self.read(container_id), Ok(Some(stored)) if !stored.is_like_ours()) {
-            return Ok(false);
+        let before = self.read(container_id).unwrap_or_default();
+        if before.as_ref().is_some_and(|stored| !stored.is_like_ours()) {
+            return Ok(None);
         }
         let note = Value::Object(completed(delegate.clone(), subnet)).to_string();
         file::replace_private(&path, note.as_bytes())?;
-        Ok(true)
+        Ok(Some(Before(before.map(|stored| stored.text))))
+    }
+
+    /// As it was before that.
+    pub fn restore(&self, container_id: &str, before: &Before) -> io::Result<()> {
+        match (&before.0, self.place(container_id)) {
+            (Some(note), Some(path)) => file::replace_private(&path, note.as_bytes()),
+            _ => self.remove(container_id),
+        }
     }
 
     /// Removes the notes about pods of this network that were attached as ours are and are gone. A young one may be of an
@@ -97,6 +106,9 @@ impl Notebook {
         }
     }
 }
+
+/// What was noted of the container before: another attachment's.
+pub struct Before(Option<String>);
 
 /// The delegate's configuration may hold a token.
 impl fmt::Debug for Notebook {

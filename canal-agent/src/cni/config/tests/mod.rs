@@ -343,7 +343,7 @@ fn a_pod_of_ours_is_noted_as_flannels_plugin_notes_its_delegates() {
     let subnet = "FLANNEL_NETWORK=10.77.0.0/16,10.78.0.0/16\nFLANNEL_SUBNET=10.77.12.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true";
     let subnet = Subnet::parse(subnet).unwrap();
     let notebook = read(&config(json!({"cniVersion": "0.4.0"}))).notebook.unwrap();
-    assert!(notebook.write("abc", &subnet).unwrap());
+    let before = notebook.write("abc", &subnet).unwrap().unwrap();
     let file = folder.path().join("notes/abc");
     // As version 0.9.1 of the plugin wrote it, but for a second network, which that did not know.
     let expected = r#"{"cniVersion":"0.4.0","etcd_endpoints":"http://127.0.0.1:2379","ipMasq":false,"ipam":{"dataDir":"/d","ranges":[[{"subnet":"10.77.12.0/24"}]],"routes":[{"dst":"192.0.2.0/24"},{"dst":"10.77.0.0/16"},{"dst":"10.78.0.0/16"}],"type":"host-local"},"mtu":1450,"name":"canal","nodename":"n","type":"calico"}"#;
@@ -351,18 +351,22 @@ fn a_pod_of_ours_is_noted_as_flannels_plugin_notes_its_delegates() {
     let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
     assert!(notebook.read("abc").unwrap().unwrap().is_like_ours());
-    notebook.remove("abc").unwrap();
+    let again = notebook.write("abc", &subnet).unwrap().unwrap();
+    notebook.restore("abc", &again).unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), expected, "as it was before the second");
+    notebook.restore("abc", &before).unwrap();
+    assert_eq!(notebook.read("abc"), Ok(None), "and before the first");
     notebook.remove("abc").unwrap();
     assert_eq!(notebook.read("abc"), Ok(None));
     // `bridge` could not undo a pod of ours.
     for delegate in [json!({}), json!({"type": "bridge"})] {
         let notebook = read(&config(json!({"delegate": delegate}))).notebook.unwrap();
-        assert!(!notebook.write("abc", &subnet).unwrap());
+        assert!(notebook.write("abc", &subnet).unwrap().is_none());
         assert_eq!(notebook.read("abc"), Ok(None));
     }
     // Another attachment's, which only its own plugin can end.
     std::fs::write(&file, r#"{"name":"other","type":"bridge"}"#).unwrap();
-    assert!(!notebook.write("abc", &subnet).unwrap());
+    assert!(notebook.write("abc", &subnet).unwrap().is_none());
     assert_eq!(notebook.read("abc").unwrap().unwrap().kind, "bridge");
 }
 
