@@ -7,7 +7,7 @@ use nix::sys::statvfs::statvfs;
 
 use crate::{run, workspace::Workspace};
 
-/// MiB that a build from nothing and its tests write, rounded up (measured: 3.3 GiB).
+/// MiB that a build from nothing and its tests write, rounded up (measured: 3.2 GiB).
 const WHOLE_BUILD: u64 = 4 * 1024;
 /// MiB below which a failure may well be for want of room: what was half written is deleted by then.
 const TIGHT: u64 = 1024;
@@ -19,7 +19,7 @@ pub(crate) fn warn(workspace: &Workspace) {
         && free < WHOLE_BUILD
         && !workspace.object().exists()
     {
-        run::say(format!("{free} MiB are free for {}; a build needs {WHOLE_BUILD}", target.display()));
+        run::say(format!("{free} MiB are free for {}; a build needs {WHOLE_BUILD} MiB", target.display()));
     }
 }
 

@@ -278,8 +278,8 @@ fn host_endpoints_are_reported_and_policies_are_shown_by_the_names_their_authors
     assert!(node.pings(pod.ip()));
 }
 
-/// As `calicoctl` does it, of a pod that Canal's plugin has made.
-fn edit(world: &World, key: &str, change: impl FnOnce(&mut Value)) {
+/// Changes an endpoint in etcd, as `calicoctl` does it.
+pub(super) fn edit(world: &World, key: &str, change: impl FnOnce(&mut Value)) {
     let mut endpoint: Value = serde_json::from_str(&world.etcd().get(key).unwrap().unwrap()).unwrap();
     change(&mut endpoint);
     world.etcd().put(key, &endpoint.to_string()).unwrap();

@@ -67,10 +67,8 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
     };
     problems.extend(release(&leases, goes).err().map(|e| e.to_string()));
     if let Some(notebook) = &config.notebook {
-        let stays = |container: &str| {
-            valid.iter().chain(&collected.kept).any(|id| id.container_id == container)
-                || taken.iter().any(|lease| lease.container_id == container && !is_stale(lease))
-        };
+        let stays =
+            |container: &str| valid.iter().chain(&collected.kept).any(|id| id.container_id == container);
         problems.extend(notebook.clear(&config.network, stays).err().map(|e| e.to_string()));
     }
     if problems.is_empty() {

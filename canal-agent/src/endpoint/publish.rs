@@ -8,19 +8,19 @@ use std::collections::BTreeSet;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use super::record::birth;
 use crate::{
     api::wire::AttachmentId,
     endpoint::Record,
     model::{
         Cluster, EndpointKey,
-        endpoint::Birth,
         profile::{self, Profile},
         reading::Reading,
         resource::Kind,
     },
     store::{
         RESOURCES, Store, StoreError,
-        publish::{Identity, create_if_absent, delete_if, is_of_container, upsert},
+        publish::{create_if_absent, delete_if, is_of_container, upsert},
         retry::Backoff,
     },
 };
@@ -109,9 +109,12 @@ async fn publish(
     }
     for (key, record) in &wanted.present {
         let build = |existing: Option<&[u8]>| {
-            // What etcd has lost is written as others had last made it, also since this round began.
-            let newer = current.borrow().present.iter().find(|(other, _)| other == key).cloned();
-            newer.as_ref().map_or(record, |(_, newer)| newer).to_json(key, &wanted.node, existing)
+            if existing.is_none() {
+                // What etcd has lost is written as others had last made it, also since this round began.
+                let newer = current.borrow().present.iter().find(|(other, _)| other == key).cloned();
+                return newer.as_ref().map_or(record, |(_, newer)| newer).to_json(key, &wanted.node, None);
+            }
+            record.to_json(key, &wanted.node, existing)
         };
         upsert(store, &key.store_key(), build).await?;
     }
@@ -133,11 +136,6 @@ async fn forget(
 
 pub fn profile_key(network: &str) -> String {
     format!("{RESOURCES}profiles/{network}")
-}
-
-fn birth(existing: Option<&[u8]>) -> Birth {
-    let Identity { uid, creation_timestamp } = Identity::of(existing);
-    Birth { uid, creation_timestamp }
 }
 
 #[cfg(test)]

@@ -148,14 +148,14 @@ impl Record {
     /// The record after etcd has said this of its endpoint. `None`: it is nothing new, or not about it.
     pub(super) fn hear(&self, key: &EndpointKey, value: &[u8]) -> Option<Self> {
         let there = self.recognise(key, value)?;
-        let begun = self.value(&self.begun(""), key, None);
+        let begun = self.begun_json(key, "", None);
         let is_as_begun = self.recognise(key, &begun).is_some_and(|begun| {
             (&there.labels, &there.profiles, &there.ports, &there.spoofed)
                 == (&begun.labels, &begun.profiles, &begun.ports, &begun.spoofed)
         });
         let said = if is_as_begun { None } else { Some(String::from_utf8(value.to_owned()).ok()?) };
         // Somebody has made the object anew, or an earlier version of ours kept what was there.
-        let birth = birth_in(value).or_else(|| self.birth.clone());
+        let birth = Identity::whole(value).map(of_birth).or_else(|| self.birth.clone());
         (said != self.said || birth != self.birth).then(|| Self { birth, said, ..self.clone() })
     }
 
@@ -166,30 +166,22 @@ impl Record {
         }
         let node = self.endpoint.node.as_deref().unwrap_or(node);
         let said = self.said.as_ref().and_then(|said| renamed(said, key, node));
-        said.unwrap_or_else(|| self.value(&self.begun(node), key, existing))
+        said.unwrap_or_else(|| self.begun_json(key, node, existing))
     }
 
-    fn value(&self, workload: &WorkloadEndpoint, key: &EndpointKey, existing: Option<&[u8]>) -> Vec<u8> {
+    fn begun_json(&self, key: &EndpointKey, node: &str, existing: Option<&[u8]>) -> Vec<u8> {
         let birth = self.birth.clone().unwrap_or_else(|| birth(existing));
-        workload.to_json(key, &birth, self.endpoint.pod.as_ref()).into_bytes()
+        self.begun(node).to_json(key, &birth, self.endpoint.pod.as_ref()).into_bytes()
     }
 }
 
 /// That in the value, with whatever it lacks made now.
-fn birth(value: Option<&[u8]>) -> Birth {
-    let Identity { uid, creation_timestamp } = Identity::of(value);
-    Birth { uid, creation_timestamp }
+pub(super) fn birth(value: Option<&[u8]>) -> Birth {
+    of_birth(Identity::of(value))
 }
 
-/// That in the value, if it has one.
-fn birth_in(value: &[u8]) -> Option<Birth> {
-    let json: Json = serde_json::from_slice(value).ok()?;
-    let is_there = |name| {
-        matches!(json.member("metadata")?.member(name)?, Json::String(text) if !text.is_empty()).then_some(())
-    };
-    is_there("uid")?;
-    is_there("creationTimestamp")?;
-    Some(birth(Some(value)))
+fn of_birth(Identity { uid, creation_timestamp }: Identity) -> Birth {
+    Birth { uid, creation_timestamp }
 }
 
 /// The value as it is for this key: the node may have another name by now, and with it the endpoint. `None`: it is none.

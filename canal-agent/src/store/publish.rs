@@ -20,16 +20,27 @@ pub struct Identity {
 impl Identity {
     /// The identity in `existing`, with whatever it lacks made now.
     pub fn of(existing: Option<&[u8]>) -> Self {
-        let json: Option<Json> = existing.and_then(|value| serde_json::from_slice(value).ok());
+        let (uid, time) = existing.map(Self::parts).unwrap_or_default();
+        Self {
+            uid: uid.unwrap_or_else(uuid),
+            creation_timestamp: time.unwrap_or_else(|| timestamp(SystemTime::now())),
+        }
+    }
+
+    /// That of an object which lacks nothing of it.
+    pub fn whole(value: &[u8]) -> Option<Self> {
+        let (uid, time) = Self::parts(value);
+        Some(Self { uid: uid?, creation_timestamp: time? })
+    }
+
+    fn parts(value: &[u8]) -> (Option<String>, Option<String>) {
+        let json: Option<Json> = serde_json::from_slice(value).ok();
         let metadata = json.as_ref().and_then(|json| json.member("metadata"));
         let kept = |name| match metadata?.member(name)? {
             Json::String(text) if !text.is_empty() => Some(text.clone()),
             _ => None,
         };
-        Self {
-            uid: kept("uid").unwrap_or_else(uuid),
-            creation_timestamp: kept("creationTimestamp").unwrap_or_else(|| timestamp(SystemTime::now())),
-        }
+        (kept("uid"), kept("creationTimestamp"))
     }
 }
 
@@ -168,6 +179,9 @@ mod tests {
         assert_eq!(kept, Identity { uid: "u".into(), creation_timestamp: "t".into() });
         let half = Identity::of(Some(br#"{"metadata":{"uid":"u","creationTimestamp":null}}"#));
         assert_eq!(half.uid, "u");
+        let value = br#"{"metadata":{"uid":"u","creationTimestamp":"t"}}"#;
+        assert_eq!(Identity::whole(value), Some(Identity::of(Some(value))));
+        assert_eq!(Identity::whole(br#"{"metadata":{"uid":"u"}}"#), None);
         assert!(half.creation_timestamp.ends_with('Z'));
         for nothing in [None, Some(&b"{"[..]), Some(b"{}")] {
             assert_eq!(Identity::of(nothing).uid.len(), 36);

@@ -13,7 +13,7 @@ use std::{net::Ipv4Addr, path::Path, time::Duration};
 use bpf_tests::{At, Cmd, Host, Netns, Node, Proc, World, pod::container_id, policy::RESOURCES, until};
 use serde_json::{Value, json};
 
-use crate::{flanneld::Flanneld, soon};
+use crate::{calico_store::edit, flanneld::Flanneld, soon};
 
 const CALICO: [(&str, &str); 2] =
     [("DATASTORE_TYPE", "etcdv3"), ("ETCD_ENDPOINTS", bpf_tests::etcd::ENDPOINT)];
@@ -168,14 +168,13 @@ fn members(world: &World) -> [Member; 4] {
     put_profiles(world);
     let of = [(json!({"app": "web", "tier": "front"}), "robot"), (json!({"app": "db"}), "human")];
     for (member, (labels, account)) in members.iter().zip(of.iter().cycle()) {
-        let mut endpoint: Value =
-            serde_json::from_str(&world.etcd().get(&member.key).unwrap().unwrap()).unwrap();
-        let own = endpoint["metadata"]["labels"].as_object_mut().unwrap();
-        own.extend(labels.as_object().unwrap().clone());
-        own.insert("projectcalico.org/serviceaccount".to_owned(), json!(account));
-        endpoint["spec"]["ports"] = ports.clone();
-        endpoint["spec"]["profiles"] = json!(["kns.default", format!("ksa.default.{account}")]);
-        world.etcd().put(&member.key, &endpoint.to_string()).unwrap();
+        edit(world, &member.key, |endpoint| {
+            let own = endpoint["metadata"]["labels"].as_object_mut().unwrap();
+            own.extend(labels.as_object().unwrap().clone());
+            own.insert("projectcalico.org/serviceaccount".to_owned(), json!(account));
+            endpoint["spec"]["ports"] = ports.clone();
+            endpoint["spec"]["profiles"] = json!(["kns.default", format!("ksa.default.{account}")]);
+        });
     }
     members
 }

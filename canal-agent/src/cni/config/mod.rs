@@ -10,11 +10,11 @@ mod fields;
 mod flannel;
 mod host_local;
 mod node_name;
+mod notebook;
 mod policy;
 mod range;
 mod routes;
 mod runtime;
-mod stored;
 
 #[cfg(test)]
 mod tests;
@@ -30,11 +30,11 @@ use self::{
 };
 pub use self::{
     node_name::NodeName,
+    notebook::{Before, Notebook, Stored},
     policy::{Access, Policy, Token},
     range::Range,
     routes::Routes,
     runtime::Wishes,
-    stored::{Before, Notebook, Stored},
 };
 use super::{
     error::{CniError, Code},
