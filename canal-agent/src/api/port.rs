@@ -6,10 +6,7 @@ use std::{
     future::pending,
     io,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -22,8 +19,8 @@ use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
-    task::{AbortHandle, JoinSet},
-    time::{Instant, sleep_until, timeout},
+    task::{JoinSet, yield_now},
+    time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
@@ -36,8 +33,8 @@ pub struct Address {
 
 /// Between two attempts to listen.
 const RETRY: Duration = Duration::from_secs(10);
-/// Connections at the same time. One more takes the place of the oldest that has not asked for anything; where all have, it
-/// waits until one of them is answered.
+/// Connections at the same time. One more takes the place of those that have not asked for anything; where all have, it waits
+/// until one of them is answered.
 const CONNECTIONS: usize = 16;
 /// So long nobody loses its place.
 const FIRST_WORD: Duration = Duration::from_millis(10);
@@ -79,7 +76,7 @@ pub async fn keep_serving(what: &str, address: &Address, router: &Router) {
             warn!(host, port, error, "cannot serve {what}; trying again every {} s", RETRY.as_secs());
             told = error;
         }
-        tokio::time::sleep(RETRY).await;
+        sleep(RETRY).await;
     }
 }
 
@@ -113,69 +110,82 @@ async fn serve(listener: TcpListener, router: &Router) -> io::Result<()> {
     }
 }
 
-/// The open connections, the oldest first.
-#[derive(Default)]
+/// The open connections.
 struct Readers {
     tasks: JoinSet<()>,
-    open: Vec<Reader>,
+    /// Whether somebody waits for a place.
+    full: watch::Sender<bool>,
 }
 
-struct Reader {
-    since: Instant,
-    has_asked: Arc<AtomicBool>,
-    task: AbortHandle,
+impl Default for Readers {
+    fn default() -> Self {
+        Self { tasks: JoinSet::new(), full: watch::Sender::new(false) }
+    }
 }
 
 impl Readers {
     /// Returns when there is a place.
     async fn make_room(&mut self) {
-        loop {
-            while self.tasks.try_join_next().is_some() {}
-            self.open.retain(|reader| !reader.task.is_finished());
-            if self.open.len() < CONNECTIONS {
-                return;
-            }
-            let Some(oldest) = self.open.iter().position(|reader| !reader.has_asked.load(Ordering::Relaxed))
-            else {
-                self.tasks.join_next().await;
-                continue;
-            };
-            let has_time = self.open[oldest].since + FIRST_WORD;
-            if has_time > Instant::now() {
-                sleep_until(has_time).await;
-                continue;
-            }
-            debug!("a reader that asks for nothing makes room");
-            self.open.remove(oldest).task.abort();
+        while self.tasks.try_join_next().is_some() {}
+        while self.tasks.len() >= CONNECTIONS {
+            self.full.send_replace(true);
+            self.tasks.join_next().await;
         }
+        self.full.send_replace(false);
     }
 
     fn add(&mut self, stream: TcpStream, router: &Router) {
-        let has_asked = Arc::new(AtomicBool::new(false));
-        let (asks, answers) = (has_asked.clone(), TowerToHyperService::new(router.clone()));
-        let service = service_fn(move |request| {
-            asks.store(true, Ordering::Relaxed);
-            answers.call(request)
-        });
-        let task = self.tasks.spawn(async move {
-            let mut http = http1::Builder::new();
-            let connection = http.keep_alive(false).serve_connection(TokioIo::new(stream), service);
-            match timeout(LONGEST, connection).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(%error, "a reader is gone"),
-                Err(_) => debug!("a reader took longer than {} s", LONGEST.as_secs()),
-            }
-        });
-        self.open.push(Reader { since: Instant::now(), has_asked, task });
+        self.tasks.spawn(answer(stream, router.clone(), self.full.subscribe()));
+    }
+}
+
+/// Answers one request, if it comes in time.
+async fn answer(stream: TcpStream, router: Router, full: watch::Receiver<bool>) {
+    let has_asked = AtomicBool::new(false);
+    let answers = TowerToHyperService::new(router);
+    let service = service_fn(|request| {
+        has_asked.store(true, Ordering::Relaxed);
+        answers.call(request)
+    });
+    let mut http = http1::Builder::new();
+    let connection = http.keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        // The request is looked for before anybody is told to leave.
+        biased;
+        ended = timeout(LONGEST, connection) => match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "a reader is gone"),
+            Err(_) => debug!("a reader took longer than {} s", LONGEST.as_secs()),
+        },
+        () = must_leave(&has_asked, full) => debug!("a reader that asks for nothing makes room"),
+    }
+}
+
+/// Returns when another needs the place of a reader that had its time and did not use it.
+async fn must_leave(has_asked: &AtomicBool, mut full: watch::Receiver<bool>) {
+    sleep(FIRST_WORD).await;
+    if full.wait_for(|full| *full).await.is_err() {
+        return;
+    }
+    // Where the agent had no time itself, a request may have come that it has not looked at: the runtime asks the kernel what
+    // there is before this goes on.
+    yield_now().await;
+    if has_asked.load(Ordering::Relaxed) {
+        pending().await
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use axum::routing::get;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        time::Instant,
+    };
 
     use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
     pub(crate) async fn fetch(port: u16, path: &str) -> io::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
@@ -212,6 +222,31 @@ pub(super) mod tests {
         let mut nothing = String::new();
         silent[0].read_to_string(&mut nothing).await.unwrap();
         assert_eq!(nothing, "");
+    }
+
+    #[tokio::test]
+    async fn who_has_asked_is_answered_though_the_agent_had_no_time_to_hear_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut readers = Readers::default();
+        let mut asking = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            std::io::Write::write_all(&mut stream, REQUEST).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            asking.push(TcpStream::from_std(stream).unwrap());
+            readers.add(listener.accept().await.unwrap().0, &here());
+        }
+        // Nothing else runs on this thread meanwhile.
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < 2 * FIRST_WORD {
+            std::hint::spin_loop();
+        }
+        readers.make_room().await;
+        for mut stream in asking {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.contains("here"), "{answer}");
+        }
     }
 
     #[tokio::test]
