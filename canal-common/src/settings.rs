@@ -16,10 +16,10 @@ pub struct Settings {
     pub uplink_ifindex: u32,
     /// `canal.<VNI>`: the only way in for remote pods' packets that come through the stack.
     pub overlay_ifindex: u32,
-    /// What only nodes bring, and nobody else on the underlay, and its mask: the pod network, or nothing (0.0.0.0/32) where
-    /// nodes do not carry each other's packets (`alloc`).
-    pub network: Ip4,
-    pub netmask: Ip4,
+    /// What only nodes bring, and nobody else on the underlay: addresses of pods, from the first to the last, as numbers.
+    /// Nothing (the first above the last) where nodes do not carry each other's packets (`alloc`).
+    pub pods_first: u32,
+    pub pods_last: u32,
     pub limits: FlowLimits,
     /// What one CPU tells about one decision in a tick of 2^30 ns, see [`crate::event::Event`].
     pub events_per_tick: u32,

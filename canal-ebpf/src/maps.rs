@@ -91,8 +91,8 @@ pub static SETTINGS: Settings = Settings {
     vni: 0,
     uplink_ifindex: 0,
     overlay_ifindex: 0,
-    network: Ip4::UNSPECIFIED,
-    netmask: Ip4::UNSPECIFIED,
+    pods_first: 0,
+    pods_last: 0,
     limits: FlowLimits {
         tcp_established: 0,
         tcp_new: 0,

@@ -74,8 +74,8 @@ impl Stage {
             uplink_ifindex: netns.run(|| if_nametoindex("up0")).unwrap().unwrap(),
             vxlan_port: 8472,
             vni: 1,
-            network: Ipv4Addr::new(10, 100, 0, 0).into(),
-            netmask: Ipv4Addr::new(255, 255, 0, 0).into(),
+            pods_first: Ipv4Addr::new(10, 100, 0, 0).to_bits(),
+            pods_last: Ipv4Addr::new(10, 100, 255, 255).to_bits(),
             limits: FlowLimits::DEFAULT,
             events_per_tick: EVENTS_PER_DECISION,
             ..Settings::default()

@@ -47,6 +47,8 @@ pub struct Overlay {
     pub network: Ipv4Net,
     /// This node's part of it; the device has its `.0` address.
     pub subnet: Ipv4Net,
+    /// What of it leads to the device, as a whole.
+    pub routed: Vec<Ipv4Net>,
 }
 
 impl Overlay {
@@ -57,6 +59,11 @@ impl Overlay {
     /// Source address of what this host sends to remote pods, as flannel has it.
     pub fn address(&self) -> Ipv4Addr {
         self.subnet.network()
+    }
+
+    /// The way to pods of other nodes, by the device with this index.
+    pub fn route(&self, to: Ipv4Net, index: u32) -> Route {
+        Route { src: Some(self.address()), protocol: ROUTE_PROTOCOL, ..Route::link(to, index) }
     }
 }
 
@@ -72,7 +79,7 @@ pub fn find_or_make(netlink: &mut Netlink, device: &Device) -> Result<Link, Over
     }
 }
 
-/// Makes or mends device, address and route; what is right is left alone.
+/// Makes or mends device, address and routes; what is right is left alone.
 pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayError> {
     let link = prepare(netlink, overlay)?;
     if !link.up {
@@ -81,7 +88,6 @@ pub fn ensure(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, OverlayE
     route(netlink, overlay, link.index)?;
     let name = &link.name;
     for (key, value) in [
-        ("net/ipv4/ip_forward".to_owned(), "1"),
         (format!("net/ipv4/conf/{name}/forwarding"), "1"),
         // No IPv6 goes this way yet: no router solicitations into nowhere.
         (format!("net/ipv6/conf/{name}/disable_ipv6"), "1"),
@@ -174,20 +180,13 @@ fn address(netlink: &mut Netlink, overlay: &Overlay, index: u32) -> Result<(), n
 }
 
 fn route(netlink: &mut Netlink, overlay: &Overlay, index: u32) -> Result<(), netlink::Error> {
-    let wanted = Route {
-        src: Some(overlay.address()),
-        protocol: ROUTE_PROTOCOL,
-        ..Route::link(overlay.network, index)
-    };
-    let routes = netlink.routes()?;
-    for stale in
-        routes.iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.oif == Some(index) && r.dst != wanted.dst)
-    {
-        netlink.delete_route(stale)?;
-    }
-    if !routes.contains(&wanted) {
-        netlink.replace_route(&wanted)?;
-        info!(network = %overlay.network, "routed the pod network to the overlay device");
+    let present = netlink.routes()?;
+    for network in &overlay.routed {
+        let wanted = overlay.route(*network, index);
+        if !present.contains(&wanted) {
+            netlink.replace_route(&wanted)?;
+            info!(%network, "routed the pod network to the overlay device");
+        }
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The host's own routes beside that of the overlay device: to nodes that are reached without an envelope, for what the
-//! fast path leaves to the stack; and those that refuse what nobody has, so that it never leaves by a default route.
+//! The host's own routes, for what the fast path leaves to the stack: to nodes, by the overlay device or without an envelope;
+//! and those that refuse what nobody has, so that it never leaves by a default route.
 //!
 //! A fresh process knows them by their protocol number, [`ROUTE_PROTOCOL`].
 
@@ -11,7 +11,10 @@ use std::{
 use ipnet::Ipv4Net;
 use tracing::info;
 
-use super::{nodes::Peer, overlay::ROUTE_PROTOCOL};
+use super::{
+    nodes::Peer,
+    overlay::{Overlay, ROUTE_PROTOCOL},
+};
 use crate::{
     netlink::{self, Netlink, Route, protocol},
     store::Backend,
@@ -24,24 +27,40 @@ const LAST_RESORT: u32 = 0xff00_0000;
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     pub backend: &'a Backend,
-    /// The whole pod network, and this node's part of it.
-    pub network: Ipv4Net,
+    /// The overlay device and its index.
+    pub overlay: Option<(&'a Overlay, u32)>,
+    /// What only nodes bring.
+    pub pods: &'a [Ipv4Net],
+    /// This node's part of it.
     pub subnet: Ipv4Net,
     pub uplink: u32,
 }
 
-/// The routes that should be there, given those that are.
-pub fn wanted(place: Place<'_>, peers: &BTreeMap<Ipv4Net, Peer>, present: &[Route]) -> Vec<Route> {
-    let Place { backend, network, subnet, uplink } = place;
+/// The routes that should be there, given those that are. `lost`: subnets of nodes that cannot be reached.
+pub fn wanted(
+    place: Place<'_>,
+    peers: &BTreeMap<Ipv4Net, Peer>,
+    lost: &[Ipv4Net],
+    present: &[Route],
+) -> Vec<Route> {
+    let Place { backend, overlay, pods, subnet, uplink } = place;
     let refuse = |dst| Route { metric: LAST_RESORT, ..Route::unreachable(dst) };
+    let is_outside = |net: &Ipv4Net| !pods.iter().any(|pods| pods.contains(net));
     let mut wanted = vec![refuse(subnet)];
-    // With vxlan the whole network is routed to the overlay device, where there is the same refusal; with alloc others know.
-    // Somebody's own way to the network, or to more than that, stays: it would lose to ours.
-    let has_way = |route: &Route| {
-        route.protocol != ROUTE_PROTOCOL && route.dst.prefix_len() != 0 && route.dst.contains(&network)
+    // With vxlan all of it is routed to the overlay device, where there is the same refusal; with alloc others know.
+    // Somebody's own way there, or to more than that, stays: it would lose to ours.
+    let has_way = |net: &Ipv4Net| {
+        let leads =
+            |r: &Route| r.protocol != ROUTE_PROTOCOL && r.dst.prefix_len() != 0 && r.dst.contains(net);
+        present.iter().any(leads)
     };
-    if matches!(backend, Backend::HostGw) && !present.iter().any(has_way) {
-        wanted.push(refuse(network));
+    if matches!(backend, Backend::HostGw) {
+        wanted.extend(pods.iter().filter(|net| !has_way(net)).map(|net| refuse(*net)));
+    }
+    wanted.extend(lost.iter().filter(|net| is_outside(net)).map(|net| refuse(*net)));
+    if let Some((overlay, index)) = overlay {
+        let outside = peers.iter().filter(|(net, peer)| !peer.direct && is_outside(net)).map(|(net, _)| net);
+        wanted.extend(overlay.routed.iter().chain(outside).map(|net| overlay.route(*net, index)));
     }
     let via = |ip: Ipv4Addr, subnet| Route::via(subnet, ip, uplink);
     wanted.extend(peers.iter().filter(|(_, peer)| peer.direct).map(|(subnet, peer)| via(peer.ip, *subnet)));
@@ -49,8 +68,13 @@ pub fn wanted(place: Place<'_>, peers: &BTreeMap<Ipv4Net, Peer>, present: &[Rout
 }
 
 /// Sets what is missing and removes what is ours and not wanted any more, in that order: what replaces is there before. One that cannot
-/// be set is told and keeps nobody back; somebody else's in its place stays.
-pub fn ensure(netlink: &mut Netlink, present: &[Route], wanted: &[Route]) -> Vec<String> {
+/// be set is told and keeps nobody back; somebody else's in its place stays. `overlay`: the device's index.
+pub fn ensure(
+    netlink: &mut Netlink,
+    overlay: Option<u32>,
+    present: &[Route],
+    wanted: &[Route],
+) -> Vec<String> {
     // The kernel knows a route by destination and metric.
     let place = |route: &Route| (route.dst, route.metric);
     let found: BTreeMap<_, &Route> = present.iter().map(|route| (place(route), route)).collect();
@@ -75,8 +99,9 @@ pub fn ensure(netlink: &mut Netlink, present: &[Route], wanted: &[Route]) -> Vec
         }
     }
     let is_stale = |route: &&Route| {
-        // Those that lead to pods and to the device's own link are kept elsewhere.
-        let is_here = route.gateway.is_some() || route.unreachable;
+        // Those that lead to this node's pods are kept elsewhere.
+        let is_here =
+            route.gateway.is_some() || route.unreachable || (overlay.is_some() && route.oif == overlay);
         route.protocol == ROUTE_PROTOCOL && is_here && !kept.contains(&place(route))
     };
     for route in present.iter().filter(is_stale) {
@@ -99,16 +124,18 @@ pub fn remove_all(netlink: &mut Netlink) -> Result<Vec<String>, netlink::Error> 
     Ok(removed)
 }
 
-/// Ours, or flanneld's own way to the same node.
+/// Ours, or flanneld's own way to the same node: by its address, or in an envelope by that of the node's device.
 fn may_replace(there: &Route, ours: &Route) -> bool {
-    let is_flannels = there.protocol == protocol::BOOT && there.gateway == ours.gateway && !ours.unreachable;
+    let flannels = ours.gateway.unwrap_or_else(|| ours.dst.network());
+    let is_flannels =
+        there.protocol == protocol::BOOT && there.gateway == Some(flannels) && !ours.unreachable;
     there.protocol == ROUTE_PROTOCOL || is_flannels
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::VxlanOptions;
+    use crate::{dataplane::overlay::Device, store::VxlanOptions};
 
     #[test]
     fn direct_peers_are_routed_and_what_nobody_has_is_refused() {
@@ -120,21 +147,28 @@ mod tests {
             on_link: direct,
             direct,
         };
-        let peers =
-            BTreeMap::from([(net("10.1.2.0/24"), peer(2, true)), (net("10.1.3.0/24"), peer(3, false))]);
+        let peers = [("10.1.2.0/24", true), ("10.1.3.0/24", false), ("10.3.3.0/24", false)];
+        let peers = BTreeMap::from(peers.map(|(subnet, direct)| (net(subnet), peer(2, direct))));
+        let (pods, lost) = ([net("10.1.0.0/16")], [net("10.1.4.0/24"), net("10.2.4.0/24")]);
+        let device = Device { vni: 1, port: 8472, mac: canal_common::Mac::default(), mtu: 1450 };
+        let overlay = Overlay { device, network: pods[0], subnet: net("10.1.1.0/24"), routed: pods.to_vec() };
         let shown = |backend: &Backend, present: &[Route]| {
-            let place = Place { backend, network: net("10.1.0.0/16"), subnet: net("10.1.1.0/24"), uplink: 7 };
-            wanted(place, &peers, present).iter().map(ToString::to_string).collect::<Vec<_>>()
+            let overlay = backend.vxlan().map(|_| (&overlay, 9));
+            let place = Place { backend, overlay, pods: &pods, subnet: net("10.1.1.0/24"), uplink: 7 };
+            wanted(place, &peers, &lost, present).iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         let own = "unreachable route to 10.1.1.0/24";
         let direct = "route to 10.1.2.0/24 via 192.0.2.2 on interface 7";
         let gateway = |dst| Route::via(net(dst), Ipv4Addr::new(192, 0, 2, 254), 7);
         let world = [gateway("0.0.0.0/0"), gateway("10.1.9.0/24")];
-        assert_eq!(shown(&Backend::Vxlan(VxlanOptions::default()), &world), [own, direct]);
+        let lost = "unreachable route to 10.2.4.0/24";
+        let overlay = ["route to 10.1.0.0/16 on interface 9", "route to 10.3.3.0/24 on interface 9"];
+        let vxlan = Backend::Vxlan(VxlanOptions::default());
+        assert_eq!(shown(&vxlan, &world), [own, lost, overlay[0], overlay[1], direct]);
         let whole = "unreachable route to 10.1.0.0/16";
-        assert_eq!(shown(&Backend::HostGw, &world), [own, whole, direct]);
+        assert_eq!(shown(&Backend::HostGw, &world), [own, whole, lost, direct]);
         // A router knows more of the network than we do.
-        assert_eq!(shown(&Backend::HostGw, &[gateway("10.0.0.0/8")]), [own, direct]);
+        assert_eq!(shown(&Backend::HostGw, &[gateway("10.0.0.0/8")]), [own, lost, direct]);
     }
 
     #[test]
@@ -145,6 +179,11 @@ mod tests {
         assert!(may_replace(&Route { mtu: Some(1400), ..ours.clone() }, &ours));
         assert!(may_replace(&Route::via(net, a, 7), &ours));
         assert!(!may_replace(&Route::via(net, b, 7), &ours));
+        let by_device = Route { protocol: ROUTE_PROTOCOL, ..Route::link(net, 9) };
+        assert!(
+            may_replace(&Route::via(net, net.network(), 8), &by_device)
+                && !may_replace(&Route::via(net, a, 7), &by_device)
+        );
         assert!(!may_replace(&Route { protocol: protocol::STATIC, ..Route::via(net, a, 7) }, &ours));
     }
 }

@@ -27,9 +27,12 @@ use crate::{
         routes,
     },
     endpoint::status_files::{self, StatusFileError},
-    netlink::{Link, Route},
+    netlink::{Link, Route, sysctl},
     store::{SubnetEnv, subnet_file::SubnetFileError},
 };
+
+/// Whether the host forwards.
+const FORWARD: &str = "net/ipv4/ip_forward";
 
 impl Node {
     /// Makes the kernel agree with what is known. Order: device, peers, hooks, policy, endpoints, then what is left over.
@@ -108,6 +111,7 @@ impl Node {
         self.put_pins_back();
         let uplink = self.follow_uplink();
         self.tell_keeper();
+        self.forward();
         self.health.beat();
         // Policy does not wait for a broken underlay, nor the other way round.
         let wanted = self.overlay();
@@ -209,7 +213,7 @@ impl Node {
         let peers = self.peers.desired(self.own(), |ip| self.is_on_link(ip));
         let problems = self.nodes.apply(&peers);
         self.problems.extend(problems);
-        self.apply_routes(&peers, &routes);
+        self.apply_routes(device, &peers, &routes);
         self.problems.extend(self.peers.unreachable(self.own(), |ip| self.is_on_link(ip)));
         self.problems.extend(self.peers.conflicts(self.own()));
         self.problems.extend(self.peers.namesakes(self.own(), &self.config.node_name));
@@ -235,18 +239,23 @@ impl Node {
         Ok(())
     }
 
-    fn apply_routes(&mut self, peers: &BTreeMap<Ipv4Net, Peer>, present: &[Route]) {
+    fn apply_routes(&mut self, device: Option<&Link>, peers: &BTreeMap<Ipv4Net, Peer>, present: &[Route]) {
         if !self.uplink_runs {
             return; // The kernel would refuse each of them.
         }
+        let territory = self.territory();
+        self.problems.extend(territory.problem(self.network.network));
+        let (overlay, index) = (self.overlay(), device.map(|device| device.index));
         let place = routes::Place {
             backend: &self.network.backend,
-            network: self.network.network,
+            overlay: overlay.as_ref().zip(index),
+            pods: &territory.nets(),
             subnet: self.lease.subnet,
             uplink: self.uplink.index,
         };
-        let wanted = routes::wanted(place, peers, present);
-        let problems = routes::ensure(&mut self.netlink, present, &wanted);
+        let lost = self.peers.lost(self.own(), |ip| self.is_on_link(ip));
+        let wanted = routes::wanted(place, peers, &lost, present);
+        let problems = routes::ensure(&mut self.netlink, index, present, &wanted);
         self.problems.extend(problems);
     }
 
@@ -266,6 +275,17 @@ impl Node {
             self.problems.push(format!("the uplink {} is down: no other node can be reached", uplink.name));
         }
         Ok(())
+    }
+
+    /// Whatever carries packets to other nodes, the host's stack has its part in it.
+    fn forward(&mut self) {
+        match sysctl::set(FORWARD, "1") {
+            Ok(true) => info!(key = FORWARD, value = "1", "set sysctl"),
+            Ok(false) => {}
+            Err(error) => {
+                self.problems.push(format!("{error}; the host forwards nothing for its pods until it is 1"));
+            }
+        }
     }
 
     /// What of this node changes under way is published under its lease.
@@ -364,6 +384,7 @@ impl Node {
                 &self.config,
                 self.steering.parameters(),
                 &self.network,
+                &self.territory(),
                 &self.uplink,
                 self.vtep_mac,
                 self.defrag.is_some(),

@@ -5,8 +5,9 @@ use canal_common::{Mac, settings::Settings};
 use tracing::{info, warn};
 
 use super::{
-    state::{NodeError, device, limits, settings},
+    state::{NodeError, device, limits, settings, strangers},
     steering::Steering,
+    territory::Territory,
     uplink::Uplink,
 };
 use crate::{
@@ -55,9 +56,10 @@ impl Groundwork {
         logging::follow(steering.parameters().log_severity);
         // Nothing is attached before etcd was read. Until then this is a guess, and what an initialised cluster says.
         let parameters = Parameters { to_host: ToHost::Return, ..steering.parameters().clone() };
+        let territory = Territory::new(network, None, strangers(config, uplink));
         let settings = Settings {
             overlay_ifindex: device.map_or(0, |device| device.index),
-            ..settings(config, &parameters, network, uplink, vtep_mac, defrag.is_some())
+            ..settings(config, &parameters, network, &territory, uplink, vtep_mac, defrag.is_some())
         };
         let mut object = Object::load(&settings, Some(&pins), &config.sizes.by_name())?;
         let (mut tables, mut leftovers) = KernelTables::adopt(&mut object.ebpf)?;

@@ -25,6 +25,7 @@ mod status;
 mod steering;
 mod store;
 pub mod takeover;
+mod territory;
 mod told;
 pub mod uplink;
 pub mod waiting;

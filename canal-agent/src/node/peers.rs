@@ -1,6 +1,9 @@
 //! Leases in etcd → peers of the overlay. Pure.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use canal_common::Mac;
 use ipnet::Ipv4Net;
@@ -17,7 +20,6 @@ use crate::{
 #[derive(Debug)]
 pub struct Peers {
     prefix: EtcdPrefix,
-    network: Ipv4Net,
     means: Means,
     by_key: BTreeMap<String, Known>,
     invalid: BTreeMap<String, String>,
@@ -33,11 +35,17 @@ pub struct Means {
     pub backend: Backend,
     /// MTU of the uplink, in bytes.
     pub uplink_mtu: u32,
+    /// Addresses that are no pod's for certain: this node's, and etcd's.
+    pub strangers: BTreeSet<Ipv4Addr>,
 }
 
 impl Means {
     fn uplink_mtu(&self) -> u16 {
         u16::try_from(self.uplink_mtu).unwrap_or(u16::MAX)
+    }
+
+    fn stranger_in(&self, subnet: Ipv4Net) -> Option<&Ipv4Addr> {
+        self.strangers.iter().find(|stranger| subnet.contains(*stranger))
     }
 }
 
@@ -69,6 +77,9 @@ impl Known {
         if let Some(reason) = &self.misfit {
             return Some(Err(reason.clone()));
         }
+        if let Some(stranger) = means.stranger_in(self.subnet) {
+            return Some(Err(format!("its subnet holds {stranger}, which is no pod's")));
+        }
         let on_link = on_link(self.ip);
         let direct = on_link && means.backend.reaches_directly();
         let has_tunnel = self.vtep_mac.is_some() && means.backend.vxlan().is_some();
@@ -92,10 +103,9 @@ pub struct Own<'a> {
 }
 
 impl Peers {
-    pub fn new(prefix: EtcdPrefix, network: Ipv4Net, means: Means) -> Self {
+    pub fn new(prefix: EtcdPrefix, means: Means) -> Self {
         Self {
             prefix,
-            network,
             means,
             by_key: BTreeMap::new(),
             invalid: BTreeMap::new(),
@@ -189,11 +199,7 @@ impl Peers {
     }
 
     /// What an earlier process knew, to begin with.
-    pub fn recall(&mut self, records: Records) {
-        let [leases, remembered] = records.map(|mut records| {
-            records.retain(|_, known| self.network.contains(&known.subnet));
-            records
-        });
+    pub fn recall(&mut self, [leases, remembered]: Records) {
         (self.by_key, self.remembered) = (leases, remembered);
     }
 
@@ -222,6 +228,13 @@ impl Peers {
             }
         };
         self.others(own).map(status).collect()
+    }
+
+    /// Subnets of those that cannot be reached; of such as would be missed elsewhere, none.
+    pub fn lost(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> Vec<Ipv4Net> {
+        let is_lost = |known: &&Known| known.peer(&self.means, &on_link).is_some_and(|peer| peer.is_err());
+        let lost = self.others(own).filter(is_lost).map(|known| known.subnet);
+        lost.filter(|subnet| self.means.stranger_in(*subnet).is_none()).collect()
     }
 
     /// In one line, if some cannot be reached.
@@ -282,8 +295,8 @@ impl Peers {
             Some(Err(bad)) => return Err(bad.to_string()),
             Some(Ok(subnet)) => subnet.subnet(),
         };
-        if !self.network.contains(&subnet) || subnet == self.network {
-            return Err(format!("{subnet} is not a part of the network {}", self.network));
+        if !may_be_pods(subnet) {
+            return Err(format!("{subnet} cannot be a node's"));
         }
         let lease = LeaseValue::parse(value).map_err(|e| e.to_string())?;
         let (vtep_mac, misfit) = self.fit(&lease)?;
@@ -312,6 +325,16 @@ impl Peers {
     }
 }
 
+/// Whether a node can have that subnet, be it of this network or of one that it was before, or will be.
+fn may_be_pods(subnet: Ipv4Net) -> bool {
+    // The shortest prefix that leaves four of them in a /8.
+    const SHORTEST: u8 = 10;
+    let first = subnet.network();
+    let is_special =
+        first.is_loopback() || first.is_link_local() || first.octets()[0] == 0 || first.octets()[0] >= 224;
+    subnet.prefix_len() >= SHORTEST && !is_special
+}
+
 fn claims(known: &Known, own: Own<'_>) -> bool {
     known.subnet.contains(&own.subnet) || own.subnet.contains(&known.subnet) || known.ip == own.public_ip
 }
@@ -329,9 +352,12 @@ mod tests {
         peers_of(Backend::Vxlan(VxlanOptions::default()), entries)
     }
 
+    fn means(backend: Backend, uplink_mtu: u32) -> Means {
+        Means { backend, uplink_mtu, strangers: BTreeSet::from([own().public_ip]) }
+    }
+
     fn peers_of(backend: Backend, entries: &[(&str, &str)]) -> Peers {
-        let means = Means { backend, uplink_mtu: 1500 };
-        let mut peers = Peers::new(prefix(), "10.100.0.0/16".parse().unwrap(), means);
+        let mut peers = Peers::new(prefix(), means(backend, 1500));
         peers.replace_all(entries.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())));
         peers
     }
@@ -471,20 +497,36 @@ mod tests {
     #[test]
     fn a_lease_may_claim_neither_what_is_ours_nor_what_is_nobodys() {
         let stolen = GOOD.replace("192.168.50.2", "192.168.50.1");
-        for (key, value, invalid) in [
-            ("0.0.0.0-0", GOOD, true),
-            ("192.168.0.0-16", GOOD, true),
-            ("10.100.0.0-16", GOOD, true),
-            ("10.100.30.128-25", GOOD, false),
-            ("10.100.28.0-22", GOOD, false),
-            ("10.100.77.0-24", stolen.as_str(), false),
+        for (key, value, [invalid, conflicting, unreachable]) in [
+            ("0.0.0.0-0", GOOD, [true, false, false]),
+            ("128.0.0.0-1", GOOD, [true, false, false]),
+            ("169.254.1.0-24", GOOD, [true, false, false]),
+            ("224.1.0.0-16", GOOD, [true, false, false]),
+            ("192.168.0.0-16", GOOD, [false, false, true]),
+            ("10.100.0.0-16", GOOD, [false, true, false]),
+            ("10.100.30.128-25", GOOD, [false, true, false]),
+            ("10.100.28.0-22", GOOD, [false, true, false]),
+            ("10.100.77.0-24", stolen.as_str(), [false, true, false]),
         ] {
             let key = format!("/coreos.com/network/subnets/{key}");
             let peers = peers(&[(OWN, GOOD), (OTHER, GOOD), (&key, value)]);
             assert_eq!(peers.desired(own(), |_| false).len(), 1, "{key}");
             assert_eq!(peers.invalid().contains_key(&key), invalid, "{key}");
-            assert_eq!(peers.conflicts(own()).len(), usize::from(!invalid), "{key}");
+            assert_eq!(peers.conflicts(own()).len(), usize::from(conflicting), "{key}");
+            let reason = peers.unreachable(own(), |_| false);
+            assert_eq!(reason.is_some(), unreachable, "{key}: {reason:?}");
+            assert_eq!(peers.lost(own(), |_| false), [], "no way is closed for it");
         }
+    }
+
+    #[test]
+    fn a_node_of_another_network_is_a_peer_like_others() {
+        let key = "/coreos.com/network/subnets/10.200.4.0-24";
+        let peers = peers(&[(OWN, GOOD), (key, GOOD)]);
+        assert!(peers.desired(own(), |_| false).contains_key(&"10.200.4.0/24".parse().unwrap()));
+        let elsewhere = GOOD.replace(r#""VNI":1"#, r#""VNI":2"#);
+        let peers = self::peers(&[(OWN, GOOD), (key, &elsewhere)]);
+        assert_eq!(peers.lost(own(), |_| false), ["10.200.4.0/24".parse().unwrap()]);
     }
 
     #[test]
@@ -496,7 +538,7 @@ mod tests {
         assert!(told.len() == 1 && told[0].starts_with(OTHER), "{told:?}");
         assert!(peers.namesakes(own(), "n2").is_empty());
         let backend = Backend::Vxlan(VxlanOptions { direct_routing: true, ..VxlanOptions::default() });
-        peers.set_means(Means { backend, uplink_mtu: 1400 });
+        peers.set_means(means(backend, 1400));
         for (on_link, mtu) in [(false, 1350), (true, 1400)] {
             let desired = peers.desired(own(), |_| on_link);
             assert!(desired.values().all(|peer| (peer.direct, peer.mtu) == (on_link, mtu)), "{desired:?}");

@@ -1,6 +1,11 @@
 //! The node's state and its apply cycle.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, os::fd::OwnedFd, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    os::fd::OwnedFd,
+    time::Instant,
+};
 
 use canal_common::{Mac, event::EVENTS_PER_DECISION, settings::Settings};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -21,6 +26,7 @@ use super::{
     steering::Steering,
     store::StoreState,
     takeover::Takeover,
+    territory::Territory,
     told::Told,
     uplink::{self, Uplink, UplinkError},
 };
@@ -232,7 +238,7 @@ impl Node {
         for (file, reason) in &broken_records {
             error!(file, reason, "cannot read the record of an endpoint; it is closed");
         }
-        let peers = Peers::new(config.etcd.prefix.clone(), network.network, means(&network, &uplink));
+        let peers = Peers::new(config.etcd.prefix.clone(), means(&config, &network, &uplink));
         let mut node = Self {
             network,
             uplink,
@@ -417,7 +423,8 @@ impl Node {
     /// `None`: this backend has no device.
     pub(super) fn overlay(&self) -> Option<Overlay> {
         let device = device(&self.network, &self.uplink, self.vtep_mac)?;
-        Some(Overlay { device, network: self.network.network, subnet: self.lease.subnet })
+        let (network, subnet) = (self.network.network, self.lease.subnet);
+        Some(Overlay { device, network, subnet, routed: self.territory().nets() })
     }
 
     /// Of the pods, in bytes.
@@ -425,8 +432,13 @@ impl Node {
         self.network.backend.pod_mtu(self.uplink.mtu)
     }
 
+    pub(super) fn territory(&self) -> Territory {
+        let strangers = strangers(&self.config, &self.uplink);
+        Territory::new(&self.network, Some(self.lease.subnet), strangers)
+    }
+
     pub(super) fn means(&self) -> Means {
-        means(&self.network, &self.uplink)
+        means(&self.config, &self.network, &self.uplink)
     }
 
     /// Whether the uplink leads straight to `ip`.
@@ -450,8 +462,14 @@ impl Node {
     }
 }
 
-fn means(network: &NetworkConfig, uplink: &Uplink) -> Means {
-    Means { backend: network.backend.clone(), uplink_mtu: uplink.mtu }
+/// Addresses that are no pod's for certain: this node's, and etcd's.
+pub(super) fn strangers(config: &Config, uplink: &Uplink) -> BTreeSet<Ipv4Addr> {
+    let etcd = config.etcd.hosts().filter_map(|host| host.parse().ok());
+    etcd.chain([uplink.address, uplink.public_ip]).collect()
+}
+
+fn means(config: &Config, network: &NetworkConfig, uplink: &Uplink) -> Means {
+    Means { backend: network.backend.clone(), uplink_mtu: uplink.mtu, strangers: strangers(config, uplink) }
 }
 
 pub(super) fn device(network: &NetworkConfig, uplink: &Uplink, mac: Mac) -> Option<Device> {
@@ -464,16 +482,17 @@ pub(super) fn settings(
     config: &Config,
     parameters: &Parameters,
     network: &NetworkConfig,
+    territory: &Territory,
     uplink: &Uplink,
     vtep_mac: Mac,
     defragments: bool,
 ) -> Settings {
     let options = network.backend.vxlan();
     // Where others carry what pods of different nodes say, the network's addresses come by any way.
-    let (only_nodes, mask) = if network.backend.carries() {
-        (network.network.network(), network.network.netmask())
+    let (pods_first, pods_last) = if network.backend.carries() {
+        (territory.first.to_bits(), territory.last.to_bits())
     } else {
-        (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)
+        (u32::MAX, 0)
     };
     let flags = [
         (network.backend.reaches_directly(), Settings::DIRECT_NODES),
@@ -492,8 +511,8 @@ pub(super) fn settings(
         vni: options.map_or(0, |options| options.vni),
         uplink_ifindex: uplink.index,
         overlay_ifindex: 0,
-        network: only_nodes.into(),
-        netmask: mask.into(),
+        pods_first,
+        pods_last,
         limits: config.flow_timeouts.into(),
         events_per_tick: parameters.log_rate.map_or(EVENTS_PER_DECISION, Rate::per_second),
         flags: flags.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag),

@@ -19,6 +19,11 @@ impl EtcdOptions {
     pub fn is_tls(&self) -> bool {
         self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"))
     }
+
+    /// Without scheme and port.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.endpoints.iter().filter_map(|url| Some(url.split_once("://")?.1.rsplit_once(':')?.0))
+    }
 }
 
 /// PEM files. A CA alone is enough; certificate and key come together.

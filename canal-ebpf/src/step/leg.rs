@@ -125,5 +125,6 @@ pub fn may_come_by(from: &Leg, addr: Ip4, ifindex: u32) -> bool {
 
 #[inline(always)]
 pub fn is_in_network(addr: Ip4) -> bool {
-    (addr.to_wire() ^ setting!(network).to_wire()) & setting!(netmask).to_wire() == 0
+    let addr = addr.to_bits();
+    setting!(pods_first) <= addr && addr <= setting!(pods_last)
 }
