@@ -221,6 +221,8 @@ fn make_device(node: &Node, vtep_mac: &str, subnet: Ipv4Addr, checksums: bool) -
 impl FlannelPod {
     /// On any node that routes; the node's own peers are its business.
     pub fn create(node: &Node, name: &str, ip: Ipv4Addr, mtu: u16) -> Result<Self> {
+        // As the bridge plugin does where it is the pods' gateway.
+        node.netns().sysctl("net.ipv4.ip_forward", "1")?;
         let last = ip.octets()[3];
         let host = node.netns();
         let world = host.name().strip_suffix(&format!("n{}", node.number())).context("a node's name")?;

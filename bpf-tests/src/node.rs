@@ -33,7 +33,8 @@ pub struct Node {
 impl Node {
     pub(crate) fn create(prefix: &str, world: &Path, number: u8) -> Result<Self> {
         let netns = Netns::create(&format!("{prefix}n{number}"))?;
-        netns.sysctl("net.ipv4.ip_forward", "1")?;
+        // Whoever needs it sets it.
+        netns.sysctl("net.ipv4.ip_forward", "0")?;
         let folder = world.join(format!("n{number}"));
         let bpffs = folder.join("bpffs");
         let making = sweep::making();

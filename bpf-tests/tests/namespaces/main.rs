@@ -35,6 +35,7 @@ mod resize;
 mod security;
 mod stage;
 mod takeover;
+mod territory;
 mod to_host;
 mod vxlan;
 
