@@ -70,7 +70,10 @@ fn pem_files(folder: &Path) -> (String, String) {
 #[test]
 fn with_nothing_given_the_defaults_are_flannels() {
     let config = resolve(&[], &[]).unwrap();
-    assert_eq!(config.etcd.endpoints, ["http://127.0.0.1:2379"]);
+    assert_eq!(
+        (config.etcd.endpoints, config.etcd.by_default),
+        (vec!["http://127.0.0.1:2379".to_owned()], true)
+    );
     assert_eq!(config.etcd.prefix.to_string(), "/coreos.com/network");
     assert_eq!(config.subnet_file, Path::new("/run/flannel/subnet.env"));
     assert_eq!(config.state_dir, Path::new("/var/lib/canal"));
@@ -100,6 +103,7 @@ fn the_flag_beats_our_variable_beats_flannels_beats_calicos() {
     assert_eq!(endpoint(&[], &all[1..]), "http://flannel:1");
     assert_eq!(endpoint(&[], &all[2..]), "http://calico:1");
     assert_eq!(endpoint(&[], &[("CANAL_ETCD_ENDPOINTS", ""), all[1]]), "http://flannel:1");
+    assert!(!resolve(&[], &all[2..]).unwrap().etcd.by_default);
 }
 
 #[test]
@@ -243,6 +247,7 @@ fn every_flag_of_flanneld_is_taken_and_its_default_needs_no_word() {
     assert_eq!(config.notices, Vec::<String>::new());
     let expected = EtcdOptions {
         endpoints: vec!["http://127.0.0.1:4001".to_owned(), "http://127.0.0.1:2379".to_owned()],
+        by_default: false,
         ..flanneld("", &[]).unwrap().etcd
     };
     assert_eq!(config, Config { etcd: expected, ..flanneld("", &[]).unwrap() });
