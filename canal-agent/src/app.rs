@@ -241,10 +241,9 @@ async fn announce(ready: oneshot::Receiver<()>) {
 /// From the beginning: probes come while the agent waits for etcd, too.
 fn serve_health(tasks: &mut JoinSet<()>, config: &Config, health: &Health, ports: &Ports) {
     let router = health::router(health.clone());
-    if let Some(address) = config.health {
-        let at = port::Address { host: address.ip().to_string(), port: address.port() };
+    if let Some(address) = config.health.clone() {
         let router = router.clone();
-        tasks.spawn(async move { port::keep_serving("health", &at, &router).await });
+        tasks.spawn(async move { port::keep_serving("health", &address, &router).await });
     }
     // What etcd has to say about it comes later.
     ports.follow(&parameters::merge(&config.felix, &Parameters::default()).parameters);

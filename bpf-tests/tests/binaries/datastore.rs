@@ -167,8 +167,9 @@ fn an_etcd_that_refuses_the_objects_costs_no_pod_anything_and_is_asked_again() {
         "user add root:secret",
         "user grant-role root root",
         "role add canal",
-        "role grant-permission canal readwrite /coreos.com/ --prefix=true",
-        "role grant-permission canal read /calico/ --prefix=true",
+        "role grant-permission canal read /coreos.com/network/ --prefix=true",
+        "role grant-permission canal readwrite /coreos.com/network/subnets/ --prefix=true",
+        "role grant-permission canal read /calico/resources/v3/projectcalico.org/ --prefix=true",
         "role grant-permission canal readwrite /calico/resources/v3/projectcalico.org/workloadendpoints/ --prefix=true",
         "role grant-permission canal readwrite /calico/resources/v3/projectcalico.org/profiles/ --prefix=true",
         "user add canal:pass",
@@ -191,7 +192,7 @@ fn an_etcd_that_refuses_the_objects_costs_no_pod_anything_and_is_asked_again() {
         "grant-permission",
         "canal",
         "readwrite",
-        "/calico/",
+        "/calico/resources/v3/projectcalico.org/",
         "--prefix=true",
     ])
     .unwrap();

@@ -16,6 +16,7 @@ use hyper::{
     service::{Service as _, service_fn},
 };
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use serde::Serialize;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -25,7 +26,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 /// A host's name or address, or nothing for every address of this host; and a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Address {
     pub host: String,
     pub port: u16,

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use canal_agent::{
     app, cleanup,
-    config::{Config, RunArgs, command_line},
+    config::{CommandLine, Config, RunArgs, command_line},
     dataplane::inspect,
     install::{self, InstallArgs, Places},
     logging, one_line, preflight, release, rollback,
@@ -73,8 +73,8 @@ struct DebugArgs {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(command_line(std::env::args_os()));
-    match perform(cli.verb) {
+    let CommandLine { args, notice } = command_line(std::env::args_os());
+    match perform(Cli::parse_from(args).verb, notice) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("canal-agent: {}", one_line(&error));
@@ -83,7 +83,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(verb: Verb) -> anyhow::Result<()> {
+/// `notice`: about the command line, for the daemon's log.
+fn perform(verb: Verb, notice: Option<String>) -> anyhow::Result<()> {
     match verb {
         Verb::Run(args) => {
             if args.wants_version()? {
@@ -93,7 +94,9 @@ fn perform(verb: Verb) -> anyhow::Result<()> {
             logging::init();
             preflight::check()?;
             preflight::raise_file_limit();
-            app::run(Config::from_args(*args)?)
+            let mut config = Config::from_args(*args)?;
+            config.notices.extend(notice);
+            app::run(config)
         }
         Verb::Cleanup { args, for_flannel } => {
             preflight::check()?;

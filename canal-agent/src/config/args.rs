@@ -59,7 +59,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub ip_masq_fully_random_disable: Option<String>,
     /// Where /healthz and /readyz are served, with --healthz-port [default: 0.0.0.0]
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP|NAME")]
     pub healthz_ip: Option<String>,
     /// TCP port of /healthz and /readyz; 0: none [default: 0]
     #[arg(long, value_name = "PORT")]
@@ -127,9 +127,17 @@ pub(super) fn is_flag(name: &str) -> bool {
     RunArgs::augment_args(Command::new("run")).get_arguments().any(|arg| arg.get_long() == Some(name))
 }
 
-/// The arguments of a process as our parser takes them. A unit written for flanneld works: flags are understood as Go's,
-/// and in front of them, or under flanneld's own name, the verb `run` may be left out.
-pub fn command_line(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+/// The arguments of a process as our parser takes them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    pub args: Vec<OsString>,
+    /// One line about what stands behind the flags of `run`, where nothing is read any more.
+    pub notice: Option<String>,
+}
+
+/// A unit written for flanneld works: flags are understood as Go's, and in front of them, or under flanneld's own name,
+/// the verb `run` may be left out.
+pub fn command_line(args: impl IntoIterator<Item = OsString>) -> CommandLine {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let is_flanneld =
         args.first().is_some_and(|name| Path::new(name).file_name() == Some("flanneld".as_ref()));
@@ -143,9 +151,10 @@ pub fn command_line(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     go_flags(args)
 }
 
-/// Rewrites Go's `-flag` to `--flag`, so that a unit written for flanneld works: every argument before `--` with
-/// one dash and a flag's name or more than one letter behind it, unless it is the value of the flag before.
-fn go_flags(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+/// Rewrites Go's `-flag` (one dash, and a flag's name or more than one letter) to `--flag`, and `-flag value` to
+/// `--flag=value`, because a value may begin with a dash. Go's flags end at `--`, or at the first argument that is none;
+/// so do those of `run`, as flanneld's do. Other verbs have their words looked at by our parser.
+fn go_flags(given: Vec<OsString>) -> CommandLine {
     let command = RunArgs::augment_args(Command::new("run"));
     let is_long = |flag: &str| command.get_arguments().any(|arg| arg.get_long() == Some(flag));
     let takes_value = |flag: &str| {
@@ -153,23 +162,53 @@ fn go_flags(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
             arg.get_long() == Some(flag) && !arg.is_require_equals_set() && arg.get_action().takes_values()
         })
     };
-    let mut rewritten = Vec::new();
-    let (mut verbatim, mut value_follows) = (false, false);
-    for arg in args {
-        let text = arg.to_str().unwrap_or_default();
-        if verbatim || value_follows || !text.starts_with('-') {
-            value_follows = false;
-            rewritten.push(arg);
+    let is_run = given.get(1).is_some_and(|verb| verb == "run");
+    let mut given = given.into_iter();
+    let mut args: Vec<OsString> = given.by_ref().take(1 + usize::from(is_run)).collect();
+    while let Some(arg) = given.next() {
+        let text = arg.to_string_lossy();
+        let is_end = text == "--";
+        let is_word = text == "-" || !text.starts_with('-');
+        if is_run && (is_end || is_word) {
+            let words: Vec<_> = is_word.then_some(arg).into_iter().chain(given).collect();
+            return CommandLine { args, notice: unread(&words) };
+        }
+        if is_end || is_word {
+            args.push(arg);
+            if is_end {
+                args.extend(given.by_ref());
+            }
             continue;
         }
-        verbatim = text == "--";
         let name = text.trim_start_matches('-');
-        value_follows = takes_value(name);
         let bare = name.split_once('=').map_or(name, |(bare, _)| bare);
         let single = !text.starts_with("--") && (bare.chars().nth(1).is_some() || is_long(bare));
-        rewritten.push(if single { format!("--{name}").into() } else { arg });
+        let mut flag = OsString::from(if single { "-" } else { "" });
+        flag.push(&arg);
+        if takes_value(name)
+            && let Some(value) = given.next()
+        {
+            flag.push("=");
+            flag.push(value);
+        }
+        args.push(flag);
     }
-    rewritten
+    CommandLine { args, notice: None }
+}
+
+/// Names the first word and the flags behind it, but none of their values: one may be a password.
+fn unread(words: &[OsString]) -> Option<String> {
+    let (first, rest) = words.split_first()?;
+    let flags = rest.iter().filter_map(|word| {
+        let flag = word.to_str()?.split('=').next()?;
+        (flag.starts_with('-') && is_flag(flag.trim_start_matches('-'))).then(|| format!(" {flag}"))
+    });
+    Some(format!(
+        "{:?}{}: ignored, as by flanneld, whose flags end at the first word that is none; a truth value needs the equals sign, \
+         as in --ip-masq=true",
+        first.to_string_lossy(),
+        flags.collect::<String>()
+    ))
 }
 
 #[cfg(test)]
@@ -184,9 +223,14 @@ mod tests {
         run: RunArgs,
     }
 
+    fn line(text: &str) -> CommandLine {
+        command_line(text.split_whitespace().map(OsString::from))
+    }
+
     fn parse(args: &str) -> Result<RunArgs, clap::Error> {
-        let args = std::iter::once("run").chain(args.split_whitespace()).map(OsString::from);
-        Cli::try_parse_from(go_flags(args)).map(|cli| cli.run)
+        let mut args = line(&format!("flanneld {args}")).args;
+        args.remove(1);
+        Cli::try_parse_from(args).map(|cli| cli.run)
     }
 
     #[test]
@@ -207,19 +251,58 @@ mod tests {
         assert!(!format!("{run:?}").contains("hunter2"));
         assert_eq!(parse("-ip-masq=F").unwrap().ip_masq.as_deref(), Some("F"));
         assert!(parse("-no-such-flag").is_err());
-        assert!(parse("-ip-masq false").is_err(), "as in Go, the value of a bool needs the equals sign");
+    }
+
+    #[test]
+    fn flags_of_run_end_at_the_first_word_that_is_none_and_what_is_behind_is_named() {
+        for (args, named) in [
+            (
+                "run -ip-masq true -healthz-port 80 --public-ip=192.0.2.1",
+                "\"true\" -healthz-port --public-ip: ",
+            ),
+            ("-ip-masq false -etcd-password hunter2 -x -v=4", "\"false\" -etcd-password -v: "),
+            ("run -ip-masq -- -healthz-port 80", "\"-healthz-port\": "),
+            ("run -ip-masq - x", "\"-\": "),
+            ("run foo", "\"foo\": "),
+        ] {
+            let CommandLine { args: taken, notice } = line(&format!("canal-agent {args}"));
+            let notice = notice.expect(args);
+            assert!(notice.starts_with(named) && notice.contains("--ip-masq=true"), "{args}: {notice}");
+            assert!(!notice.contains("hunter2"), "{notice}");
+            let run = Cli::try_parse_from(&taken[1..]).unwrap().run;
+            assert_eq!((run.ip_masq.is_some(), run.healthz_port), (args != "run foo", None), "{args}");
+        }
+        for args in ["run", "run -ip-masq --", "cleanup foo", "lease release -ip-masq true", "-ip-masq=true"]
+        {
+            assert_eq!(line(&format!("canal-agent {args}")).notice, None, "{args}");
+        }
+        assert!(parse("-no-such-flag true").is_err());
+        let other = line("canal-agent cleanup foo -iface -x -- -iface");
+        assert_eq!(other.args, line("canal-agent cleanup foo --iface=-x -- -iface").args);
+        assert_eq!(other.args.len(), 6, "{other:?}");
+    }
+
+    #[test]
+    fn what_follows_a_flag_is_its_value_whatever_it_begins_with() {
+        let run = parse("-etcd-password -s3cret -iface-regex -a --etcd-prefix -x --iface -- -public-ip -v")
+            .unwrap();
+        assert_eq!(run.etcd_password.as_ref().map(Secret::reveal), Some("-s3cret"));
+        assert_eq!((run.iface_regex, run.etcd_prefix), (vec!["-a".to_owned()], Some("-x".to_owned())));
+        assert_eq!((run.iface, run.public_ip), (vec!["--".to_owned()], Some("-v".to_owned())));
+        assert_eq!(parse("-v -1").unwrap().flanneld.given("v"), Some("-1"));
+        assert!(parse("-iface").is_err(), "a value is missing");
     }
 
     #[test]
     fn the_verb_may_be_left_out_in_front_of_flags_and_under_flannelds_name() {
-        let line = |text: &str| {
-            let args = command_line(text.split_whitespace().map(OsString::from));
+        let taken_of = |text: &str| {
+            let args = line(text).args;
             args.iter().map(|arg| arg.to_str().unwrap()).collect::<Vec<_>>().join(" ")
         };
         for (given, taken) in [
             ("canal-agent -etcd-prefix=/x -ip-masq", "canal-agent run --etcd-prefix=/x --ip-masq"),
-            ("canal-agent --iface eth0", "canal-agent run --iface eth0"),
-            ("canal-agent -v 4", "canal-agent run --v 4"),
+            ("canal-agent --iface eth0", "canal-agent run --iface=eth0"),
+            ("canal-agent -v 4", "canal-agent run --v=4"),
             ("canal-agent -version", "canal-agent run --version"),
             ("/usr/bin/flanneld", "/usr/bin/flanneld run"),
             ("/usr/bin/flanneld --version", "/usr/bin/flanneld run --version"),
@@ -227,9 +310,9 @@ mod tests {
             ("canal-agent", "canal-agent"),
             ("canal-agent --version", "canal-agent --version"),
             ("canal-agent -h", "canal-agent -h"),
-            ("canal-agent cleanup -iface eth0", "canal-agent cleanup --iface eth0"),
+            ("canal-agent cleanup -iface eth0", "canal-agent cleanup --iface=eth0"),
         ] {
-            assert_eq!(line(given), taken, "{given}");
+            assert_eq!(taken_of(given), taken, "{given}");
         }
     }
 
@@ -253,8 +336,8 @@ mod tests {
     }
 
     #[test]
-    fn short_flags_values_and_the_rest_stay_as_they_are() {
-        let args = ["x", "-h", "-", "--iface", "-odd", "--", "-iface"].map(OsString::from);
-        assert_eq!(go_flags(args.clone()), args);
+    fn short_flags_and_what_stands_behind_two_dashes_stay_as_they_are() {
+        let args = ["x", "-h", "-", "--iface=-odd", "--", "-iface"].map(OsString::from);
+        assert_eq!(go_flags(args.to_vec()).args, args);
     }
 }

@@ -31,6 +31,21 @@ impl Value {
     pub(super) fn wrong(&self, problem: &str) -> ConfigError {
         ConfigError::new(&self.origin, format!("{:?} {problem}", self.text))
     }
+
+    /// What it says. flanneld goes on without a variable that makes no sense, and so does this: with a word in `notices`.
+    pub(super) fn read<T>(
+        &self,
+        parse: impl FnOnce(&Self) -> Result<T, ConfigError>,
+        notices: &mut Vec<String>,
+    ) -> Result<Option<T>, ConfigError> {
+        match parse(self) {
+            Err(error) if self.origin.starts_with(FLANNELD) => {
+                notices.push(format!("{error}: ignored, the default counts"));
+                Ok(None)
+            }
+            parsed => parsed.map(Some),
+        }
+    }
 }
 
 pub(super) struct Environment {

@@ -29,11 +29,13 @@ pub(super) fn options(args: &RunArgs, environment: &Environment) -> Result<EtcdO
             srv.wrong("asks DNS for the servers, which is not supported; name them with ETCD_ENDPOINTS")
         );
     }
+    let by_default = endpoints.is_none();
     let endpoints = endpoints
         .unwrap_or_else(|| Value { text: DEFAULT_ENDPOINTS.into(), origin: "--etcd-endpoints".into() });
     let prefix = find("etcd-prefix", &args.etcd_prefix);
     Ok(EtcdOptions {
         endpoints: self::endpoints(&endpoints, tls_setting)?,
+        by_default,
         prefix: EtcdPrefix::new(prefix.as_ref().map_or(DEFAULT_PREFIX, |value| value.text.as_str()))
             .map_err(|e| {
                 ConfigError::new(

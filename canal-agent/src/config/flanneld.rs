@@ -120,7 +120,7 @@ pub(super) fn notices(args: &FlanneldArgs, environment: &Environment) -> Result<
     for vain in all() {
         let given = args.given(vain.flag).map(str::to_owned);
         let Some(value) = environment.find(vain.flag, given) else { continue };
-        let is_fine = vain.check(&value)?;
+        let Some(is_fine) = value.read(|value| vain.check(value), &mut notices)? else { continue };
         if vain.flag == "kube-subnet-mgr" && !is_fine {
             return Err(value.wrong(
                 "asks for leases in Kubernetes, which Canal cannot read; leave it out, and write the network's \
@@ -148,7 +148,7 @@ impl Vain {
             Kind::Number(least, most) => match value.text.parse::<i64>() {
                 Ok(number) if (least..=most).contains(&number) => number.to_string(),
                 Ok(_) => return Err(value.wrong(&format!("is not between {least} and {most}"))),
-                Err(_) => return Err(value.wrong("is not a number")),
+                Err(_) => return Err(value.wrong("is not a number; write it in digits")),
             },
         };
         Ok(self.fine.contains(&text.as_str()))

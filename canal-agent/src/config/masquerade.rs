@@ -23,10 +23,11 @@ pub struct MasqueradeRules {
 pub(super) fn rules(
     args: &RunArgs,
     environment: &Environment,
+    notices: &mut Vec<String>,
 ) -> Result<Option<MasqueradeRules>, ConfigError> {
-    let truth = |flag: &'static str, given: &Option<String>| {
-        let value = environment.find(flag, given.clone());
-        value.as_ref().map(boolean).transpose().map(Option::unwrap_or_default)
+    let mut truth = |flag: &'static str, given: &Option<String>| match environment.find(flag, given.clone()) {
+        Some(value) => value.read(boolean, notices).map(Option::unwrap_or_default),
+        None => Ok(false),
     };
     let wanted = truth("ip-masq", &args.ip_masq)?;
     let keep_ports = truth("ip-masq-fully-random-disable", &args.ip_masq_fully_random_disable)?;

@@ -3,7 +3,8 @@
 //!
 //! For a flag `--etcd-cafile` the value is that of the flag, else of `CANAL_ETCD_CAFILE`, else of flannel's
 //! `FLANNELD_ETCD_CAFILE`, else of what else the field knows it by (here `ETCD_CA_CERT_FILE`). An empty variable
-//! is an unset one: manifests rely on it.
+//! is an unset one: manifests rely on it. A truth value or a number of flanneld's that makes no sense is an error, but in
+//! `FLANNELD_…` as if it were not set.
 
 mod args;
 mod calico_node;
@@ -20,10 +21,7 @@ pub mod parameters;
 mod sizes;
 mod uplink;
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -31,9 +29,9 @@ use self::{
     environment::{Environment, Value},
     node_name::NodeName,
 };
-use crate::{model::felix::Source, store::EtcdOptions};
+use crate::{api::port::Address, model::felix::Source, store::EtcdOptions};
 
-pub use args::{RunArgs, command_line};
+pub use args::{CommandLine, RunArgs, command_line};
 pub use flanneld::FlanneldArgs;
 pub use flows::{Established, FlowTimeouts};
 pub use gear::Gear;
@@ -48,7 +46,7 @@ pub struct Config {
     pub etcd: EtcdOptions,
     pub uplink: UplinkRules,
     /// Where /healthz and /readyz are served.
-    pub health: Option<SocketAddr>,
+    pub health: Option<Address>,
     pub subnet_file: PathBuf,
     pub ip_masq: Option<MasqueradeRules>,
     pub node_name: String,
@@ -134,8 +132,8 @@ impl Config {
         Ok(Self {
             etcd: etcd::options(&args, environment)?,
             uplink: uplink::rules(&args, environment)?,
-            health: health::address(&args, environment)?,
-            ip_masq: masquerade::rules(&args, environment)?,
+            health: health::address(&args, environment, &mut notices)?,
+            ip_masq: masquerade::rules(&args, environment, &mut notices)?,
             subnet_file: path("subnet-file", args.subnet_file, "/run/flannel/subnet.env"),
             node_name,
             nodename_file,

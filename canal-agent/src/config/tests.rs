@@ -70,7 +70,10 @@ fn pem_files(folder: &Path) -> (String, String) {
 #[test]
 fn with_nothing_given_the_defaults_are_flannels() {
     let config = resolve(&[], &[]).unwrap();
-    assert_eq!(config.etcd.endpoints, ["http://127.0.0.1:2379"]);
+    assert_eq!(
+        (config.etcd.endpoints, config.etcd.by_default),
+        (vec!["http://127.0.0.1:2379".to_owned()], true)
+    );
     assert_eq!(config.etcd.prefix.to_string(), "/coreos.com/network");
     assert_eq!(config.subnet_file, Path::new("/run/flannel/subnet.env"));
     assert_eq!(config.state_dir, Path::new("/var/lib/canal"));
@@ -100,6 +103,7 @@ fn the_flag_beats_our_variable_beats_flannels_beats_calicos() {
     assert_eq!(endpoint(&[], &all[1..]), "http://flannel:1");
     assert_eq!(endpoint(&[], &all[2..]), "http://calico:1");
     assert_eq!(endpoint(&[], &[("CANAL_ETCD_ENDPOINTS", ""), all[1]]), "http://flannel:1");
+    assert!(!resolve(&[], &all[2..]).unwrap().etcd.by_default);
 }
 
 #[test]
@@ -222,8 +226,8 @@ fn flanneld(line: &str, variables: &[Given<'_>]) -> Result<Config, String> {
         #[command(flatten)]
         run: RunArgs,
     }
-    let line = format!("flanneld {line} --nodename-file /no/such --felix-config-file /no/such");
-    let mut args = command_line(line.split_whitespace().map(Into::into));
+    let line = format!("flanneld --nodename-file /no/such --felix-config-file /no/such {line}");
+    let mut args = command_line(line.split_whitespace().map(Into::into)).args;
     args.remove(1);
     let cli = <Cli as clap::Parser>::try_parse_from(args).map_err(|error| error.to_string())?;
     Config::resolve(cli.run, Environment::of(variables), 4 << 30).map_err(|error| error.to_string())
@@ -243,6 +247,7 @@ fn every_flag_of_flanneld_is_taken_and_its_default_needs_no_word() {
     assert_eq!(config.notices, Vec::<String>::new());
     let expected = EtcdOptions {
         endpoints: vec!["http://127.0.0.1:4001".to_owned(), "http://127.0.0.1:2379".to_owned()],
+        by_default: false,
         ..flanneld("", &[]).unwrap().etcd
     };
     assert_eq!(config, Config { etcd: expected, ..flanneld("", &[]).unwrap() });
@@ -289,9 +294,9 @@ fn what_makes_flanneld_end_makes_canal_end_and_kubernetes_is_refused() {
         ("-iface-regex [", "is not a regular expression"),
         ("-iface-can-reach node2", "--iface-can-reach: \"node2\" is not an IPv4 address"),
         ("-healthz-port 65536", "is not a port"),
-        ("-healthz-ip localhost -healthz-port 1", "is not an address"),
+        ("-healthz-port off", "is not a port"),
+        ("-ip-masq=yes", "is not a truth value"),
         ("-no-such-flag", "unexpected argument '--no-such-flag'"),
-        ("-ip-masq true", "unexpected argument 'true'"),
     ] {
         let error = flanneld(line, &[]).expect_err(line);
         assert!(error.contains(want), "{line}: {error}");
@@ -310,10 +315,65 @@ fn a_flag_without_text_beats_the_environment_and_a_variable_is_one_uplink() {
     assert_eq!(ifaces("-iface a -iface b", "eth0"), ["a", "b"]);
     assert_eq!(ifaces("-iface=", "eth0"), Vec::<String>::new());
     let config = flanneld("-healthz-port 8470", &[]).unwrap();
-    assert_eq!(config.health.unwrap().to_string(), "0.0.0.0:8470");
-    assert_eq!(flanneld("-healthz-ip ::1", &[]).unwrap().health, None);
-    let config = flanneld("-healthz-ip ::1", &[("FLANNELD_HEALTHZ_PORT", "1")]).unwrap();
-    assert_eq!(config.health.unwrap().to_string(), "[::1]:1");
+    assert_eq!(config.health, Some(at("0.0.0.0", 8470)));
+}
+
+#[test]
+fn health_is_served_at_any_name_and_nowhere_without_a_port_above_zero() {
+    let health = |line: &str, variables: &[Given<'_>]| flanneld(line, variables).unwrap().health;
+    for (host, port) in [("::1", "1"), ("localhost", "65535"), ("192.0.2.1", "8470")] {
+        let line = format!("-healthz-ip {host}");
+        let served = health(&line, &[("FLANNELD_HEALTHZ_PORT", port)]);
+        assert_eq!(served, Some(at(host, port.parse().unwrap())));
+        assert_eq!(health(&line, &[]), None);
+    }
+    for port in ["0", "-1", "-70000"] {
+        assert_eq!(health(&format!("-healthz-port {port}"), &[]), None, "{port}");
+    }
+}
+
+fn at(host: &str, port: u16) -> Address {
+    Address { host: host.to_owned(), port }
+}
+
+#[test]
+fn a_variable_of_flannelds_without_sense_is_ignored_with_a_word_and_any_other_place_is_an_error() {
+    for (name, text, wanted) in [
+        ("IP_MASQ", "yes", "write true or false"),
+        ("IP_MASQ_FULLY_RANDOM_DISABLE", "2", "write true or false"),
+        ("HEALTHZ_PORT", "off", "write 1 to 65535, or 0"),
+        ("HEALTHZ_PORT", "70000", "write 1 to 65535, or 0"),
+        ("IPTABLES_RESYNC", "5s", "write it in digits"),
+        ("SUBNET_LEASE_RENEW_MARGIN", "1h", "write it in digits"),
+        ("SUBNET_LEASE_RENEW_MARGIN", "0", "between 1 and 1439"),
+        ("IPTABLES_FORWARD_RULES", "on", "write true or false"),
+        ("KUBE_SUBNET_MGR", "no", "write true or false"),
+        ("V", "debug", "write it in digits"),
+    ] {
+        let variable = |prefix: &str| format!("{prefix}{name}");
+        let config = flanneld("", &[(&variable("FLANNELD_"), text)]).unwrap();
+        let [notice] = &config.notices[..] else { panic!("{name}: {:?}", config.notices) };
+        assert!(notice.starts_with(&format!("FLANNELD_{name}: {text:?} is not ")), "{notice}");
+        assert!(notice.contains(wanted) && notice.ends_with(": ignored, the default counts"), "{notice}");
+        assert_eq!(Config { notices: Vec::new(), ..config }, flanneld("", &[]).unwrap(), "{name}");
+
+        let error = flanneld("", &[(&variable("CANAL_"), text)]).expect_err(name);
+        assert!(error.starts_with(&variable("CANAL_")) && error.contains(wanted), "{error}");
+        let flag = name.to_lowercase().replace('_', "-");
+        let error = flanneld(&format!("-{flag}={text}"), &[(&variable("FLANNELD_"), "")]).expect_err(name);
+        assert!(error.starts_with(&format!("--{flag}: ")) && error.contains(wanted), "{error}");
+    }
+    for (name, text) in [
+        ("FLANNELD_ETCD_ENDPOINTS", "nowhere"),
+        ("FLANNELD_ETCD_CAFILE", "/no/such"),
+        ("FLANNELD_ETCD_PREFIX", "/"),
+        ("FLANNELD_IFACE_REGEX", "["),
+        ("FLANNELD_IFACE_CAN_REACH", "node2"),
+        ("FLANNELD_PUBLIC_IP", "node1"),
+    ] {
+        let error = flanneld("", &[(name, text)]).expect_err("another cluster or uplink would be taken");
+        assert!(error.starts_with(name), "{error}");
+    }
 }
 
 #[test]
@@ -407,7 +467,7 @@ fn every_mistake_names_its_setting_and_the_remedy() {
         (vec![("etcd-prefix", "/")], vec![], "--etcd-prefix: etcd prefix \"/\" is empty"),
         (vec![("public-ip", "fd00::1")], vec![], r#"--public-ip: "fd00::1" is not an IPv4 address"#),
         (vec![("public-ip", "0.0.0.0")], vec![], "not an address that peers can send to"),
-        (vec![], vec![("FLANNELD_IP_MASQ", "yes")], r#"FLANNELD_IP_MASQ: "yes" is not a truth value"#),
+        (vec![], vec![("CANAL_IP_MASQ", "yes")], r#"CANAL_IP_MASQ: "yes" is not a truth value"#),
         (vec![("node-name", "a/b")], vec![], r#"--node-name: "a/b" is no node name"#),
         (vec![], vec![("NODENAME", "-a")], "NODENAME: \"-a\" must begin and end"),
         (vec![], vec![("DATASTORE_TYPE", "kubernetes")], "DATASTORE_TYPE: \"kubernetes\" is not supported"),

@@ -91,7 +91,10 @@ fn hint(cause: &Cause) -> &'static str {
         Cause::NotTls => "; write http:// in --etcd-endpoints, or enable TLS on the server",
         Cause::WrongCredentials => "; check --etcd-username and --etcd-password",
         Cause::CredentialsNeeded => "; set --etcd-username and --etcd-password",
-        Cause::PermissionDenied => "; grant the user a role for this key (etcdctl role grant-permission)",
+        Cause::PermissionDenied => {
+            "; grant the user's role read on all below --etcd-prefix, and readwrite on its subnets/ and on \
+             /calico/resources/v3/projectcalico.org/ (etcdctl role grant-permission --prefix)"
+        }
         Cause::NoLeader => "; check the health of its members",
         Cause::RevisionGone | Cause::LeaseGone | Cause::File(_) | Cause::Other(_) => "",
     }
@@ -110,7 +113,11 @@ const UNAUTHENTICATED: i32 = 16;
 
 impl StoreError {
     pub(super) fn new(operation: impl Into<String>, options: &EtcdOptions, cause: Cause) -> Self {
-        Self { operation: operation.into(), endpoints: options.endpoints.join(","), cause }
+        let mut endpoints = options.endpoints.join(",");
+        if options.by_default {
+            endpoints.push_str(", as no --etcd-endpoints are given");
+        }
+        Self { operation: operation.into(), endpoints, cause }
     }
 }
 
@@ -225,6 +232,7 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{EtcdPrefix, RESOURCES, TlsFiles};
 
     #[test]
     fn transport_texts_become_causes() {
@@ -263,15 +271,33 @@ mod tests {
 
     #[test]
     fn an_error_is_one_line_with_operation_object_cause_and_hint() {
-        let error = StoreError {
-            operation: "read /coreos.com/network/config".into(),
-            endpoints: "http://127.0.0.1:2379".into(),
-            cause: Cause::Refused,
+        let mut options = EtcdOptions {
+            endpoints: vec!["http://127.0.0.1:2379".into()],
+            by_default: false,
+            prefix: EtcdPrefix::new("/coreos.com/network").unwrap(),
+            tls: TlsFiles::default(),
+            credentials: None,
+        };
+        let refused = |options: &EtcdOptions| {
+            StoreError::new("read /coreos.com/network/config", options, Cause::Refused).to_string()
         };
         assert_eq!(
-            error.to_string(),
+            refused(&options),
             "cannot read /coreos.com/network/config (etcd at http://127.0.0.1:2379): connection refused; \
              is etcd running there? check --etcd-endpoints"
         );
+        options.by_default = true;
+        assert_eq!(
+            refused(&options),
+            "cannot read /coreos.com/network/config (etcd at http://127.0.0.1:2379, as no --etcd-endpoints are given): \
+             connection refused; is etcd running there? check --etcd-endpoints"
+        );
+        let denied =
+            StoreError::new("list /coreos.com/network/", &options, Cause::PermissionDenied).to_string();
+        for words in
+            ["permission denied", "read on all below --etcd-prefix", "readwrite on its subnets/", RESOURCES]
+        {
+            assert!(denied.contains(words), "{denied}");
+        }
     }
 }

@@ -10,6 +10,8 @@ use super::EtcdPrefix;
 pub struct EtcdOptions {
     /// `http://host:port` or `https://host:port`, all of one scheme, no trailing slash.
     pub endpoints: Vec<String>,
+    /// Nobody named them.
+    pub by_default: bool,
     pub prefix: EtcdPrefix,
     pub tls: TlsFiles,
     pub credentials: Option<Credentials>,

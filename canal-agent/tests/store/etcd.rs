@@ -166,6 +166,7 @@ fn ctl() -> Command {
 pub(crate) fn options(endpoint: &str) -> EtcdOptions {
     EtcdOptions {
         endpoints: vec![endpoint.to_owned()],
+        by_default: false,
         prefix: EtcdPrefix::new(PREFIX).unwrap(),
         tls: TlsFiles::default(),
         credentials: None,
