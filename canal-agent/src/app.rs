@@ -45,7 +45,7 @@ use crate::{
     },
     store::{
         Attributes, EtcdPrefix, Lease, LeaseManager, Listing, Mirror, NetworkConfig, Owner, Past, Prefix,
-        RESOURCES, Store, StoreEvent, Terms, VxlanOptions, initial, machine, own_entry, retry::Backoff,
+        RESOURCES, Store, StoreEvent, Terms, VxlanOptions, initial, machine, own_mac, retry::Backoff,
         subnet_file::read_previous_subnet,
     },
 };
@@ -373,10 +373,7 @@ async fn vtep_mac(
     if let Some(mac) = existing {
         return Ok(mac);
     }
-    let leased = own_entry(&leases.entries, prefix, owner)
-        .and_then(|lease| lease.vxlan_data().ok())
-        .map(|data| data.vtep_mac);
-    Ok(leased.unwrap_or_else(overlay::random_mac))
+    Ok(own_mac(&leases.entries, prefix, owner).unwrap_or_else(overlay::random_mac))
 }
 
 /// Gives the list back unless time has passed over it.

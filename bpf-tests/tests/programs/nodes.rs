@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use aya::maps::{HashMap, Map, MapData};
 use canal_agent::dataplane::nodes::{Nodes, Peer};
-use canal_common::node::MAX_NODES;
+use canal_common::{
+    Ip4, names,
+    node::{MAX_NODES, NodeRef},
+};
 use ipnet::Ipv4Net;
 
 use super::*;
@@ -125,5 +129,34 @@ fn many_leases_at_once_are_all_reached_and_what_has_no_room_is_named() {
             assert_eq!(next_node(lab, subnet(number).addr()), Some(node(number)), "{number}");
         }
         assert_eq!(next_node(lab, subnet(MAX_NODES).addr()), None);
+    });
+}
+
+#[test]
+fn a_lease_that_the_kernel_refuses_keeps_no_other_back_and_is_tried_again() {
+    let mut lab = Lab::open().unwrap();
+    lab.visit(|lab| {
+        add_pods(lab);
+        let Some(Map::HashMap(table)) = lab.object.ebpf.map(names::NODE_IPS) else { panic!() };
+        let id = table.info().unwrap().id();
+        let mut nodes = Nodes::adopt(&mut lab.object.ebpf).unwrap();
+        let table = Map::HashMap(MapData::from_id(id).unwrap());
+        let mut addresses: HashMap<_, Ip4, NodeRef> = table.try_into().unwrap();
+        // Full, so that one address finds no place any more, and the other has one.
+        let other = |number| Ip4::from(Ipv4Addr::from_bits(0xac10_0000 + number));
+        addresses.insert(Ip4::from(OTHER_NODE), NodeRef { node: 0 }, 0).unwrap();
+        let filled =
+            (0..=MAX_NODES).take_while(|at| addresses.insert(other(*at), NodeRef { node: 0 }, 0).is_ok());
+        assert!(filled.count() < MAX_NODES as usize);
+
+        let second = Ipv4Addr::new(10, 244, 3, 9);
+        let wanted = leases(&[(REMOTE_NET, peer(REMOTE_NODE)), ("10.244.3.0/24", peer(OTHER_NODE))]);
+        let problems = nodes.apply(&wanted);
+        assert!(problems.len() == 1 && problems[0].contains(REMOTE_NET), "{problems:?}");
+        assert_eq!((next_node(lab, REMOTE), next_node(lab, second)), (None, Some(OTHER_NODE)));
+        lab.forget_flows();
+        addresses.remove(&other(0)).unwrap();
+        assert_eq!(nodes.apply(&wanted), Vec::<String>::new());
+        assert_eq!((next_node(lab, REMOTE), next_node(lab, second)), (Some(REMOTE_NODE), Some(OTHER_NODE)));
     });
 }

@@ -215,8 +215,8 @@ impl Node {
         self.problems.extend(problems);
         self.apply_routes(device, &peers, &routes);
         self.problems.extend(self.peers.unreachable(self.own(), |ip| self.is_on_link(ip)));
-        self.problems.extend(self.peers.conflicts(self.own()));
-        self.problems.extend(self.peers.namesakes(self.own(), &self.config.node_name));
+        let claims = self.claims();
+        self.problems.extend(claims);
         self.hooks.pin_judge(&mut self.object)?;
         if let Some(device) = device {
             self.hooks.attach(&mut self.object, Place::Overlay, &device.name, device.index)?;

@@ -417,7 +417,12 @@ impl Node {
     }
 
     pub(super) fn own(&self) -> Own<'_> {
-        Own { key: &self.lease.key, subnet: self.lease.subnet, public_ip: self.uplink.public_ip }
+        Own {
+            key: &self.lease.key,
+            subnet: self.lease.subnet,
+            public_ip: self.uplink.public_ip,
+            vtep_mac: self.vtep_mac,
+        }
     }
 
     /// `None`: this backend has no device.

@@ -50,10 +50,9 @@ impl Node {
                 self.all_is_due = true;
                 match prefix {
                     Prefix::Network => {
-                        let entries: Vec<_> = entries.into_iter().map(|e| (e.key, e.value)).collect();
                         let config = self.prefix().config();
-                        match entries.iter().find(|(key, _)| *key == config) {
-                            Some((_, value)) => self.follow_config(value),
+                        match entries.iter().find(|entry| entry.key == config) {
+                            Some(entry) => self.follow_config(&entry.value),
                             None => self.config_is_gone(),
                         }
                         self.recall(forgetful);
@@ -131,6 +130,15 @@ impl Node {
         })
     }
 
+    /// Leases that claim what another has.
+    pub(super) fn claims(&self) -> Vec<String> {
+        let (own, terms) = (self.own(), self.terms.borrow());
+        let mut claims = self.peers.conflicts(own, &terms);
+        claims.extend(self.peers.namesakes(own, terms.attributes.owner()));
+        claims.extend(self.peers.collisions(own));
+        claims
+    }
+
     /// Objects that are in force though etcd has lost them, if there are any.
     pub(super) fn lost(&self) -> Option<String> {
         let lost = self.cluster.remembered();
@@ -157,7 +165,7 @@ impl Node {
         self.all_is_due = true;
         match change {
             Change::Put(entry) if entry.key == self.prefix().config() => self.follow_config(&entry.value),
-            Change::Put(entry) => self.peers.put(&entry.key, &entry.value),
+            Change::Put(entry) => self.peers.put(&entry),
             Change::Delete { key, .. } if key == self.prefix().config() => self.config_is_gone(),
             Change::Delete { key, .. } => self.peers.delete(&key),
         }

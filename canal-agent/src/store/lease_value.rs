@@ -4,6 +4,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use canal_common::Mac;
+use tracing::warn;
 
 use super::{EtcdPrefix, client::Entry, json::Json};
 
@@ -136,8 +137,12 @@ impl LeaseValue {
     pub fn vxlan_data(&self) -> Result<VxlanData, BadLease> {
         let data = self.backend_data.as_ref().ok_or(BadLease::Missing("BackendData"))?;
         let mac = text(data, "VtepMAC")?.ok_or(BadLease::Missing("BackendData.VtepMAC"))?;
-        let vtep_mac =
-            mac.parse().map_err(|_| mismatch("BackendData.VtepMAC", format!("{mac:?}"), "a MAC address"))?;
+        let want = "a MAC address that a device can have";
+        let vtep_mac = mac
+            .parse()
+            .ok()
+            .filter(|mac| is_of_a_device(*mac))
+            .ok_or_else(|| mismatch("BackendData.VtepMAC", format!("{mac:?}"), want))?;
         let vni = match data.member("VNI") {
             // Flannel before v0.16 published only the MAC; its VNI was 1 by default.
             None => 1,
@@ -151,18 +156,9 @@ impl LeaseValue {
         Ok(VxlanData { vni, vtep_mac })
     }
 
-    /// Is this the lease of that node? One without a name was written by flanneld, which knows nodes by their public
-    /// address. Else two of three must agree: name, machine and public address. So a node may be renamed, moved or installed
-    /// anew, and neither another of its name nor a copy of its disk takes its lease.
+    /// Is this the lease of that node?
     pub fn belongs_to(&self, owner: Owner<'_>) -> bool {
-        let address = owner.public_ip == Some(self.public_ip);
-        let name = self.node.as_deref().map(|node| node == owner.node);
-        let machine = self.machine.as_deref().map(|machine| machine == owner.machine);
-        match (name, machine) {
-            (None, _) => address,
-            (Some(name), None) => name,
-            (Some(name), Some(machine)) => u8::from(name) + u8::from(machine) + u8::from(address) >= 2,
-        }
+        owner.owns(self.public_ip, self.node.as_deref(), self.machine.as_deref())
     }
 
     /// Another Canal node that publishes the same address: nobody can reach both.
@@ -180,6 +176,22 @@ pub struct Owner<'a> {
     pub public_ip: Option<Ipv4Addr>,
 }
 
+impl Owner<'_> {
+    /// Is a lease that says this of its node the owner's? One without a name was written by flanneld, which knows nodes by their
+    /// public address, or by hand. Else two of three must agree: name, machine and public address. So a node may be renamed, moved or
+    /// installed anew, and neither another of its name nor a copy of its disk takes its lease.
+    pub fn owns(self, public_ip: Ipv4Addr, node: Option<&str>, machine: Option<&str>) -> bool {
+        let address = self.public_ip == Some(public_ip);
+        let name = node.map(|node| node == self.node);
+        let machine = machine.map(|machine| machine == self.machine);
+        match (name, machine) {
+            (None, machine) => address && machine != Some(false),
+            (Some(name), None) => name,
+            (Some(name), Some(machine)) => u8::from(name) + u8::from(machine) + u8::from(address) >= 2,
+        }
+    }
+}
+
 impl VxlanData {
     fn to_json(self) -> Json {
         Json::object([
@@ -189,25 +201,40 @@ impl VxlanData {
     }
 }
 
-/// The lease that this node wrote before, if it is among `entries` (which may hold other keys). Its MAC is the one
-/// that peers know: make the device with it.
-pub fn own_entry<'a>(
+/// The MAC of the leases that are this node's already, if such are among `entries` (which may hold other keys). Peers know it:
+/// make the device with it. One that another node has too, as in a reservation that was copied from that node's lease, is none.
+pub fn own_mac<'a>(
     entries: impl IntoIterator<Item = &'a Entry>,
     prefix: &EtcdPrefix,
     owner: Owner<'_>,
-) -> Option<LeaseValue> {
-    let mut by_address = None;
-    for entry in entries {
-        let Some(Ok(_)) = prefix.parse_subnet(&entry.key) else { continue };
-        let Ok(value) = LeaseValue::parse(&entry.value) else { continue };
-        if value.belongs_to(owner) {
-            if value.node.is_some() {
-                return Some(value);
+) -> Option<Mac> {
+    let leases = entries.into_iter().filter_map(|entry| {
+        prefix.parse_subnet(&entry.key)?.ok()?;
+        Some((&entry.key, LeaseValue::parse(&entry.value).ok()?))
+    });
+    let (mut ours, others): (Vec<_>, Vec<_>) = leases.partition(|(_, lease)| lease.belongs_to(owner));
+    let has = |lease: &LeaseValue, mac| lease.vxlan_data().is_ok_and(|data| data.vtep_mac == mac);
+    // What a node of ours wrote before what flanneld did, or somebody by hand.
+    ours.sort_by_key(|(_, lease)| lease.node.is_none());
+    ours.iter().find_map(|(key, lease)| match lease.vxlan_data() {
+        Ok(VxlanData { vtep_mac: mac, .. }) => match others.iter().find(|(_, other)| has(other, mac)) {
+            None => Some(mac),
+            Some((other, _)) => {
+                warn!(key, other, %mac, "another lease has the VtepMAC of ours; not using it");
+                None
             }
-            by_address.get_or_insert(value);
+        },
+        Err(BadLease::Missing(_)) => None,
+        Err(error) => {
+            warn!(key, %error, "the VtepMAC of our lease is of no use");
+            None
         }
-    }
-    by_address
+    })
+}
+
+/// As the kernel sees it: neither zeros nor a group's.
+fn is_of_a_device(mac: Mac) -> bool {
+    mac != Mac::default() && mac.octets[0] & 1 == 0
 }
 
 fn text<'a>(json: &'a Json, name: &'static str) -> Result<Option<&'a str>, BadLease> {
@@ -306,6 +333,10 @@ mod tests {
                 "a MAC address",
             ),
             (
+                r#"{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{"VtepMAC":"01:00:5e:00:00:01"}}"#,
+                "a MAC address that a device can have",
+            ),
+            (
                 r#"{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{"VNI":16777216,"VtepMAC":"82:d2:48:77:ea:cf"}}"#,
                 "VNI",
             ),
@@ -316,26 +347,40 @@ mod tests {
     }
 
     #[test]
-    fn our_entry_is_found_by_name_first_and_then_by_address() {
+    fn our_mac_is_that_of_our_own_lease_if_a_device_can_have_it_and_no_other_node_has() {
         let prefix = EtcdPrefix::new("/coreos.com/network").unwrap();
-        let by_address = entry("/coreos.com/network/subnets/10.1.1.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
-        let by_name = entry(
-            "/coreos.com/network/subnets/10.1.2.0-24",
-            r#"{"PublicIP":"192.0.2.9","Canal":{"Node":"n1"}}"#,
-        );
-        let rival = entry(
-            "/coreos.com/network/subnets/10.1.3.0-24",
-            r#"{"PublicIP":"192.0.2.1","Canal":{"Node":"n2"}}"#,
-        );
-        let elsewhere = entry("/coreos.com/network/config", r#"{"PublicIP":"192.0.2.1"}"#);
-        let garbage = entry("/coreos.com/network/subnets/10.1.4.0-24", "{");
         let owner = Owner { node: "n1", machine: "m1", public_ip: Some("192.0.2.1".parse().unwrap()) };
-        let find = |entries: &[&Entry]| {
-            own_entry(entries.iter().copied(), &prefix, owner).map(|v| v.public_ip.to_string())
+        let (mac, named, other) = ("02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03");
+        let lease = |ip: &str, mac: &str, node: &str| {
+            format!(
+                r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{{"VtepMAC":"{mac}"}},"Canal":{{"Node":"{node}"}}}}"#
+            )
         };
-        assert_eq!(find(&[&garbage, &by_address, &by_name]), Some("192.0.2.9".into()));
-        assert_eq!(find(&[&elsewhere, &rival, &by_address]), Some("192.0.2.1".into()));
-        assert_eq!(find(&[&elsewhere, &rival]), None);
+        let by_address = |mac| lease("192.0.2.1", mac, "");
+        let rival = || lease("192.0.2.1", other, "n2");
+        let peer = |mac| lease("192.0.2.2", mac, "");
+        let bare = || r#"{"PublicIP":"192.0.2.1"}"#.to_owned();
+        for (values, want) in [
+            (vec![by_address(mac)], Some(mac)),
+            (vec!["{".to_owned(), by_address(mac), lease("192.0.2.9", named, "n1")], Some(named)),
+            (vec![rival(), by_address(mac)], Some(mac)),
+            (vec![rival(), peer(mac)], None),
+            (vec![by_address("00:00:00:00:00:00")], None),
+            (vec![by_address("01:00:5e:00:00:01")], None),
+            (vec![by_address("ff:ff:ff:ff:ff:ff")], None),
+            (vec![by_address(mac), peer(mac)], None),
+            // A reservation beside our lease.
+            (vec![by_address(other), bare(), lease("192.0.2.1", named, "n1"), peer(other)], Some(named)),
+            (vec![by_address(named), lease("192.0.2.1", named, "n1")], Some(named)),
+            (vec![bare()], None),
+        ] {
+            let mut entries = vec![entry("/coreos.com/network/config", &by_address(other))];
+            entries.extend(values.iter().zip(1..).map(|(value, number)| {
+                entry(&format!("/coreos.com/network/subnets/10.1.{number}.0-24"), value)
+            }));
+            let found = own_mac(&entries, &prefix, owner).map(|mac| mac.to_string());
+            assert_eq!(found.as_deref(), want, "{values:?}");
+        }
     }
 
     #[test]
@@ -352,6 +397,7 @@ mod tests {
             ("n1", "", "192.0.2.2", true, false),    // from before there were machines
             ("", "", "192.0.2.1", true, false),      // flanneld's
             ("", "", "192.0.2.2", false, false),
+            ("", "m2", "192.0.2.1", false, false), // a reservation for another machine
         ] {
             let text =
                 format!(r#"{{"PublicIP":"{address}","Canal":{{"Node":"{node}","Machine":"{machine}"}}}}"#);

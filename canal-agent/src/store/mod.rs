@@ -23,7 +23,7 @@ pub use error::{Cause, StoreError};
 pub use history::Past;
 pub use keys::{EtcdPrefix, RESOURCES, SubnetKey};
 pub use lease::{Attributes, Lease, LeaseError, LeaseEvent, LeaseManager, Terms};
-pub use lease_value::{BackendKind, LeaseValue, Owner, VxlanData, own_entry};
+pub use lease_value::{BackendKind, LeaseValue, Owner, VxlanData, own_mac};
 pub use network::{Backend, NetworkConfig, NetworkError, VxlanOptions};
 pub use options::{Credentials, EtcdOptions, Secret, TlsFiles};
 pub use subnet_file::SubnetEnv;

@@ -216,6 +216,43 @@ async fn a_reservation_stays_one_at_the_start_and_while_running() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_for_a_node_that_holds_another_subnet_is_taken_when_it_starts_again() {
+    let etcd = Etcd::start().await;
+    let mut admin = etcd.admin().await;
+    let store = etcd.store().await;
+    let mut held = Held::start(LeaseManager::new(store.clone(), wide(), None), node(1)).await;
+    let LeaseEvent::Held(lease) = held.next().await else { panic!() };
+    let key = format!("{PREFIX}/subnets/10.100.200.0-24");
+    let foreign = (
+        format!("{PREFIX}/subnets/10.100.201.0-24"),
+        r#"{"PublicIP":"192.0.2.1","Canal":{"Node":"x","Machine":"y"}}"#,
+    );
+    admin.put(foreign.0.as_str(), foreign.1, None).await.unwrap();
+    admin.put(key.as_str(), r#"{"PublicIP":"192.0.2.1","Rack":7}"#, None).await.unwrap();
+    // Its pods have addresses of the subnet that it holds.
+    admin.delete(lease.key.as_str(), None).await.unwrap();
+    assert!(matches!(held.next().await, LeaseEvent::Lost { .. }));
+    let LeaseEvent::Held(again) = held.next().await else { panic!() };
+    assert_eq!(again.key, lease.key);
+    held.stop().await;
+
+    let previous = Some(lease.subnet);
+    let reserved = LeaseManager::new(store.clone(), wide(), previous).acquire(node(1)).await.unwrap();
+    assert!(reserved.reservation && reserved.key == key, "{reserved:?}");
+    let all = subnets(&mut admin).await;
+    let want = value(&node(1)).replace(r#""machine1"}"#, r#""machine1"},"Rack":7"#);
+    assert_eq!((all[0].0.as_str(), &all[0].1, all[0].3), (key.as_str(), &want, 0));
+    assert_eq!(
+        (all.len(), &all[1].0, all[1].1.as_str()),
+        (2, &foreign.0, foreign.1),
+        "the former lease alone is gone"
+    );
+    assert_eq!(lease_count(&mut admin).await, 0, "the etcd lease it had is revoked");
+    LeaseManager::new(store, wide(), Some(reserved.subnet)).acquire(node(1)).await.unwrap();
+    assert_eq!(subnets(&mut admin).await, all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_key_is_taken_again_with_the_same_subnet_and_no_other_key_is_touched() {
     let etcd = Etcd::start().await;
     let mut admin = etcd.admin().await;

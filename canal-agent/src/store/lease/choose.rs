@@ -48,44 +48,52 @@ impl Held {
 pub(super) struct Request<'a> {
     pub(super) network: &'a NetworkConfig,
     pub(super) owner: Owner<'a>,
-    /// The subnet of an earlier run.
+    /// The subnet of an earlier run, or of this one if it has lost it.
     pub(super) previous: Option<Ipv4Net>,
+    /// It held `previous` a moment ago.
+    pub(super) is_running: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Choice<'a> {
-    /// This key is ours already.
-    Retake(&'a Held),
+    /// This key is ours already. If it is a reservation, our leases are given up for it.
+    Retake { held: &'a Held, replaces: Vec<&'a Held> },
     /// Take a free subnet, and give up our leases that do not fit the network any more.
     Create { subnet: Ipv4Net, replaces: Vec<&'a Held> },
 }
 
 /// `None`: the network is full.
 pub(super) fn choose<'a>(request: Request<'_>, held: &'a [Held], rng: &mut impl Rng) -> Option<Choice<'a>> {
-    let Request { network, owner, previous } = request;
+    let Request { network, owner, previous, is_running } = request;
     let value = |held: &'a Held| held.value.as_ref();
     for rival in held.iter().filter(|held| value(held).is_some_and(|v| v.rivals(owner))) {
         warn!(key = rival.key, public_ip = ?owner.public_ip, "another node publishes our public address; peers can reach only one");
     }
     let ours: Vec<_> = held.iter().filter(|held| value(held).is_some_and(|v| v.belongs_to(owner))).collect();
-    let best = ours.iter().filter(|held| network.accepts(&held.subnet)).max_by_key(|held| {
+    // A reservation is the administrator's to remove.
+    let leased = || ours.iter().copied().filter(|held| !held.is_reservation()).collect();
+    let best = ours.iter().copied().filter(|held| network.accepts(&held.subnet)).max_by_key(|held| {
         let named = value(held).is_some_and(|v| v.node.is_some());
         let same_machine = value(held).is_some_and(|v| v.machine.as_deref() == Some(owner.machine));
-        (named, same_machine, Some(held.subnet.subnet()) == previous, std::cmp::Reverse(held.subnet))
+        let is_previous = Some(held.subnet.subnet()) == previous;
+        let is_reserved = held.is_reservation() && !is_running;
+        (is_reserved, named, same_machine, is_previous, std::cmp::Reverse(held.subnet))
     });
-    if let Some(held) = best {
-        return Some(Choice::Retake(held));
-    }
     let taken = Taken::new(held);
     let fits = |subnet: &Ipv4Net| network.accepts(&SubnetKey::v4(*subnet)) && !taken.overlaps(*subnet);
-    let subnet = previous.filter(fits).or_else(|| {
+    let previous = previous.filter(fits);
+    // The pods of a node that runs have addresses of its previous subnet: it takes what is reserved for it when it starts.
+    let stays = is_running && previous.is_some();
+    if let Some(held) = best.filter(|held| !(stays && held.is_reservation())) {
+        let replaces = if held.is_reservation() { leased() } else { Vec::new() };
+        return Some(Choice::Retake { held, replaces });
+    }
+    let subnet = previous.or_else(|| {
         let free: Vec<_> =
             network.subnets().filter(|subnet| !taken.overlaps(*subnet)).take(CANDIDATES).collect();
         free.choose(rng).copied()
     })?;
-    // A reservation is the administrator's to remove, also when it does not fit.
-    let replaces = ours.into_iter().filter(|held| !held.is_reservation()).collect();
-    Some(Choice::Create { subnet, replaces })
+    Some(Choice::Create { subnet, replaces: leased() })
 }
 
 /// The addresses that leases cover, as disjoint ranges in ascending order.
@@ -145,15 +153,24 @@ mod tests {
     }
 
     fn pick(network: &NetworkConfig, held: &[Held], previous: Option<&str>) -> Option<String> {
+        pick_as(network, held, previous, false)
+    }
+
+    fn pick_as(
+        network: &NetworkConfig,
+        held: &[Held],
+        previous: Option<&str>,
+        is_running: bool,
+    ) -> Option<String> {
         let previous = previous.map(|net| net.parse().unwrap());
-        let request = Request { network, owner: OWNER, previous };
-        choose(request, held, &mut StdRng::seed_from_u64(1)).map(|choice| match choice {
-            Choice::Retake(held) => format!("retake {}", held.subnet),
-            Choice::Create { subnet, replaces } if replaces.is_empty() => format!("create {subnet}"),
-            Choice::Create { subnet, replaces } => {
-                let gone: Vec<_> = replaces.iter().map(|held| held.subnet.to_string()).collect();
-                format!("create {subnet} instead of {}", gone.join(" "))
-            }
+        let request = Request { network, owner: OWNER, previous, is_running };
+        choose(request, held, &mut StdRng::seed_from_u64(1)).map(|choice| {
+            let (what, replaces) = match choice {
+                Choice::Retake { held, replaces } => (format!("retake {}", held.subnet), replaces),
+                Choice::Create { subnet, replaces } => (format!("create {subnet}"), replaces),
+            };
+            let gone: Vec<_> = replaces.iter().map(|held| held.subnet.to_string()).collect();
+            if gone.is_empty() { what } else { format!("{what} instead of {}", gone.join(" ")) }
         })
     }
 
@@ -197,6 +214,45 @@ mod tests {
     }
 
     #[test]
+    fn what_is_reserved_for_a_node_that_starts_comes_before_what_it_leased() {
+        let reserved_machine = r#"{"PublicIP":"192.0.2.9","Canal":{"Node":"n9","Machine":"m1"}}"#;
+        let reserved_other = r#"{"PublicIP":"192.0.2.1","Canal":{"Machine":"m2"}}"#;
+        let ours = ("10.77.1.0-24", OURS, 1);
+        let previous = Some("10.77.1.0/24");
+        let start = |leases: &[(&str, &str, i64)]| pick(&wide(), &held(leases), previous).unwrap();
+        let reserved = ("10.77.200.0-24", FLANNELS, 0);
+        assert_eq!(start(&[ours, reserved]), "retake 10.77.200.0-24 instead of 10.77.1.0-24");
+        let stale = ("10.77.2.0-24", FLANNELS, 1);
+        assert_eq!(
+            start(&[ours, stale, reserved]),
+            "retake 10.77.200.0-24 instead of 10.77.1.0-24 10.77.2.0-24"
+        );
+        assert_eq!(
+            start(&[ours, reserved, ("10.77.100.0-24", OURS, 0)]),
+            "retake 10.77.100.0-24 instead of 10.77.1.0-24"
+        );
+        // For others, and of no use.
+        for value in [PEERS, RIVALS, reserved_machine, reserved_other, "{"] {
+            assert_eq!(start(&[ours, ("10.77.200.0-24", value, 0)]), "retake 10.77.1.0-24", "{value}");
+        }
+        for key in ["10.77.0.0-24", "10.77.200.0-25", "10.77.200.7-24", "10.77.200.0-24&fd00::-64"] {
+            assert_eq!(start(&[ours, (key, FLANNELS, 0)]), "retake 10.77.1.0-24", "{key}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_runs_keeps_the_subnet_of_its_pods_whatever_is_reserved_for_it() {
+        let ours = ("10.77.1.0-24", OURS, 1);
+        let reserved = ("10.77.200.0-24", FLANNELS, 0);
+        let previous = Some("10.77.1.0/24");
+        let again = |leases: &[(&str, &str, i64)]| pick_as(&wide(), &held(leases), previous, true).unwrap();
+        assert_eq!(again(&[reserved]), "create 10.77.1.0/24");
+        assert_eq!(again(&[ours, reserved]), "retake 10.77.1.0-24");
+        assert_eq!(again(&[("10.77.1.0-24", PEERS, 1), reserved]), "retake 10.77.200.0-24");
+        assert_eq!(pick(&wide(), &held(&[reserved]), previous).unwrap(), "retake 10.77.200.0-24");
+    }
+
+    #[test]
     fn the_previous_subnet_is_taken_only_if_it_fits_and_is_free() {
         let leases = held(&[("10.77.8.0-22", PEERS, 1), ("10.77.4.128-25", "garbage", 1)]);
         assert_eq!(pick(&wide(), &leases, Some("10.77.7.0/24")).unwrap(), "create 10.77.7.0/24");
@@ -220,7 +276,7 @@ mod tests {
     fn candidates_are_the_first_hundred_free_ones() {
         let leases = held(&[("10.77.1.0-24", PEERS, 1), ("10.77.2.0-23", PEERS, 1)]);
         for seed in 0..200 {
-            let request = Request { network: &wide(), owner: OWNER, previous: None };
+            let request = Request { network: &wide(), owner: OWNER, previous: None, is_running: false };
             let choice = choose(request, &leases, &mut StdRng::seed_from_u64(seed));
             let Some(Choice::Create { subnet, .. }) = choice else { panic!("{choice:?}") };
             let third = subnet.addr().octets()[2];

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use etcd_client::{Compare, CompareOp, PutOptions, TxnOp};
 use ipnet::Ipv4Net;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     Attributes, Lease, LeaseError,
@@ -32,6 +32,8 @@ pub struct LeaseManager {
     network: NetworkConfig,
     previous: Option<Ipv4Net>,
     pub(super) held: Option<(Lease, Attributes)>,
+    /// It has held a subnet since it began.
+    is_running: bool,
     /// An etcd lease that was granted and lost its race: the next attempt uses it.
     spare: Option<(i64, i64)>,
 }
@@ -39,7 +41,7 @@ pub struct LeaseManager {
 impl LeaseManager {
     /// `previous` is the subnet of an earlier run, from `subnet.env`.
     pub fn new(store: Store, network: NetworkConfig, previous: Option<Ipv4Net>) -> Self {
-        Self { store, network, previous, held: None, spare: None }
+        Self { store, network, previous, held: None, is_running: false, spare: None }
     }
 
     /// For the next [`acquire`](Self::acquire).
@@ -67,7 +69,16 @@ impl LeaseManager {
             drop_unused(&self.store, unused).await;
         }
         let lease = taken?;
-        self.previous = Some(lease.subnet);
+        let before = self.previous.replace(lease.subnet).filter(|before| *before != lease.subnet);
+        if let Some(before) = before.filter(|_| lease.reservation) {
+            warn!(
+                %before,
+                now = %lease.subnet,
+                "this node has another subnet because that one is reserved for it; pods with addresses of the old one are not \
+                 reached from other nodes: make them anew"
+            );
+        }
+        self.is_running = true;
         info!(subnet = %lease.subnet, reservation = lease.reservation, "holding the subnet lease");
         self.held = Some((lease.clone(), want));
         Ok(lease)
@@ -117,10 +128,15 @@ impl LeaseManager {
                 None => Cow::Owned(self.store.list(&prefix.subnets()).await?),
             };
             let held = Held::all(&prefix, &listing.entries);
-            let request = Request { network: &self.network, owner: want.owner(), previous: self.previous };
+            let request = Request {
+                network: &self.network,
+                owner: want.owner(),
+                previous: self.previous,
+                is_running: self.is_running,
+            };
             let choice = choose(request, &held, &mut rand::rng());
             let taken = match choice {
-                Some(Choice::Retake(held)) => self.retake(held, want).await?,
+                Some(Choice::Retake { held, replaces }) => self.retake(held, &replaces, want).await?,
                 Some(Choice::Create { subnet, replaces }) => {
                     self.create(subnet, &replaces, listing.revision, want).await?
                 }
@@ -142,7 +158,12 @@ impl LeaseManager {
     }
 
     /// Our key again, with the etcd lease that it has if that still lives. `None`: somebody changed it meanwhile.
-    async fn retake(&mut self, held: &Held, want: &Attributes) -> Result<Option<Lease>, StoreError> {
+    async fn retake(
+        &mut self,
+        held: &Held,
+        replaces: &[&Held],
+        want: &Attributes,
+    ) -> Result<Option<Lease>, StoreError> {
         let reservation = held.etcd_lease == 0;
         let (etcd_lease, ttl_seconds) = match held.etcd_lease {
             0 => (0, 0),
@@ -155,13 +176,13 @@ impl LeaseManager {
         let value = want.value(extra);
         // Peers need not hear of a restart: what is right already is not written again.
         let right = held.value.as_ref() == Some(&value) && held.etcd_lease == etcd_lease;
-        let revision = if right {
+        let revision = if right && replaces.is_empty() {
             Some(held.mod_revision)
         } else {
-            self.store.replace(&held.key, held.mod_revision, value.render(), etcd_lease).await?
+            let when = vec![unchanged(&held.key, held.mod_revision)];
+            self.write(&held.key, &value, etcd_lease, when, replaces).await?
         };
         let Some(mod_revision) = revision else { return Ok(None) };
-        self.used(etcd_lease);
         let (subnet, key) = (held.subnet.subnet(), held.key.clone());
         Ok(Some(Lease { subnet, key, reservation, mod_revision, etcd_lease, ttl_seconds }))
     }
@@ -183,16 +204,35 @@ impl LeaseManager {
                 .into_iter()
                 .map(|guard| Compare::create_revision(guard, CompareOp::Less, revision + 1).with_prefix()),
         );
-        when.extend(replaces.iter().map(|held| unchanged(&held.key, held.mod_revision)));
-        let put = PutOptions::new().with_lease(etcd_lease);
-        let mut then = vec![TxnOp::put(key.as_str(), want.value(Vec::new()).render(), Some(put))];
-        then.extend(replaces.iter().map(|held| TxnOp::delete(held.key.as_str(), None)));
-        let Some(mod_revision) = self.store.transact(&format!("take the subnet {key}"), when, then).await?
-        else {
+        let value = want.value(Vec::new());
+        let Some(mod_revision) = self.write(&key, &value, etcd_lease, when, replaces).await? else {
             return Ok(None);
         };
-        self.used(etcd_lease);
         Ok(Some(Lease { subnet, key, reservation: false, mod_revision, etcd_lease, ttl_seconds }))
+    }
+
+    /// Writes our key and gives up what it replaces, in one step; its revision. `None`: somebody changed one of them, or `when` is
+    /// not so.
+    async fn write(
+        &mut self,
+        key: &str,
+        value: &LeaseValue,
+        etcd_lease: i64,
+        mut when: Vec<Compare>,
+        replaces: &[&Held],
+    ) -> Result<Option<i64>, StoreError> {
+        when.extend(replaces.iter().map(|held| unchanged(&held.key, held.mod_revision)));
+        let put = PutOptions::new().with_lease(etcd_lease);
+        let mut then = vec![TxnOp::put(key, value.render(), Some(put))];
+        then.extend(replaces.iter().map(|held| TxnOp::delete(held.key.as_str(), None)));
+        let revision = self.store.transact(&format!("take the subnet {key}"), when, then).await?;
+        if revision.is_some() {
+            self.spare = self.spare.filter(|(id, _)| *id != etcd_lease);
+            for held in replaces {
+                drop_unused(&self.store, held.etcd_lease).await;
+            }
+        }
+        Ok(revision)
     }
 
     /// Refreshes an etcd lease of an earlier run; its TTL, or `None` if it is gone.
@@ -209,10 +249,6 @@ impl LeaseManager {
             Some(spare) => Ok(spare),
             None => Ok(*self.spare.insert(self.store.grant(TTL_SECONDS).await?)),
         }
-    }
-
-    fn used(&mut self, etcd_lease: i64) {
-        self.spare = self.spare.filter(|(id, _)| *id != etcd_lease);
     }
 }
 
