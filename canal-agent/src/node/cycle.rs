@@ -399,7 +399,7 @@ impl Node {
             }
             let _ = reply.send(result);
         }
-        self.publish();
+        self.publishing.now();
         refused
     }
 
