@@ -162,6 +162,9 @@ fn pods_whose_interfaces_went_while_no_agent_ran_are_forgotten_and_no_bad_record
     assert!(records.join("broken@eth0.json").exists(), "left for a person to look at");
     assert!(status["problems"].to_string().contains("cannot be given up yet"), "{}", status["problems"]);
     umount2(&fixed, MntFlags::MNT_DETACH).unwrap();
+    // The agent has mounts of its own.
+    let pid = node.agent().pid().unwrap();
+    Cmd::line(&format!("nsenter -t {pid} -m umount")).arg(fixed.display().to_string()).run().unwrap();
     let leaves = until(2 * SOON, || world.etcd().workload_endpoints().unwrap().len() == 2);
     assert!(leaves, "{:?}", node.agent().status());
     assert!(a.pings(b.ip()));
