@@ -88,7 +88,7 @@ impl Publisher {
         let (later, first): (Vec<_>, Vec<_>) =
             wanted.past.iter().partition(|(key, _)| wanted.present.contains_key(key));
         for (key, record) in first {
-            failures.take(self.forget(key, record).await)?;
+            failures.take(self.forget(key, record, None).await)?;
         }
         let networks: BTreeSet<&str> =
             wanted.present.values().filter_map(|record| record.endpoint.own_profile()).collect();
@@ -103,8 +103,9 @@ impl Publisher {
             }
         }
         for (key, record) in later {
-            if wanted.present.get(key).is_some_and(|holder| self.told.knows(key, holder)) {
-                failures.take(self.forget(key, record).await)?;
+            let holder = wanted.present.get(key).filter(|holder| self.told.knows(key, holder));
+            if holder.is_some() {
+                failures.take(self.forget(key, record, holder).await)?;
             }
         }
         failures.into_result()
@@ -131,8 +132,15 @@ impl Publisher {
         Ok(())
     }
 
-    async fn forget(&self, key: &EndpointKey, record: &Record) -> Result<(), StoreError> {
-        delete_if(&self.store, &key.store_key(), |value| record.owns(value)).await?;
+    /// What is by now the `holder`'s stays, whose object it may have been.
+    async fn forget(
+        &self,
+        key: &EndpointKey,
+        record: &Record,
+        holder: Option<&Arc<Record>>,
+    ) -> Result<(), StoreError> {
+        let is_over = |value: &[u8]| record.owns(value) && !holder.is_some_and(|holder| holder.owns(value));
+        delete_if(&self.store, &key.store_key(), is_over).await?;
         // The agent is gone only when it stops; the record stays for the next one.
         let _ = self.gone.send((record.endpoint.id(), key.clone()));
         Ok(())

@@ -8,7 +8,7 @@ use canal_agent::{
         Phase, Registry,
         publish::{self, Wanted},
     },
-    model::EndpointKey,
+    model::{EndpointKey, Pod},
     store::Store,
 };
 use tokio::sync::{mpsc, watch};
@@ -139,6 +139,28 @@ async fn a_pod_that_goes_leaves_no_ghost_and_takes_no_other_pods_endpoint_along(
     assert_eq!([publisher.next_gone().await, publisher.next_gone().await], keys);
     assert_eq!(publisher.value(mine).await, None);
     assert!(publisher.value(anothers).await.unwrap().contains("new"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_goes_takes_nothing_from_the_one_that_has_its_endpoint_by_now() {
+    let (mut publisher, folder) = (Publisher::start().await, tempfile::tempdir().unwrap());
+    let mut registry = registry(folder.path(), "n");
+    let web = Pod { namespace: "shop".to_owned(), name: "web-0".to_owned(), ..Pod::default() };
+    let [old, new] = ["aa", "bb"].map(|id| AddEndpoint { pod: Some(web.clone()), ..pod(id) });
+    let key = registry.insert(old.clone(), Phase::Present).unwrap();
+    publisher.wanted.send_replace(wanted(&registry, "n"));
+    publisher.until(&key, |value| value.is_some()).await;
+    let first = publisher.value(&key).await.unwrap();
+    registry.insert(new, Phase::Present).unwrap();
+    publisher.wanted.send_replace(wanted(&registry, "n"));
+    publisher.until(&key, |value| value.is_some_and(|value| value.contains(r#""containerID":"bb""#))).await;
+    // In the object that the old one had, as Calico's tools keep it.
+    let kept = first.replace(r#""containerID":"aa""#, r#""containerID":"bb""#);
+    publisher.put(&key, &kept).await;
+    registry.leave(&old.id()).unwrap();
+    publisher.wanted.send_replace(wanted(&registry, "n"));
+    assert_eq!(publisher.next_gone().await, key);
+    assert_eq!(publisher.value(&key).await, Some(kept));
 }
 
 #[tokio::test(flavor = "multi_thread")]
