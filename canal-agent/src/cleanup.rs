@@ -9,15 +9,9 @@ use crate::{
     dataplane::{masquerade, overlay, pins::Pins, routes},
     endpoint::{Registry, status_files},
     lock::AgentLock,
-    model::EndpointKey,
     netlink::Netlink,
     node::Memory,
-    store::{
-        Store, StoreError,
-        initial::read_nodename,
-        machine,
-        publish::{delete_if, is_of_container},
-    },
+    store::{Store, StoreError, initial::read_nodename, machine, publish::delete_if},
 };
 
 /// Removes every trace of Canal from this node, and its endpoints from etcd if that answers; the lease there expires by
@@ -87,14 +81,13 @@ fn withdraw_endpoints(config: &Config) -> anyhow::Result<Vec<String>> {
     if registry.records().is_empty() {
         return Ok(Vec::new());
     }
-    let leaving = registry.leaving().map(|(key, record)| (key, record.endpoint.container_id.clone()));
-    let present = registry.present().map(|(key, record)| (key.clone(), record.endpoint.container_id.clone()));
-    let published: Vec<(EndpointKey, String)> = present.chain(leaving).collect();
+    let own = registry.present().chain(registry.former()).map(|(key, record)| (key.clone(), record));
+    let published: Vec<_> = own.chain(registry.leaving()).collect();
     let withdraw = async {
         let store = Store::connect(&config.etcd).await?;
         let mut done = Vec::new();
-        for (key, container) in &published {
-            if delete_if(&store, &key.store_key(), |value| is_of_container(value, container)).await? {
+        for (key, record) in &published {
+            if delete_if(&store, &key.store_key(), |value| record.owns(value)).await? {
                 done.push(format!("removed endpoint {key} from etcd"));
             }
         }

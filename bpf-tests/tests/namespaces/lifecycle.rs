@@ -1,8 +1,9 @@
 //! The agent comes and goes; the data path stays.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
-use bpf_tests::{Cmd, Host, LiveConnection, Node, Pinger, policy, until};
+use bpf_tests::{Cmd, Host, LiveConnection, Node, Pinger, Pod, policy, until};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
 use crate::{SOON, soon, two_nodes};
@@ -131,25 +132,45 @@ fn a_restart_keeps_subnet_mac_and_lease_and_wakes_no_peer() {
 }
 
 #[test]
-fn a_pod_whose_interface_went_while_no_agent_ran_is_forgotten_and_a_broken_record_costs_nobody() {
+fn pods_whose_interfaces_went_while_no_agent_ran_are_forgotten_and_no_bad_record_costs_anybody() {
     let (world, a, b) = two_nodes();
     let node = world.node(2);
-    let gone = node.add_pod("gone", &[]).unwrap();
-    assert!(soon(|| world.etcd().workload_endpoints().unwrap().len() == 3));
-    node.agent().kill_9();
-    node.netns().ip(&format!("link del {}", gone.host_interface())).unwrap();
     let records = node.folder().join("state/endpoints");
+    let record = |pod: &Pod| {
+        let mut files = fs::read_dir(&records).unwrap().map(|file| file.unwrap().path());
+        let is_of = |file: &PathBuf| fs::read_to_string(file).unwrap().contains(pod.host_interface());
+        files.find(is_of).unwrap()
+    };
+    let mut pods = ["gone", "stuck"].map(|name| node.add_pod(name, &[]).unwrap());
+    pods.sort_by_key(record);
+    let [stuck, gone] = &pods;
+    assert!(soon(|| world.etcd().workload_endpoints().unwrap().len() == 4));
+    node.agent().kill_9();
+    for pod in &pods {
+        node.netns().ip(&format!("link del {}", pod.host_interface())).unwrap();
+    }
     fs::write(records.join("broken@eth0.json"), r#"{"endpoint": {"container"#).unwrap();
+    // The first of them can be read, and nothing can take its place.
+    let fixed = record(stuck);
+    mount(Some(&fixed), &fixed, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
     node.agent().start().unwrap();
     assert!(soon(|| node.agent().endpoint_state(gone.ip()).unwrap().is_none()));
-    assert!(soon(|| world.etcd().workload_endpoints().unwrap().len() == 2), "and etcd is told");
-    let invalid = node.agent().status().unwrap()["invalid"].clone();
-    assert!(invalid.as_object().unwrap().keys().any(|k| k.ends_with("broken@eth0.json")), "{invalid}");
+    assert!(soon(|| world.etcd().workload_endpoints().unwrap().len() == 3), "and etcd is told");
+    let status = node.agent().status().unwrap();
+    let invalid = status["invalid"].as_object().unwrap();
+    assert!(invalid.keys().any(|k| k.ends_with("broken@eth0.json")), "{invalid:?}");
     assert!(records.join("broken@eth0.json").exists(), "left for a person to look at");
+    assert!(status["problems"].to_string().contains("cannot be given up yet"), "{}", status["problems"]);
+    umount2(&fixed, MntFlags::MNT_DETACH).unwrap();
+    // The agent has mounts of its own.
+    let pid = node.agent().pid().unwrap();
+    Cmd::line(&format!("nsenter -t {pid} -m umount")).arg(fixed.display().to_string()).run().unwrap();
+    let leaves = until(2 * SOON, || world.etcd().workload_endpoints().unwrap().len() == 2);
+    assert!(leaves, "{:?}", node.agent().status());
     assert!(a.pings(b.ip()));
     let links: Vec<_> = links(node).into_keys().collect();
     assert!(!links.iter().any(|l| l.starts_with(gone.host_interface())), "{links:?}");
-    node.del_pod(&gone).unwrap();
+    node.del_pod(gone).unwrap();
 }
 
 #[test]

@@ -9,10 +9,11 @@ pub mod goodbyes;
 pub mod host_local;
 pub mod mark;
 pub mod publish;
+mod publisher;
 pub mod record;
 pub mod registry;
 pub mod status_files;
 
 pub use host_local::Leases;
 pub use record::{Phase, Record};
-pub use registry::{Registry, RegistryError};
+pub use registry::{Heard, Registry, RegistryError};

@@ -3,12 +3,15 @@
 //! A task that is handed the wanted state and works until etcd agrees; it starts over whenever it is poked. An etcd
 //! that is away costs nothing but time.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use super::record::birth;
+use super::{publisher::Publisher, record::birth};
 use crate::{
     api::wire::AttachmentId,
     endpoint::Record,
@@ -18,24 +21,20 @@ use crate::{
         reading::Reading,
         resource::Kind,
     },
-    store::{
-        RESOURCES, Store, StoreError,
-        publish::{create_if_absent, delete_if, is_of_container, upsert},
-        retry::Backoff,
-    },
+    store::{RESOURCES, Store, retry::Backoff},
 };
 
-/// What etcd should hold for this node. A new value (even an equal one) makes the publisher check everything.
+/// What etcd should hold for this node.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    pub present: Vec<(EndpointKey, Record)>,
-    /// Whose pod is gone, and the endpoint that it had.
-    pub leaving: Vec<(AttachmentId, EndpointKey)>,
-    /// What containers had under other names before.
-    pub former: Vec<(AttachmentId, EndpointKey)>,
+    pub present: BTreeMap<EndpointKey, Arc<Record>>,
+    /// Whose pod is gone, and what has another name by now.
+    pub past: Vec<(EndpointKey, Arc<Record>)>,
     pub node: String,
     /// Networks of which no profile is to be made (see [`made_otherwise`]).
     pub without_profile: BTreeSet<String>,
+    /// Another number than before: etcd may not hold any more what it was told.
+    pub doubt: u64,
 }
 
 /// Profiles that etcd has lost, and that somebody had made otherwise than we would: ours in their place would open what they close.
@@ -54,11 +53,12 @@ pub async fn run(
     mut wanted: watch::Receiver<Wanted>,
     gone: mpsc::UnboundedSender<(AttachmentId, EndpointKey)>,
 ) {
+    let mut publisher = Publisher::new(store, wanted.clone(), gone);
     let mut backoff = Backoff::default();
     let mut complaint = None;
     loop {
         let now = wanted.borrow_and_update().clone();
-        match publish(&store, &now, &wanted, &gone).await {
+        match publisher.publish(&now).await {
             Ok(()) => {
                 if complaint.take().is_some() {
                     info!("endpoints are published");
@@ -84,54 +84,6 @@ pub async fn run(
             }
         }
     }
-}
-
-async fn publish(
-    store: &Store,
-    wanted: &Wanted,
-    current: &watch::Receiver<Wanted>,
-    gone: &mpsc::UnboundedSender<(AttachmentId, EndpointKey)>,
-) -> Result<(), StoreError> {
-    // What is somebody else's now is written over, and not deleted in between. The others leave first, so that what cannot
-    // be written keeps nobody.
-    let held: BTreeSet<&EndpointKey> = wanted.present.iter().map(|(key, _)| key).collect();
-    let (later, first): (Vec<_>, Vec<_>) =
-        wanted.leaving.iter().chain(&wanted.former).partition(|(_, key)| held.contains(key));
-    forget(store, first, gone).await?;
-    let networks: BTreeSet<&str> =
-        wanted.present.iter().filter_map(|(_, record)| record.endpoint.own_profile()).collect();
-    for network in networks.into_iter().filter(|network| !wanted.without_profile.contains(*network)) {
-        let key = profile_key(network);
-        let value = profile::network_profile_json(network, &birth(None));
-        if create_if_absent(store, &key, value.into_bytes()).await? {
-            info!(profile = network, "created the network's profile");
-        }
-    }
-    for (key, record) in &wanted.present {
-        let build = |existing: Option<&[u8]>| {
-            if existing.is_none() {
-                // What etcd has lost is written as others had last made it, also since this round began.
-                let newer = current.borrow().present.iter().find(|(other, _)| other == key).cloned();
-                return newer.as_ref().map_or(record, |(_, newer)| newer).to_json(key, &wanted.node, None);
-            }
-            record.to_json(key, &wanted.node, existing)
-        };
-        upsert(store, &key.store_key(), build).await?;
-    }
-    forget(store, later, gone).await
-}
-
-async fn forget(
-    store: &Store,
-    endpoints: Vec<&(AttachmentId, EndpointKey)>,
-    gone: &mpsc::UnboundedSender<(AttachmentId, EndpointKey)>,
-) -> Result<(), StoreError> {
-    for (id, key) in endpoints {
-        delete_if(store, &key.store_key(), |value| is_of_container(value, &id.container_id)).await?;
-        // The agent is gone only when it stops; the record stays for the next one.
-        let _ = gone.send((id.clone(), key.clone()));
-    }
-    Ok(())
 }
 
 pub fn profile_key(network: &str) -> String {

@@ -15,7 +15,10 @@ use crate::{
         labels::ORCHESTRATOR,
         reading::Reading,
     },
-    store::{json::Json, publish::Identity},
+    store::{
+        json::Json,
+        publish::{Identity, is_of_container},
+    },
 };
 
 /// How far an attachment has come.
@@ -40,6 +43,9 @@ pub struct Record {
     /// The endpoint that it had under another name, until etcd has forgotten it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub former: Option<EndpointKey>,
+    /// The node's name, a part of the key under which etcd may hold the endpoint. `None`: an earlier version has not noted it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) node: Option<String>,
     /// What the endpoint's value in etcd is born with. `None`: an earlier version's, born with whatever was there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) birth: Option<Birth>,
@@ -62,6 +68,7 @@ struct Stored {
     #[serde(default)]
     since: u64,
     former: Option<EndpointKey>,
+    node: Option<String>,
     birth: Option<Birth>,
     #[serde(default)]
     earlier: Vec<String>,
@@ -70,9 +77,9 @@ struct Stored {
 
 impl From<Stored> for Record {
     fn from(stored: Stored) -> Self {
-        let Stored { endpoint, leaving, phase, since, former, birth, earlier, said } = stored;
+        let Stored { endpoint, leaving, phase, since, former, node, birth, earlier, said } = stored;
         let before = if leaving { Phase::Leaving } else { Phase::Present };
-        Self { endpoint, phase: phase.unwrap_or(before), since, former, birth, earlier, said }
+        Self { endpoint, phase: phase.unwrap_or(before), since, former, node, birth, earlier, said }
     }
 }
 
@@ -90,7 +97,32 @@ impl Record {
             let lives = known.iter().flat_map(|known| &known.earlier).cloned().chain(uid).collect::<Vec<_>>();
             (Some(birth(None)), lives[lives.len().saturating_sub(LIVES)..].to_vec())
         };
-        Self { endpoint, phase, since, former: None, birth, earlier, said: None }
+        Self { endpoint, phase, since, former: None, node: None, birth, earlier, said: None }
+    }
+
+    /// It goes by the node's name of now, and what etcd may hold under the name of before becomes what it had formerly. While
+    /// there still is another such, that waits.
+    pub(super) fn on_node(self, node: &str, key_on: impl Fn(&str) -> Option<EndpointKey>) -> Self {
+        if self.former.is_some() || self.node.as_deref() == Some(node) {
+            return self;
+        }
+        // One that its plugin's configuration names has the same key on either.
+        let before = self.node.as_deref().filter(|_| self.endpoint.node.is_none());
+        Self { former: before.and_then(key_on), node: Some(node.to_owned()), ..self }
+    }
+
+    /// Etcd may hold a value of an earlier life of the container.
+    pub fn lived_before(&self) -> bool {
+        !self.earlier.is_empty()
+    }
+
+    /// Whether a value is the endpoint of this attachment, by the container that it names or by the object's birth: others may
+    /// have written anything into what was made here.
+    pub fn owns(&self, value: &[u8]) -> bool {
+        let uid = birth(Some(value)).uid;
+        let is_of_a_life =
+            || self.birth.as_ref().is_some_and(|birth| birth.uid == uid) || self.earlier.contains(&uid);
+        is_of_container(value, &self.endpoint.container_id) || is_of_a_life()
     }
 
     /// As this node sees it, with what others have made of it.
@@ -133,7 +165,7 @@ impl Record {
     }
 
     /// The value, if it is of this attachment. A MAC may be left out, as `calicoctl` lets people do.
-    fn recognise(&self, key: &EndpointKey, value: &[u8]) -> Option<WorkloadEndpoint> {
+    pub(super) fn recognise(&self, key: &EndpointKey, value: &[u8]) -> Option<WorkloadEndpoint> {
         let (Reading::Good(there) | Reading::Partly(there, _)) = WorkloadEndpoint::read(key, value) else {
             return None;
         };
@@ -145,9 +177,8 @@ impl Record {
         is_this.then_some(there)
     }
 
-    /// The record after etcd has said this of its endpoint. `None`: it is nothing new, or not about it.
-    pub(super) fn hear(&self, key: &EndpointKey, value: &[u8]) -> Option<Self> {
-        let there = self.recognise(key, value)?;
+    /// The record after etcd has said this of its endpoint. `None`: it is nothing new.
+    pub(super) fn heed(&self, key: &EndpointKey, value: &[u8], there: &WorkloadEndpoint) -> Option<Self> {
         let begun = self.begun_json(key, "", None);
         let is_as_begun = self.recognise(key, &begun).is_some_and(|begun| {
             (&there.labels, &there.profiles, &there.ports, &there.spoofed)
@@ -199,7 +230,7 @@ fn renamed(value: &str, key: &EndpointKey, node: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::{
         super::registry::{
-            Registry,
+            Heard, Registry,
             tests::{endpoint, of_pod},
         },
         *,
@@ -213,7 +244,7 @@ mod tests {
     fn told(registry: &mut Registry, endpoint: AddEndpoint) -> (EndpointKey, String) {
         let key = registry.insert(endpoint, Phase::Present).unwrap();
         let begun = text(registry.holder(&key).unwrap(), &key, None);
-        assert!(!registry.hear(&key, begun.as_bytes()));
+        assert_eq!(registry.hear(&key, begun.as_bytes()), Heard::Nothing);
         (key, begun)
     }
 
@@ -227,7 +258,7 @@ mod tests {
             let closed = begun
                 .replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#)
                 .replace(r#""profiles":["canal"],"#, &format!(r#""profiles":[],{ports}"#));
-            assert!(registry.hear(&key, closed.as_bytes()));
+            assert_eq!(registry.hear(&key, closed.as_bytes()), Heard::News);
             let (again, _) = Registry::open(dir.path(), "n").unwrap();
             for record in [registry.holder(&key).unwrap(), again.holder(&key).unwrap()] {
                 let workload = record.workload(&key, "n");
@@ -242,10 +273,10 @@ mod tests {
             let without_mac = closed.replace(r#","mac":"02:00:00:00:00:01""#, "");
             assert_ne!(without_mac, closed);
             for value in [without_mac, closed.replace("TCP", "XYZ")] {
-                assert!(registry.hear(&key, value.as_bytes()), "{value}");
+                assert_eq!(registry.hear(&key, value.as_bytes()), Heard::News, "{value}");
                 assert_eq!(text(registry.holder(&key).unwrap(), &key, Some(&value)), value);
             }
-            assert!(registry.hear(&key, begun.as_bytes()), "and back");
+            assert_eq!(registry.hear(&key, begun.as_bytes()), Heard::News, "and back");
             assert_eq!(registry.holder(&key).unwrap().said, None);
         }
     }
@@ -256,7 +287,7 @@ mod tests {
         let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
         let (key, begun) = told(&mut registry, endpoint("bb"));
         let labelled = begun.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
-        assert!(registry.hear(&key, labelled.as_bytes()));
+        assert_eq!(registry.hear(&key, labelled.as_bytes()), Heard::News);
         let other = labelled.replace("quarantine", "other");
         for (from, to) in [
             ("10.100.30.2", "10.100.30.3"),
@@ -267,7 +298,7 @@ mod tests {
         ] {
             let value = other.replace(from, to);
             assert_ne!(value, other, "{from}");
-            assert!(!registry.hear(&key, value.as_bytes()), "{value}");
+            assert_eq!(registry.hear(&key, value.as_bytes()), Heard::Foreign, "{value}");
             assert_eq!(text(registry.holder(&key).unwrap(), &key, Some(&value)), labelled);
         }
     }
@@ -287,15 +318,15 @@ mod tests {
         }
         let (mut again, _) = Registry::open(dir.path(), "n").unwrap();
         for registry in [&mut registry, &mut again] {
-            assert!(!registry.hear(&key, labelled.as_bytes()));
+            assert_eq!(registry.hear(&key, labelled.as_bytes()), Heard::Foreign);
             let record = registry.holder(&key).unwrap();
             assert_eq!(record.workload(&key, "n").labels["app"], "db");
             let written = text(record, &key, Some(&labelled));
             assert!(written.contains(r#""app":"db""#) && !written.contains("quarantine"), "{written}");
-            assert!(!registry.hear(&key, written.as_bytes()));
+            assert_eq!(registry.hear(&key, written.as_bytes()), Heard::Nothing);
             // An edit counts also where what was edited was never heard.
             let edited = written.replace(r#""app":"db""#, r#""app":"db","quarantine":"true""#);
-            assert!(registry.hear(&key, edited.as_bytes()));
+            assert_eq!(registry.hear(&key, edited.as_bytes()), Heard::News);
         }
     }
 
@@ -309,7 +340,7 @@ mod tests {
         let workload = registry.holder(&key).unwrap().workload(&key, "n");
         assert_eq!(workload.labels["projectcalico.org/orchestrator"], "k8s");
         let edited = begun.replace(r#""labels":{"#, r#""labels":{"quarantine":"true","#);
-        assert!(registry.hear(&key, edited.as_bytes()));
+        assert_eq!(registry.hear(&key, edited.as_bytes()), Heard::News);
     }
 
     #[test]
@@ -321,7 +352,7 @@ mod tests {
         let labelled = begun
             .replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#)
             .replace(r#""profiles":["canal"]"#, ports);
-        assert!(registry.hear(&key, labelled.as_bytes()));
+        assert_eq!(registry.hear(&key, labelled.as_bytes()), Heard::News);
         let (renamed, _) = Registry::open(dir.path(), "other").unwrap();
         let (new, record) = renamed.present().next().unwrap();
         assert_eq!(record.workload(new, "other").labels["quarantine"], "true", "it counts");
@@ -338,7 +369,7 @@ mod tests {
         let (key, begun) = told(&mut registry, endpoint("bb"));
         let uid = birth(Some(begun.as_bytes())).uid;
         let anew = begun.replace(&uid, "6f5a0a3e-0000-4000-8000-000000000001");
-        assert!(registry.hear(&key, anew.as_bytes()));
+        assert_eq!(registry.hear(&key, anew.as_bytes()), Heard::News);
         registry.leave(&endpoint("bb").id()).unwrap();
         for phase in [Phase::Begun, Phase::Begun, Phase::Present] {
             registry.insert(endpoint("bb"), phase).unwrap();
@@ -349,6 +380,25 @@ mod tests {
     }
 
     #[test]
+    fn a_value_is_the_pods_by_its_container_or_by_its_birth_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
+        let (key, begun) = told(&mut registry, endpoint("bb"));
+        let edited = begun.replace(r#""containerID":"bb""#, r#""containerID":"older""#);
+        let anothers =
+            edited.replace(&birth(Some(begun.as_bytes())).uid, "6f5a0a3e-0000-4000-8000-000000000001");
+        for again in [false, true] {
+            let record = registry.holder(&key).unwrap();
+            assert!(record.owns(begun.as_bytes()) && record.owns(edited.as_bytes()), "{again}");
+            assert!(!record.owns(anothers.as_bytes()) && !record.owns(b"{"), "{again}");
+            // Of a life before, it still is.
+            registry.leave(&endpoint("bb").id()).unwrap();
+            registry.insert(endpoint("bb"), Phase::Begun).unwrap();
+            registry.insert(endpoint("bb"), Phase::Present).unwrap();
+        }
+    }
+
+    #[test]
     fn what_cannot_be_written_down_counts_all_the_same_and_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
@@ -356,12 +406,12 @@ mod tests {
         let labelled = begun.replace(r#""app":"web""#, r#""app":"web","quarantine":"true""#);
         let folder = Registry::folder(dir.path());
         std::fs::rename(&folder, dir.path().join("away")).unwrap();
-        assert!(registry.hear(&key, labelled.as_bytes()));
+        assert_eq!(registry.hear(&key, labelled.as_bytes()), Heard::News);
         assert_eq!(registry.holder(&key).unwrap().workload(&key, "n").labels["quarantine"], "true");
         let problems: Vec<_> = registry.unwritten().cloned().collect();
         assert!(problems.len() == 1 && problems[0].contains("bb@eth0"), "{problems:?}");
         std::fs::rename(dir.path().join("away"), &folder).unwrap();
-        registry.write_again();
+        registry.write_again(|| ());
         assert_eq!(registry.unwritten().count(), 0);
         let (again, _) = Registry::open(dir.path(), "n").unwrap();
         assert_eq!(again.holder(&key), registry.holder(&key));

@@ -8,9 +8,10 @@
 //! kept, and the one that came last holds the endpoint.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -25,6 +26,7 @@ use crate::{
 pub const NAMESPACE: &str = "default";
 /// Longest identifier that is taken, in bytes; runtimes use 64.
 const ID_MAX: usize = 128;
+const FORGOTTEN: &str = "a restart would forget what has changed about the pod";
 
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -34,13 +36,26 @@ pub enum RegistryError {
     Invalid { field: &'static str, value: String, wanted: &'static str },
 }
 
+/// What a value in etcd says of the pod whose endpoint has its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// What is known.
+    Nothing,
+    News,
+    /// It is not about that pod, or cannot be read.
+    Foreign,
+}
+
 #[derive(Debug)]
 pub struct Registry {
     dir: PathBuf,
     node: String,
-    records: BTreeMap<AttachmentId, Record>,
+    /// Another record is another pointer.
+    records: BTreeMap<AttachmentId, Arc<Record>>,
     /// Whose endpoint it is, or was, by its key.
     claims: BTreeMap<EndpointKey, BTreeSet<AttachmentId>>,
+    /// Endpoints that records had under other names.
+    former: BTreeSet<(EndpointKey, AttachmentId)>,
     /// When this process first saw what was begun: the clock may jump.
     seen: BTreeMap<AttachmentId, Instant>,
     /// Those that an earlier process has written.
@@ -78,6 +93,7 @@ impl Registry {
             node: node.to_owned(),
             records: BTreeMap::new(),
             claims: BTreeMap::new(),
+            former: BTreeSet::new(),
             seen: BTreeMap::new(),
             found: BTreeSet::new(),
             latest: 0,
@@ -97,7 +113,7 @@ impl Registry {
                 Ok((key, record)) => {
                     registry.latest = registry.latest.max(record.since);
                     registry.found.insert(record.endpoint.id());
-                    registry.keep(key, record);
+                    registry.keep_found(key, record);
                 }
                 Err(reason) => {
                     broken.insert(path.display().to_string(), reason);
@@ -107,36 +123,54 @@ impl Registry {
         Ok((registry, broken))
     }
 
-    pub fn records(&self) -> &BTreeMap<AttachmentId, Record> {
+    pub fn records(&self) -> &BTreeMap<AttachmentId, Arc<Record>> {
         &self.records
     }
 
     /// Those that are pods', by endpoint.
-    pub fn present(&self) -> impl Iterator<Item = (&EndpointKey, &Record)> {
+    pub fn present(&self) -> impl Iterator<Item = (&EndpointKey, &Arc<Record>)> {
         self.claims.keys().filter_map(|key| Some((key, self.holder(key)?)))
     }
 
     /// Those whose pod is gone.
-    pub fn leaving(&self) -> impl Iterator<Item = (EndpointKey, &Record)> {
+    pub fn leaving(&self) -> impl Iterator<Item = (EndpointKey, &Arc<Record>)> {
         let leaving = self.records.values().filter(|record| record.phase == Phase::Leaving);
         leaving.filter_map(|record| Some((self.key(&record.endpoint).ok()?, record)))
     }
 
     /// Endpoints that a container had under another name before, and that etcd has yet to forget.
-    pub fn former(&self) -> impl Iterator<Item = (&EndpointKey, &AttachmentId)> {
-        self.records.iter().filter_map(|(id, record)| Some((record.former.as_ref()?, id)))
+    pub fn former(&self) -> impl Iterator<Item = (&EndpointKey, &Arc<Record>)> {
+        self.former.iter().filter_map(|(key, id)| Some((key, self.records.get(id)?)))
+    }
+
+    /// Every endpoint that some record has, or had.
+    pub fn keys(&self) -> BTreeSet<EndpointKey> {
+        self.claims.keys().chain(self.former().map(|(key, _)| key)).cloned().collect()
     }
 
     /// Which pod's the endpoint is.
-    pub fn holder(&self, key: &EndpointKey) -> Option<&Record> {
-        let claims = self.claims.get(key)?.iter().filter_map(|id| self.records.get(id));
-        claims.filter(|record| record.phase == Phase::Present).max_by_key(|record| record.since)
+    pub fn holder(&self, key: &EndpointKey) -> Option<&Arc<Record>> {
+        self.last_claim(key, |record| record.phase == Phase::Present)
     }
 
-    /// Whose end is not told yet, of those that had the endpoint.
-    pub fn leaver(&self, key: &EndpointKey) -> Option<&Record> {
+    /// Whose value in etcd, if it is there, is of a life that is over: that of a pod that has gone, of a container that is being
+    /// attached again, or of one that has another name by now.
+    pub fn past(&self, key: &EndpointKey) -> Option<&Arc<Record>> {
+        let is_over = |record: &Record| match record.phase {
+            Phase::Begun => record.lived_before(),
+            Phase::Present => false,
+            Phase::Leaving => true,
+        };
+        let renamed = || {
+            let mut from = self.former.range((key.clone(), AttachmentId::new("", ""))..);
+            from.next().filter(|(former, _)| former == key).and_then(|(_, id)| self.records.get(id))
+        };
+        self.last_claim(key, is_over).or_else(renamed)
+    }
+
+    fn last_claim(&self, key: &EndpointKey, test: impl Fn(&Record) -> bool) -> Option<&Arc<Record>> {
         let claims = self.claims.get(key)?.iter().filter_map(|id| self.records.get(id));
-        claims.filter(|record| record.phase == Phase::Leaving).max_by_key(|record| record.since)
+        claims.filter(|record| test(record)).max_by_key(|record| record.since)
     }
 
     /// For how long it has been so, as far as can be told: of what this process has seen begin, by a clock that never
@@ -187,19 +221,10 @@ impl Registry {
                 namespace
             }
         };
-        let name = self
-            .name(endpoint)
+        let name = name(endpoint, &self.node)
             .format()
             .map_err(|bad| invalid("endpoint name part", &bad.0, "no dash at its beginning or end"))?;
         Ok(EndpointKey::new(namespace, &name))
-    }
-
-    fn name(&self, endpoint: &AddEndpoint) -> EndpointName {
-        let node = endpoint.node.as_ref().unwrap_or(&self.node);
-        match &endpoint.pod {
-            None => EndpointName::cni(node, &endpoint.container_id, &endpoint.interface),
-            Some(pod) => EndpointName::kubernetes(node, &pod.name, &endpoint.interface),
-        }
     }
 
     /// Keeps what is about to be made, or was made.
@@ -209,14 +234,16 @@ impl Registry {
         let begun = self.records.get(&endpoint.id()).filter(|record| record.phase == Phase::Begun);
         let begun = begun.filter(|_| phase == Phase::Present).map(|record| record.since);
         // Of two the later one is known as such, whatever the clock says.
-        let since = begun.unwrap_or_else(|| milliseconds(SystemTime::now()).max(self.latest + 1));
+        let since =
+            begun.unwrap_or_else(|| milliseconds(SystemTime::now()).max(self.latest.saturating_add(1)));
         self.latest = self.latest.max(since);
-        let former = self.records.get(&endpoint.id()).and_then(|record| {
+        let known = self.records.get(&endpoint.id()).map(Arc::as_ref);
+        let former = known.and_then(|record| {
             let before = self.key(&record.endpoint).ok().filter(|before| *before != key);
             before.or_else(|| record.former.clone())
         });
-        let known = self.records.get(&endpoint.id());
-        let record = Record { former, ..Record::new(endpoint, phase, since, known) };
+        let node = known.map_or_else(|| Some(self.node.clone()), |known| known.node.clone());
+        let record = Record { former, node, ..Record::new(endpoint, phase, since, known) };
         self.put(&key, record)?;
         Ok(key)
     }
@@ -224,36 +251,47 @@ impl Registry {
     /// The pod is gone. `None`: it was not known, or is leaving already.
     pub fn leave(&mut self, id: &AttachmentId) -> Result<Option<EndpointKey>, RegistryError> {
         let found = self.records.get(id).filter(|record| record.phase != Phase::Leaving);
-        let Some(record) = found.cloned() else { return Ok(None) };
+        let Some(record) = found else { return Ok(None) };
         let key = self.key(&record.endpoint)?;
-        self.put(&key, Record { phase: Phase::Leaving, ..record })?;
+        self.put(&key, Record { phase: Phase::Leaving, ..Record::clone(record) })?;
         Ok(Some(key))
     }
 
-    /// Etcd says this of the endpoint. True: it is another than before. It counts also where it cannot be written down; see
+    /// Etcd says this of the endpoint. News count also where they cannot be written down; see
     /// [`write_again`](Self::write_again).
-    pub fn hear(&mut self, key: &EndpointKey, value: &[u8]) -> bool {
-        let heard = self.holder(key).and_then(|record| record.hear(key, value));
-        let Some(heard) = heard else { return false };
-        let id = heard.endpoint.id();
-        self.keep(key.clone(), heard);
-        self.unwritten.insert(id, String::new());
-        self.write_again();
-        true
+    pub fn hear(&mut self, key: &EndpointKey, value: &[u8]) -> Heard {
+        let Some(record) = self.holder(key) else { return Heard::Nothing };
+        let Some(there) = record.recognise(key, value) else { return Heard::Foreign };
+        let Some(after) = record.heed(key, value, &there) else { return Heard::Nothing };
+        let id = after.endpoint.id();
+        self.keep(key.clone(), after);
+        self.write_down(&id);
+        Heard::News
     }
 
-    /// Tries to write down what could not be.
-    pub fn write_again(&mut self) {
-        let unwritten = std::mem::take(&mut self.unwritten).into_keys();
-        let written = unwritten.filter_map(|id| {
-            let path = self.path(&id);
-            let error = write(&path, self.records.get(&id)?).err()?;
-            let path = path.display();
-            let problem =
-                format!("cannot write {path}: {error}; a restart would forget what etcd says of the pod");
-            Some((id, problem))
-        });
-        self.unwritten = written.collect();
+    /// Tries to write down what could not be, as far as that goes: where one does not fit, the others do not either. Each is a
+    /// sign of life.
+    pub fn write_again(&mut self, beat: impl Fn()) {
+        for id in self.unwritten.keys().cloned().collect::<Vec<_>>() {
+            beat();
+            if !self.write_down(&id) {
+                return;
+            }
+        }
+    }
+
+    /// False: its file says something older, or nothing.
+    fn write_down(&mut self, id: &AttachmentId) -> bool {
+        let path = self.path(id);
+        let problem = self.records.get(id).and_then(|record| write(&path, record).err());
+        match &problem {
+            None => self.unwritten.remove(id),
+            Some(error) => {
+                let problem = format!("cannot write {}: {error}; {FORGOTTEN}", path.display());
+                self.unwritten.insert(id.clone(), problem)
+            }
+        };
+        problem.is_none()
     }
 
     /// What could not be written down, a line each.
@@ -264,9 +302,9 @@ impl Registry {
     /// Everything is given back and etcd has been told: the record is not needed any more.
     pub fn forget(&mut self, id: &AttachmentId) -> Result<(), RegistryError> {
         // Whoever came back meanwhile stays.
-        let Some(record) = self.records.get(id).filter(|record| record.phase == Phase::Leaving) else {
+        if self.records.get(id).is_none_or(|record| record.phase != Phase::Leaving) {
             return Ok(());
-        };
+        }
         let path = self.path(id);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -274,26 +312,31 @@ impl Registry {
             }
             _ => {}
         }
-        let key = self.key(&record.endpoint)?;
-        self.records.remove(id);
+        if let Some(record) = self.records.remove(id) {
+            self.unclaim(&record);
+        }
+        self.unwritten.remove(id);
         self.seen.remove(id);
         self.found.remove(id);
-        if let Some(claims) = self.claims.get_mut(&key) {
-            claims.remove(id);
-            if claims.is_empty() {
-                self.claims.remove(&key);
-            }
-        }
         Ok(())
     }
 
     /// Etcd has forgotten the endpoint that it had under another name.
     pub fn forget_former(&mut self, id: &AttachmentId) -> Result<(), RegistryError> {
-        let Some(record) = self.records.get(id).filter(|record| record.former.is_some()).cloned() else {
+        let Some(record) = self.records.get(id).filter(|record| record.former.is_some()) else {
             return Ok(());
         };
         let key = self.key(&record.endpoint)?;
-        self.put(&key, Record { former: None, ..record })
+        let record = Record { former: None, ..Record::clone(record) };
+        self.put(&key, self.on_this_node(&key, record))
+    }
+
+    /// As it goes on where the node may have got another name.
+    fn on_this_node(&self, key: &EndpointKey, record: Record) -> Record {
+        let endpoint = record.endpoint.clone();
+        let key_on =
+            |node: &str| Some(EndpointKey::new(&key.namespace, &name(&endpoint, node).format().ok()?));
+        record.on_node(&self.node, key_on)
     }
 
     fn put(&mut self, key: &EndpointKey, record: Record) -> Result<(), RegistryError> {
@@ -307,24 +350,57 @@ impl Registry {
         Ok(())
     }
 
+    /// Of an earlier process. What that changes is written down before etcd is told.
+    fn keep_found(&mut self, key: EndpointKey, found: Record) {
+        let (id, before) = (found.endpoint.id(), found.node.clone());
+        let record = self.on_this_node(&key, found);
+        if record.node != before {
+            let problem = format!("{} is yet to be written; {FORGOTTEN}", self.path(&id).display());
+            self.unwritten.insert(id, problem);
+        }
+        self.keep(key, record);
+    }
+
     fn keep(&mut self, key: EndpointKey, record: Record) {
         let id = record.endpoint.id();
-        let earlier = self.records.get(&id);
-        if earlier.is_none_or(|earlier| earlier.since != record.since) {
+        let earlier = self.records.remove(&id);
+        if earlier.as_ref().is_none_or(|earlier| earlier.since != record.since) {
             self.seen.insert(id.clone(), Instant::now());
         }
-        if let Some(before) =
-            earlier.and_then(|earlier| self.key(&earlier.endpoint).ok()).filter(|k| *k != key)
-            && let Some(claims) = self.claims.get_mut(&before)
-        {
-            claims.remove(&id);
+        if let Some(earlier) = earlier {
+            self.unclaim(&earlier);
         }
+        self.former.extend(record.former.clone().map(|former| (former, id.clone())));
         self.claims.entry(key).or_default().insert(id.clone());
-        self.records.insert(id, record);
+        self.records.insert(id, Arc::new(record));
+    }
+
+    fn unclaim(&mut self, record: &Record) {
+        let id = record.endpoint.id();
+        if let Ok(key) = self.key(&record.endpoint)
+            && let Entry::Occupied(mut claims) = self.claims.entry(key)
+        {
+            claims.get_mut().remove(&id);
+            if claims.get().is_empty() {
+                claims.remove();
+            }
+        }
+        if let Some(former) = record.former.clone() {
+            self.former.remove(&(former, id));
+        }
     }
 
     fn path(&self, id: &AttachmentId) -> PathBuf {
         self.dir.join(format!("{}@{}.json", id.container_id, id.interface))
+    }
+}
+
+/// The endpoint's name on a node of this name.
+fn name(endpoint: &AddEndpoint, node: &str) -> EndpointName {
+    let node = endpoint.node.as_deref().unwrap_or(node);
+    match &endpoint.pod {
+        None => EndpointName::cni(node, &endpoint.container_id, &endpoint.interface),
+        Some(pod) => EndpointName::kubernetes(node, &pod.name, &endpoint.interface),
     }
 }
 
@@ -354,154 +430,4 @@ fn write(path: &Path, record: &Record) -> io::Result<()> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use canal_common::Mac;
-
-    use super::*;
-
-    pub(crate) fn endpoint(container: &str) -> AddEndpoint {
-        AddEndpoint {
-            container_id: container.to_owned(),
-            interface: "eth0".to_owned(),
-            host_interface: format!("cali{}", &container[..container.len().min(11)]),
-            mac: Some(Mac::new([2, 0, 0, 0, 0, 1])),
-            addresses: vec!["10.100.30.2".parse().unwrap()],
-            network: "canal".to_owned(),
-            labels: [("app".to_owned(), "web".to_owned())].into(),
-            ..AddEndpoint::default()
-        }
-    }
-
-    pub(crate) fn of_pod(container: &str, name: &str) -> AddEndpoint {
-        let pod = Pod { namespace: "shop".to_owned(), name: name.to_owned(), ..Pod::default() };
-        AddEndpoint { pod: Some(pod), ..endpoint(container) }
-    }
-
-    #[test]
-    fn a_restart_finds_the_endpoints_and_what_has_yet_to_leave() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut registry, _) = Registry::open(dir.path(), "node-a").unwrap();
-        let stays = registry.insert(endpoint("c0ffee"), Phase::Present).unwrap();
-        let goes = registry.insert(endpoint("dead-beef"), Phase::Present).unwrap();
-        assert_eq!(goes.to_string(), "default/node--a-cni-dead--beef-eth0");
-        let id = endpoint("dead-beef").id();
-        assert_eq!(registry.leave(&id).unwrap(), Some(goes.clone()));
-        assert_eq!(registry.leave(&id).unwrap(), None, "already leaving");
-
-        let (mut again, broken) = Registry::open(dir.path(), "node-a").unwrap();
-        assert!(broken.is_empty());
-        assert_eq!(again.present().map(|(key, _)| key).collect::<Vec<_>>(), [&stays]);
-        assert_eq!(again.leaving().map(|(key, _)| key).collect::<Vec<_>>(), [goes]);
-        again.forget(&endpoint("c0ffee").id()).unwrap();
-        again.forget(&id).unwrap();
-        assert_eq!(again.records().len(), 1, "only what has left is forgotten");
-        assert_eq!(Registry::open(dir.path(), "node-a").unwrap().0.records().len(), 1);
-    }
-
-    #[test]
-    fn what_was_begun_is_no_pods_yet_and_is_found_by_the_next_agent() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
-        registry.insert(endpoint("c0ffee"), Phase::Begun).unwrap();
-        assert_eq!(registry.present().count(), 0);
-        let begun = registry.records()[&endpoint("c0ffee").id()].clone();
-        let (mut again, _) = Registry::open(dir.path(), "n").unwrap();
-        let found = &again.records()[&endpoint("c0ffee").id()];
-        assert_eq!((&found.endpoint, found.phase, found.since), (&begun.endpoint, Phase::Begun, begun.since));
-        again.insert(endpoint("c0ffee"), Phase::Present).unwrap();
-        let present = &again.records()[&endpoint("c0ffee").id()];
-        assert_eq!((present.phase, present.since), (Phase::Present, begun.since));
-    }
-
-    #[test]
-    fn a_pod_that_was_made_anew_holds_the_endpoint_and_the_old_container_leaves_without_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
-        let key = registry.insert(of_pod("aa", "web-0"), Phase::Present).unwrap();
-        assert_eq!(key.to_string(), "shop/n-k8s-web--0-eth0");
-        assert_eq!(registry.insert(of_pod("bb", "web-0"), Phase::Present).unwrap(), key);
-        let holder = |registry: &Registry| registry.holder(&key).map(|r| r.endpoint.container_id.clone());
-        assert_eq!(holder(&registry).as_deref(), Some("bb"));
-        let (again, _) = Registry::open(dir.path(), "n").unwrap();
-        assert_eq!(holder(&again).as_deref(), Some("bb"));
-        registry.leave(&of_pod("aa", "web-0").id()).unwrap();
-        registry.forget(&of_pod("aa", "web-0").id()).unwrap();
-        assert_eq!(holder(&registry).as_deref(), Some("bb"));
-        registry.leave(&of_pod("bb", "web-0").id()).unwrap();
-        assert_eq!(holder(&registry), None);
-    }
-
-    #[test]
-    fn a_container_that_is_announced_under_another_name_gives_up_the_first() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
-        let first = registry.insert(of_pod("aa", "web-0"), Phase::Present).unwrap();
-        let second = registry.insert(of_pod("aa", "web-1"), Phase::Begun).unwrap();
-        assert_eq!((registry.holder(&first), registry.holder(&second)), (None, None));
-        registry.insert(of_pod("aa", "web-1"), Phase::Present).unwrap();
-        let (mut again, _) = Registry::open(dir.path(), "n").unwrap();
-        let id = of_pod("aa", "web-1").id();
-        assert_eq!(again.former().collect::<Vec<_>>(), [(&first, &id)]);
-        again.forget_former(&id).unwrap();
-        assert_eq!(again.former().count(), 0);
-        assert!(again.holder(&second).is_some());
-    }
-
-    #[test]
-    fn age_is_told_by_a_clock_that_does_not_jump_or_by_what_is_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
-        registry.insert(endpoint("aa"), Phase::Begun).unwrap();
-        let id = endpoint("aa").id();
-        let path = dir.path().join("endpoints/aa@eth0.json");
-        let text = fs::read_to_string(&path).unwrap();
-        let since = registry.records()[&id].since;
-        assert!(registry.age(&id) < Duration::from_mins(1));
-        for (written, is_old) in [(since - 300_000, true), (since + 300_000, false)] {
-            fs::write(&path, text.replace(&since.to_string(), &written.to_string())).unwrap();
-            let (again, _) = Registry::open(dir.path(), "n").unwrap();
-            assert_eq!(again.age(&id) > Duration::from_mins(4), is_old, "{written}");
-        }
-    }
-
-    #[test]
-    fn records_of_earlier_versions_are_read() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("endpoints")).unwrap();
-        let old = r#"{"endpoint":{"container_id":"ca","interface":"eth0","host_interface":"calica",
-            "mac":"02:00:00:00:00:01","addresses":["10.1.0.2"],"network":"canal","labels":{}},"leaving":LEAVING}"#;
-        for (name, leaving) in [("ca", "false"), ("cb", "true")] {
-            let text = old.replace("\"ca\"", &format!("{name:?}")).replace("LEAVING", leaving);
-            fs::write(dir.path().join(format!("endpoints/{name}@eth0.json")), text).unwrap();
-        }
-        let (registry, broken) = Registry::open(dir.path(), "n").unwrap();
-        assert!(broken.is_empty(), "{broken:?}");
-        let phases: Vec<_> = registry.records().values().map(|record| record.phase).collect();
-        assert_eq!(phases, [Phase::Present, Phase::Leaving]);
-    }
-
-    #[test]
-    fn a_broken_file_is_reported_and_costs_nobody_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
-        registry.insert(endpoint("c0ffee"), Phase::Present).unwrap();
-        fs::write(dir.path().join("endpoints/broken@eth0.json"), "{").unwrap();
-        let (again, broken) = Registry::open(dir.path(), "n").unwrap();
-        assert_eq!((again.records().len(), broken.len()), (1, 1));
-        assert!(dir.path().join("endpoints/broken@eth0.json").exists());
-    }
-
-    #[test]
-    fn names_that_would_leave_the_folder_or_the_key_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
-        for id in ["", "../x", "a/b", "-x", &"x".repeat(129)] {
-            assert!(registry.insert(endpoint(id), Phase::Present).is_err(), "{id}");
-        }
-        let long = AddEndpoint { host_interface: "cali-0123456789ab".to_owned(), ..endpoint("ok") };
-        assert!(registry.insert(long, Phase::Present).is_err());
-        for name in ["", "a/b", "Web", "-a"] {
-            assert!(registry.insert(of_pod("ok", name), Phase::Present).is_err(), "{name}");
-        }
-    }
-}
+pub(crate) mod tests;

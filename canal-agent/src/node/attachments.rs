@@ -4,7 +4,7 @@
 //! the end of its pod until everything is given back (`departures`). Whatever no record explains is told and left alone:
 //! a registry that was lost must cost no living pod anything.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -12,10 +12,7 @@ use tracing::{info, warn};
 use super::{Node, departures::release, endpoints::Local};
 use crate::{
     api::wire::{AddEndpoint, ApiError, AttachmentId, EndpointReport, Goodbye, Readiness, Standing},
-    endpoint::{
-        Phase, RegistryError, mark,
-        publish::{self, Wanted},
-    },
+    endpoint::{Phase, RegistryError, mark, publish},
     model::{
         EndpointKey, Pod,
         endpoint::{Birth, EndpointName},
@@ -54,7 +51,7 @@ impl Node {
             self.follow_holder(former);
         }
         if renamed {
-            self.publish();
+            self.publishing.now();
         }
         Ok(changed)
     }
@@ -137,11 +134,13 @@ impl Node {
     }
 
     pub(super) fn leave(&mut self, id: &AttachmentId) -> Result<bool, RegistryError> {
+        // Many may leave at once, and each is written down.
+        self.health.beat();
         let Some(key) = self.registry.leave(id)? else { return Ok(false) };
         info!(endpoint = %key, container = id.container_id, "endpoint leaves");
         self.missing.remove(id);
         self.follow_holder(key);
-        self.publish();
+        self.publishing.now();
         Ok(true)
     }
 
@@ -209,15 +208,12 @@ impl Node {
     }
 
     /// The cluster's view of an endpoint is that of who holds it now.
-    fn follow_holder(&mut self, key: EndpointKey) {
+    pub(super) fn follow_holder(&mut self, key: EndpointKey) {
         if let Some(record) = self.registry.holder(&key) {
             let workload = record.workload(&key, &self.config.node_name);
             self.cluster.set_local_endpoint(key, Some(workload));
-        } else if let Some(record) = self.registry.leaver(&key) {
+        } else if let Some(record) = self.registry.past(&key) {
             let container = record.endpoint.container_id.clone();
-            self.cluster.retire_endpoint(key, &container);
-        } else if let Some((_, id)) = self.registry.former().find(|(former, _)| **former == key) {
-            let container = id.container_id.clone();
             self.cluster.retire_endpoint(key, &container);
         } else {
             self.cluster.set_local_endpoint(key, None);
@@ -226,45 +222,10 @@ impl Node {
     }
 
     pub(super) fn overlay_registry(&mut self) {
-        let present = self.registry.present().map(|(key, _)| key.clone());
-        let keys: BTreeSet<_> = present.chain(self.registry.leaving().map(|(key, _)| key)).collect();
-        for key in keys {
+        for key in self.registry.keys() {
             self.follow_holder(key);
         }
-        self.publish();
-    }
-
-    /// What etcd has said of pods that live here counts, and is kept.
-    pub(super) fn hear_said(&mut self) {
-        let mut is_new = false;
-        for (key, value) in self.cluster.take_said() {
-            if self.registry.hear(&key, &value) {
-                is_new = true;
-                self.follow_holder(key);
-            }
-        }
-        if is_new {
-            // For the next time that the publisher looks: now there is nothing to tell.
-            let now = self.to_publish();
-            self.wanted.send_if_modified(|wanted| {
-                *wanted = now;
-                false
-            });
-        }
-    }
-
-    pub(super) fn publish(&self) {
-        self.wanted.send_replace(self.to_publish());
-    }
-
-    fn to_publish(&self) -> Wanted {
-        Wanted {
-            present: self.registry.present().map(|(key, record)| (key.clone(), record.clone())).collect(),
-            leaving: self.registry.leaving().map(|(key, record)| (record.endpoint.id(), key)).collect(),
-            former: self.registry.former().map(|(key, id)| (id.clone(), key.clone())).collect(),
-            node: self.config.node_name.clone(),
-            without_profile: publish::made_otherwise(&self.cluster),
-        }
+        self.publishing.now();
     }
 
     /// Veth pairs without a record: told, and closed by the hooks unless etcd has their endpoint.

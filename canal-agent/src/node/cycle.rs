@@ -420,7 +420,7 @@ impl Node {
             }
             let _ = reply.send(result);
         }
-        self.publish();
+        self.publishing.now();
         refused
     }
 

@@ -13,7 +13,7 @@ use std::{
 
 use tracing::{debug, info, warn};
 
-use super::{Node, NodeError};
+use super::Node;
 use crate::{
     api::wire::{AttachmentId, Collect, Collected, Goodbye},
     endpoint::{
@@ -22,7 +22,7 @@ use crate::{
         mark,
     },
     model::EndpointKey,
-    netlink,
+    netlink::{self, Link},
 };
 
 /// No call of the plugin takes longer: what was begun before was cut off.
@@ -122,12 +122,20 @@ impl Node {
 
     /// Looks for what was cut off: attachments that nobody goes on with, and pods without interface. At the start nobody
     /// is about to delete these any more.
-    pub(super) fn sweep(&mut self, at_start: bool) -> Result<(), NodeError> {
-        let links = self.netlink.links()?;
-        // There is always one, the loopback's: none at all is no answer to act upon.
-        if links.is_empty() {
-            return Ok(());
+    pub(super) fn sweep(&mut self, at_start: bool) {
+        match self.netlink.links() {
+            // There is always one, the loopback's: none at all is no answer to act upon.
+            Ok(links) if links.is_empty() => {}
+            Ok(links) => {
+                let gone = self.gone(&links, at_start);
+                self.give_up(gone);
+            }
+            Err(error) => warn!(%error, "cannot look for pods that are gone; trying again"),
         }
+    }
+
+    /// Whose pods are gone, and how that is known.
+    fn gone(&mut self, links: &[Link], at_start: bool) -> Vec<(AttachmentId, &'static str)> {
         let there: BTreeMap<&str, Option<&str>> =
             links.iter().map(|link| (link.name.as_str(), link.alias.as_deref())).collect();
         let now = Instant::now();
@@ -146,20 +154,44 @@ impl Node {
                 Phase::Present if has_interface => drop(self.missing.remove(id)),
                 Phase::Present => {
                     let since = *self.missing.entry(id.clone()).or_insert(now);
-                    if at_start || now.duration_since(since) > MISSED {
+                    let is_known = at_start || self.unended.contains_key(id);
+                    if is_known || now.duration_since(since) > MISSED {
                         gone.push((id.clone(), "its interface is gone"));
                     }
                 }
             }
         }
+        gone
+    }
+
+    /// One whose record cannot be written is tried again, and keeps no other.
+    fn give_up(&mut self, gone: Vec<(AttachmentId, &'static str)>) {
+        let known = std::mem::take(&mut self.unended);
         for (id, why) in gone {
-            info!(container = id.container_id, interface = id.interface, why, "an endpoint is given up");
-            self.leave(&id)?;
-            if let Err(problem) = self.give_back(&id) {
-                warn!(problem, "the rest is tried again");
+            let is_known = known.contains_key(&id);
+            if !is_known {
+                info!(container = id.container_id, interface = id.interface, why, "an endpoint is given up");
+            }
+            match self.leave(&id).map_err(|error| error.to_string()) {
+                Ok(_) => {
+                    if let Err(problem) = self.give_back(&id) {
+                        warn!(problem, "the rest is tried again");
+                    }
+                }
+                Err(problem) => {
+                    if !is_known {
+                        warn!(container = id.container_id, problem, "an endpoint cannot be given up yet");
+                    }
+                    self.unended.insert(id, problem);
+                }
             }
         }
-        Ok(())
+    }
+
+    /// What keeps pods that are gone from leaving, if there are any.
+    pub(super) fn kept_from_leaving(&self) -> Option<String> {
+        let problem = self.unended.values().next()?;
+        Some(format!("{} pods that are gone cannot be given up yet: {problem}", self.unended.len()))
     }
 
     /// What DELs left word of while nobody listened. It waits until etcd has been read: some are known only there.
@@ -217,7 +249,7 @@ impl Node {
             }
             self.told_gone.push((key.clone(), Instant::now()));
             // Its present name may have been told of before this one.
-            self.publish();
+            self.publishing.now();
         } else if is_own && record.phase == Phase::Leaving && record.former.is_none() {
             self.finish(id);
         }
@@ -232,6 +264,7 @@ impl Node {
         match done {
             Ok(()) => {
                 self.unfinished.remove(id);
+                self.publishing.quietly();
                 // What the store's mirror has not heard yet must not come back into force.
                 self.told_gone.extend(key.map(|key| (key, Instant::now())));
             }
@@ -247,7 +280,7 @@ impl Node {
     pub(super) fn forget_the_retired(&mut self) {
         let mut told = std::mem::take(&mut self.told_gone);
         told.retain(|(key, at)| {
-            let is_held = self.registry.holder(key).is_some() || self.registry.leaver(key).is_some();
+            let is_held = self.registry.holder(key).is_some() || self.registry.past(key).is_some();
             !is_held && (at.elapsed() < HEARD || !self.cluster.forget_retired(key))
         });
         self.told_gone.append(&mut told);

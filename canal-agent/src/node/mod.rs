@@ -19,6 +19,7 @@ mod message;
 mod metrics;
 mod names;
 pub mod peers;
+mod publishing;
 mod rules;
 pub mod state;
 mod status;

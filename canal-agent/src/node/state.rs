@@ -9,7 +9,7 @@ use std::{
 
 use canal_common::{Mac, event::EVENTS_PER_DECISION, settings::Settings};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 
 use super::{
     attachments,
@@ -23,6 +23,7 @@ use super::{
     message::{Message, Published, Question},
     metrics::Cycles,
     peers::{Means, Own, Peers},
+    publishing::Publishing,
     steering::Steering,
     store::StoreState,
     takeover::Takeover,
@@ -198,13 +199,15 @@ pub struct Node {
     pub(super) failure: Option<String>,
     pub(super) started: Instant,
 
-    pub(super) wanted: watch::Sender<Wanted>,
+    pub(super) publishing: Publishing,
     pub(super) ports: Ports,
     pub(super) health: Health,
     pub(super) initial: Initial,
     pub(super) ready: Option<oneshot::Sender<()>>,
     /// Pods whose interface is missed.
     pub(super) missing: Missing,
+    /// Pods that are gone and cannot be noted as such, with the reason.
+    pub(super) unended: BTreeMap<AttachmentId, String>,
     /// What has left etcd and has something that could not be given back, with the reason.
     pub(super) unfinished: BTreeMap<AttachmentId, String>,
     /// Endpoints that etcd was told the end of, and when.
@@ -286,20 +289,23 @@ impl Node {
             told: Told::default(),
             failure: None,
             started: Instant::now(),
-            wanted,
+            publishing: Publishing::new(wanted),
             ports,
             health,
             initial,
             ready: Some(ready),
             waiting: Vec::new(),
             missing: Missing::default(),
+            unended: BTreeMap::new(),
             unfinished: BTreeMap::new(),
             told_gone: Vec::new(),
             asked: Vec::new(),
             config,
         };
+        node.write_again();
         node.overlay_registry();
-        node.sweep(true)?;
+        node.sweep(true);
+        node.publish();
         node.follow_parameters();
         Ok(node)
     }
@@ -321,6 +327,7 @@ impl Node {
                 Burst::Changed => self.reconcile(),
                 Burst::Quiet => {}
             }
+            self.publish();
             for question in std::mem::take(&mut self.asked) {
                 self.answer(question);
             }
@@ -389,11 +396,10 @@ impl Node {
                     self.takeover.retry();
                     self.hear_goodbyes();
                     self.finish_the_unfinished();
-                    self.registry.write_again();
+                    self.write_again();
                     self.forget_the_retired();
-                    if let Err(error) = self.sweep(false) {
-                        warn!(%error, "cannot look for pods that are gone; trying again");
-                    }
+                    self.sweep(false);
+                    self.publishing.look();
                 }
                 // What failed is tried again with everything, and not at each tick.
                 let changed = self.peers.look() || everything;
@@ -402,6 +408,10 @@ impl Node {
             }
             Message::Stop => false,
         }
+    }
+
+    fn write_again(&mut self) {
+        self.registry.write_again(|| self.health.beat());
     }
 
     /// Who asked may have gone; the answer is nobody's then.

@@ -66,6 +66,7 @@ impl Node {
         problems.extend(self.lost());
         problems.extend(self.memory.problem());
         problems.extend(self.registry.unwritten().cloned());
+        problems.extend(self.kept_from_leaving());
         problems.extend(self.not_ready());
         problems.extend(self.initial.problems.borrow().iter().cloned());
         let unpublished = self.unpublished();

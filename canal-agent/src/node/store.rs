@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::Node;
 use crate::{
     logging,
-    store::{Change, LeaseEvent, NetworkConfig, Prefix, RESOURCES, StoreEvent, SubnetKey, initial},
+    store::{Change, LeaseEvent, NetworkConfig, Prefix, StoreEvent, SubnetKey, initial},
 };
 
 /// What is known about etcd.
@@ -79,7 +79,8 @@ impl Node {
                         self.follow_parameters();
                         self.hear_said();
                         // What etcd lost, it gets again.
-                        self.publish();
+                        self.publishing.doubt();
+                        self.publishing.now();
                         if !taken {
                             return true;
                         }
@@ -99,6 +100,7 @@ impl Node {
                         Prefix::Resources => self.resource_change(&change),
                     }
                 }
+                self.hear_said();
                 true
             }
         }
@@ -179,7 +181,6 @@ impl Node {
 
     fn resource_change(&mut self, change: &Change) {
         let complete = self.steering.take_change(change, &mut self.cluster);
-        self.hear_said();
         self.follow_parameters();
         self.all_is_due |= self.steering.take_turn();
         if complete {
@@ -191,14 +192,7 @@ impl Node {
                 warn!(key, "somebody deleted what Calico's tools cannot do without; it is made again");
                 self.initial.request.send();
             }
-            Change::Delete { key, .. } => {
-                let ours =
-                    key.starts_with(RESOURCES) && self.registry.present().any(|(k, _)| k.store_key() == *key);
-                if ours {
-                    warn!(key, "somebody deleted an endpoint of ours from etcd; publishing it again");
-                    self.publish();
-                }
-            }
+            Change::Delete { key, .. } => self.hear_deleted(key),
         }
     }
 

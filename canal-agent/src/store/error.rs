@@ -141,6 +141,11 @@ impl Cause {
             )
     }
 
+    /// A request about another key may do better.
+    pub fn is_of_the_key(&self) -> bool {
+        matches!(self, Self::PermissionDenied | Self::Other(_))
+    }
+
     /// The request cannot have had an effect.
     pub(super) fn was_not_sent(&self) -> bool {
         matches!(self, Self::Refused | Self::Unreachable(_) | Self::UnknownHost)

@@ -6,6 +6,7 @@ mod etcd;
 mod proxy;
 
 mod access;
+mod endpoints;
 mod initial;
 mod lease;
 mod publish;
