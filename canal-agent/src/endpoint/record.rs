@@ -116,13 +116,10 @@ impl Record {
         !self.earlier.is_empty()
     }
 
-    /// Whether a value is the endpoint of this attachment, by the container that it names or by the object's birth: others may
-    /// have written anything into what was made here.
+    /// Whether a value is the endpoint of this attachment, by the container that it names. The object's birth does not tell:
+    /// Calico's plugin keeps it when a pod of the same name is made anew.
     pub fn owns(&self, value: &[u8]) -> bool {
-        let uid = birth(Some(value)).uid;
-        let is_of_a_life =
-            || self.birth.as_ref().is_some_and(|birth| birth.uid == uid) || self.earlier.contains(&uid);
-        is_of_container(value, &self.endpoint.container_id) || is_of_a_life()
+        is_of_container(value, &self.endpoint.container_id)
     }
 
     /// As this node sees it, with what others have made of it.
@@ -377,25 +374,6 @@ mod tests {
         let record = registry.holder(&key).unwrap();
         assert_eq!(record.recognise(&key, anew.as_bytes()), None, "of the life before");
         assert_eq!(record.earlier.len(), 1, "what was never told adds nothing");
-    }
-
-    #[test]
-    fn a_value_is_the_pods_by_its_container_or_by_its_birth_here() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut registry, _) = Registry::open(dir.path(), "n").unwrap();
-        let (key, begun) = told(&mut registry, endpoint("bb"));
-        let edited = begun.replace(r#""containerID":"bb""#, r#""containerID":"older""#);
-        let anothers =
-            edited.replace(&birth(Some(begun.as_bytes())).uid, "6f5a0a3e-0000-4000-8000-000000000001");
-        for again in [false, true] {
-            let record = registry.holder(&key).unwrap();
-            assert!(record.owns(begun.as_bytes()) && record.owns(edited.as_bytes()), "{again}");
-            assert!(!record.owns(anothers.as_bytes()) && !record.owns(b"{"), "{again}");
-            // Of a life before, it still is.
-            registry.leave(&endpoint("bb").id()).unwrap();
-            registry.insert(endpoint("bb"), Phase::Begun).unwrap();
-            registry.insert(endpoint("bb"), Phase::Present).unwrap();
-        }
     }
 
     #[test]

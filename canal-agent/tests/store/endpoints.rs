@@ -121,17 +121,17 @@ async fn what_etcd_was_told_is_looked_at_again_only_where_it_is_in_doubt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_goes_leaves_no_ghost_and_takes_no_other_pods_endpoint_along() {
+async fn a_pod_that_goes_takes_its_edited_endpoint_along_and_no_other_pods() {
     let (mut publisher, folder) = (Publisher::start().await, tempfile::tempdir().unwrap());
     let mut registry = registry(folder.path(), "n");
     let keys = ["aa", "bb"].map(|container| registry.insert(pod(container), Phase::Present).unwrap());
     publisher.wanted.send_replace(wanted(&registry, "n"));
     let [mine, anothers] = &keys;
     publisher.until(anothers, |value| value.is_some()).await;
-    // One is edited, the other made by somebody else, before their ends are told.
-    let edited = publisher.value(mine).await.unwrap();
-    publisher.put(mine, &edited.replace(r#""containerID":"aa""#, r#""containerID":"older""#)).await;
-    publisher.put(anothers, r#"{"metadata":{"uid":"u"},"spec":{"containerID":"new"}}"#).await;
+    // One is edited, the other is another pod's by now, in the same object, as Calico's plugin keeps it.
+    let [edited, taken] = [publisher.value(mine).await.unwrap(), publisher.value(anothers).await.unwrap()];
+    publisher.put(mine, &edited.replace("10.", "11.")).await;
+    publisher.put(anothers, &taken.replace(r#""containerID":"bb""#, r#""containerID":"new""#)).await;
     for container in ["aa", "bb"] {
         registry.leave(&pod(container).id()).unwrap();
     }
