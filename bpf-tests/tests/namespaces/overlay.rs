@@ -166,6 +166,45 @@ fn a_peer_that_leaves_for_good_is_forgotten_and_one_that_comes_is_learnt() {
 }
 
 #[test]
+fn every_vni_and_port_carries_packets_and_another_is_taken_up_by_a_restart() {
+    let config = |vni: u32, port: u16| {
+        format!(r#"{{"Network":"10.100.0.0/16","Backend":{{"Type":"vxlan","VNI":{vni},"Port":{port}}}}}"#)
+    };
+    let world = World::builder().nodes(2).config(Some(&config(0, 4789))).build().unwrap();
+    world.start_agents().unwrap();
+    let (a, b) = (world.node(1).add_pod("a", &[]).unwrap(), world.node(2).add_pod("b", &[]).unwrap());
+    for (vni, port, gear) in [(0, 4789, "tc"), (0x00ff_ffff, 1, "xdp"), (0, 65535, "kernel")] {
+        let what = format!("VNI {vni}, port {port}, gear {gear}");
+        if port != 4789 {
+            world.etcd().put("/coreos.com/network/config", &config(vni, port)).unwrap();
+            for node in world.nodes() {
+                node.agent().terminate().unwrap();
+                node.agent().set_flag("--decap-gear", gear);
+            }
+            world.start_agents().unwrap();
+        }
+        let (_a, _b) = (a.serve_tcp(8080).unwrap(), b.serve_tcp(8080).unwrap());
+        assert!(soon(|| a.reaches(b.ip(), 8080) && b.reaches(a.ip(), 8080)), "{what}");
+        let mut wire = Capture::start(world.node(1).netns(), "up0", "udp", world.folder()).unwrap();
+        assert!(a.pings(b.ip()), "{what}");
+        wire.stop().unwrap();
+        assert!(!wire.packets(&format!("udp dst port {port}")).unwrap().is_empty(), "{what}");
+        assert_eq!(
+            wire.packets(&format!("udp dst port not {port}")).unwrap(),
+            Vec::<String>::new(),
+            "{what}"
+        );
+        for node in world.nodes() {
+            let devices = node.netns().ip("-br link show type vxlan").unwrap();
+            assert!(
+                devices.starts_with(&format!("canal.{vni} ")) && devices.lines().count() == 1,
+                "{devices}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_node_whose_kernel_takes_vxlan_off_delivers_and_judges_all_the_same() {
     let world = World::builder().nodes(2).build().unwrap();
     let receiver = world.node(2);

@@ -30,6 +30,39 @@ fn our_lease_deleted_from_etcd_is_taken_again_with_the_same_subnet() {
 }
 
 #[test]
+fn a_reservation_is_taken_at_the_start_whatever_mac_it_names_and_in_place_of_another_subnet() {
+    let world = World::builder().nodes(2).build().unwrap();
+    world.etcd().put_global_policy("open", policy::allow_all()).unwrap();
+    let agent = world.node(1).agent();
+    let reserve = |subnet: &str, mac: &str| {
+        let value = format!(
+            r#"{{"PublicIP":"192.168.50.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+        );
+        world.etcd().put(&format!("{SUBNETS}{subnet}"), &value).unwrap();
+    };
+    reserve("10.100.77.0-24", "00:00:00:00:00:00");
+    world.start_agents().unwrap();
+    let subnet = || agent.status().unwrap()["lease"]["subnet"].as_str().unwrap().to_owned();
+    let b = world.node(2).add_pod("b", &[]).unwrap();
+    assert_eq!(subnet(), "10.100.77.0/24");
+    let first = world.node(1).add_pod("first", &[]).unwrap();
+    assert!(soon(|| first.pings(b.ip()) && b.pings(first.ip())), "{}", agent.log());
+
+    reserve("10.100.88.0-24", "01:00:5e:00:00:01");
+    let problems = || agent.status().unwrap()["problems"].to_string();
+    assert!(soon(|| problems().contains("drain the node and restart canal-agent")), "{}", problems());
+    assert!(first.pings(b.ip()), "nothing happens under way");
+    agent.terminate().unwrap();
+    agent.start().unwrap();
+    assert_eq!(subnet(), "10.100.88.0/24");
+    let held = world.etcd().list(SUBNETS).unwrap();
+    assert!(held.len() == 2 && !held.keys().any(|key| key.contains("10.100.77")), "{held:?}");
+    let late = world.node(1).add_pod("late", &[]).unwrap();
+    assert!(late.ip().to_string().starts_with("10.100.88."), "{}", late.ip());
+    assert!(soon(|| late.pings(b.ip()) && b.pings(late.ip())), "{}", agent.log());
+}
+
+#[test]
 fn a_subnet_that_another_node_took_is_given_up_and_new_pods_live_in_the_new_one() {
     let (world, a, b) = two_nodes();
     let node = world.node(1);
@@ -178,6 +211,35 @@ fn another_interface_that_the_rules_prefer_becomes_the_uplink_and_the_old_one_is
     let links: Vec<_> = links.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert!(!links.iter().any(|link| link.starts_with("up0-")), "{links:?}");
     assert!(agent.says(&["following it", "new0", "iface-regex"], SOON), "{}", agent.log());
+}
+
+#[test]
+fn without_rules_the_uplink_is_where_the_default_route_leads_also_when_that_changes() {
+    let world = World::builder().nodes(2).build().unwrap();
+    let (agent, one, two) = (world.node(1).agent(), world.node(1).netns(), world.node(2).netns());
+    for flag in ["--public-ip", "--iface"] {
+        agent.unset_flag(flag);
+    }
+    one.ip(&format!("link add new0 type veth peer name new0 netns {}", two.name())).unwrap();
+    for (netns, address) in [(one, "192.168.51.1/24"), (two, "192.168.51.2/24")] {
+        netns.ip("link set new0 up").unwrap();
+        netns.ip(&format!("addr add {address} dev new0")).unwrap();
+    }
+    one.ip("route add default via 192.168.50.2 dev up0").unwrap();
+    world.start_agents().unwrap();
+    let (a, b) = (world.node(1).add_pod("a", &[]).unwrap(), world.node(2).add_pod("b", &[]).unwrap());
+    assert!(soon(|| a.pings(b.ip())));
+    let uplink = || agent.status().unwrap()["uplink"].to_string();
+    assert!(uplink().contains("up0"), "{}", uplink());
+
+    one.ip("route replace default via 192.168.51.2 dev new0").unwrap();
+    assert!(soon(|| uplink().contains("new0")), "{}", uplink());
+    assert!(soon(|| agent.status().unwrap()["lease"]["public_ip"] == "192.168.51.1"));
+    one.ip("route del default").unwrap();
+    assert!(agent.says(&["WARN", "no default route"], SOON), "{}", agent.log());
+    assert!(uplink().contains("new0"), "the last one counts while there is none: {}", uplink());
+    one.ip("route add default via 192.168.50.2 dev up0").unwrap();
+    assert!(soon(|| uplink().contains("up0") && a.pings(b.ip()) && b.pings(a.ip())), "{}", agent.log());
 }
 
 #[test]

@@ -297,11 +297,11 @@ fn wherever_a_takeover_was_cut_off_the_next_start_finishes_it() {
     let ip = |line: &str| drop(one.netns().ip(line).unwrap());
     one.agent().add_switch("--ip-masq=true");
     one.agent().start().unwrap();
-    for (what, up, rules) in [
-        ("ours is made", ["flannel.1"].as_slice(), true),
-        ("theirs is down", &[], true),
-        ("ours is up", &["canal.1"], true),
-        ("theirs is gone", &["canal.1"], true),
+    for (what, up, rules, gear) in [
+        ("ours is made", ["flannel.1"].as_slice(), true, "kernel"),
+        ("theirs is down", &[], true, "tc"),
+        ("ours is up", &["canal.1"], true, "kernel"),
+        ("theirs is gone", &["canal.1"], true, "xdp"),
     ] {
         stands_in_flannels_place(&old);
         assert!(soon(|| a.pings(b.ip()) && b.pings(a.ip()) && one.pings(b.ip())), "before {what}");
@@ -321,6 +321,7 @@ fn wherever_a_takeover_was_cut_off_the_next_start_finishes_it() {
         if rules {
             old.install_rules("iptables-nft").unwrap();
         }
+        one.agent().set_flag("--decap-gear", gear);
         one.agent().start().unwrap();
     }
     stands_in_flannels_place(&old);
