@@ -20,6 +20,7 @@ use std::{os::fd::OwnedFd, time::Duration};
 use anyhow::Context as _;
 use canal_common::Mac;
 use futures::{Stream, StreamExt as _, stream};
+use ipnet::Ipv4Net;
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -148,8 +149,9 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let leases = list_leases(&store, &progress).await;
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
     let vtep_mac = vtep_mac(&leases, &network, &config.etcd.prefix, owner).await?;
-    let mut keeper =
-        LeaseManager::new(store.clone(), network.clone(), read_previous_subnet(&config.subnet_file));
+    let previous = read_previous_subnet(&config.subnet_file);
+    let has_pods = blocking(move |()| leads_to_pods(previous), ()).await?;
+    let mut keeper = LeaseManager::new(store.clone(), network.clone(), previous).with_pods(has_pods);
     let want = Attributes {
         public_ip: uplink.public_ip,
         backend: network.backend.in_lease(vtep_mac),
@@ -348,6 +350,13 @@ async fn list_leases(store: &Store, progress: &Progress) -> Listing {
         }
         backoff.wait().await;
     }
+}
+
+/// Whether pods live in the subnet of an earlier run, whoever made them: the host has ways to them.
+fn leads_to_pods(subnet: Option<Ipv4Net>) -> anyhow::Result<bool> {
+    let Some(subnet) = subnet else { return Ok(false) };
+    let routes = Netlink::open()?.routes()?;
+    Ok(routes.iter().any(|route| route.oif.is_some() && subnet.contains(&route.dst)))
 }
 
 /// Where this node's place is, if nobody else has it.

@@ -52,6 +52,13 @@ fn a_reservation_is_taken_at_the_start_whatever_mac_it_names_and_in_place_of_ano
     let problems = || agent.status().unwrap()["problems"].to_string();
     assert!(soon(|| problems().contains("drain the node and restart canal-agent")), "{}", problems());
     assert!(first.pings(b.ip()), "nothing happens under way");
+    agent.kill_9();
+    agent.start().unwrap();
+    assert_eq!(subnet(), "10.100.77.0/24", "nor after a crash, as long as there is a pod");
+    assert!(soon(|| first.pings(b.ip())));
+
+    world.node(1).del_pod(&first).unwrap();
+    world.etcd().del(&format!("{SUBNETS}10.100.77.0-24")).unwrap();
     agent.terminate().unwrap();
     agent.start().unwrap();
     assert_eq!(subnet(), "10.100.88.0/24");

@@ -64,6 +64,8 @@ impl Stage {
         let world = World::builder().nodes(1).build().unwrap();
         let node = world.node(1);
         let (netns, bpffs) = (node.netns(), node.bpffs());
+        // No agent does it here.
+        netns.sysctl("net.ipv4.ip_forward", "1").unwrap();
         let outside = Netns::create(&format!("{}outside", world.prefix())).unwrap();
         join(netns, "out0", &outside, "eth0");
         netns.ip(&format!("addr add {NODE_OUTSIDE}/24 dev out0")).unwrap();

@@ -52,10 +52,16 @@ fn nodes_etcd_and_the_world_may_live_in_the_same_network_as_pods() {
     let _server = outside.serve_tcp(8080).unwrap();
     let all_talk = |when: &str| {
         talk(&a, &b, when);
-        assert!(one.pings(b.ip()) && one.pings(OUTSIDE) && one.reaches(OUTSIDE, 8080), "{when}: a host");
-        assert!(a.pings(OUTSIDE) && a.reaches(OUTSIDE, 8080), "{when}: a pod to the world");
+        assert!(
+            soon(|| one.pings(b.ip()) && one.pings(OUTSIDE) && one.reaches(OUTSIDE, 8080)),
+            "{when}: a host"
+        );
+        assert!(soon(|| a.pings(OUTSIDE) && a.reaches(OUTSIDE, 8080)), "{when}: a pod to the world");
         let _server = a.serve_tcp(8081).unwrap();
-        assert!(outside.pings(a.ip()) && outside.reaches(a.ip(), 8081), "{when}: the world to a pod");
+        assert!(
+            soon(|| outside.pings(a.ip()) && outside.reaches(a.ip(), 8081)),
+            "{when}: the world to a pod"
+        );
     };
     all_talk("nothing keeps them apart");
     for node in world.nodes() {
@@ -70,8 +76,9 @@ fn nodes_etcd_and_the_world_may_live_in_the_same_network_as_pods() {
     world.etcd().put(CONFIG, &range).unwrap();
     for node in world.nodes() {
         assert!(soon(|| problems(node) == "[]"), "{}", problems(node));
-        assert!(way(node, "192.168.140.9").contains("dev canal.1"), "{}", way(node, "192.168.140.9"));
-        assert!(way(node, "192.168.230.9").contains(&format!("via {ROUTER}")));
+        let leads = |ip: &str, to: &str| soon(|| way(node, ip).contains(to));
+        assert!(leads("192.168.140.9", "dev canal.1"), "{}", way(node, "192.168.140.9"));
+        assert!(leads("192.168.230.9", &format!("via {ROUTER}")));
     }
     all_talk("a range keeps them apart");
     one.agent().terminate().unwrap();

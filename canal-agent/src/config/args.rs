@@ -196,17 +196,18 @@ fn go_flags(given: Vec<OsString>) -> CommandLine {
     CommandLine { args, notice: None }
 }
 
-/// Names the first word and the flags behind it, but none of their values: one may be a password.
+/// Names the first word if it is a truth value, and the flags behind it, but none of their values: one may be a password.
 fn unread(words: &[OsString]) -> Option<String> {
     let (first, rest) = words.split_first()?;
     let flags = rest.iter().filter_map(|word| {
         let flag = word.to_str()?.split('=').next()?;
         (flag.starts_with('-') && is_flag(flag.trim_start_matches('-'))).then(|| format!(" {flag}"))
     });
+    let shown = first.to_str().filter(|word| word.parse::<bool>().is_ok() || word.parse::<u64>().is_ok());
     Some(format!(
-        "{:?}{}: ignored, as by flanneld, whose flags end at the first word that is none; a truth value needs the equals sign, \
+        "{}{}: ignored, as by flanneld, whose flags end at the first word that is none; a truth value needs the equals sign, \
          as in --ip-masq=true",
-        first.to_string_lossy(),
+        shown.unwrap_or("a word that is no flag"),
         flags.collect::<String>()
     ))
 }

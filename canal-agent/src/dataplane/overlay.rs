@@ -9,6 +9,7 @@ use canal_common::Mac;
 use ipnet::Ipv4Net;
 use tracing::{info, warn};
 
+use super::routes;
 use crate::netlink::{self, Link, Netlink, NewVxlan, Route, sysctl};
 
 /// Routes of ours carry this protocol number: `ip route show proto 202`.
@@ -183,7 +184,11 @@ fn route(netlink: &mut Netlink, overlay: &Overlay, index: u32) -> Result<(), net
     let present = netlink.routes()?;
     for network in &overlay.routed {
         let wanted = overlay.route(*network, index);
-        if !present.contains(&wanted) {
+        // Somebody else's in its place is told with all other routes.
+        let is_taken = |there: &Route| {
+            (there.dst, there.metric) == (wanted.dst, wanted.metric) && !routes::may_replace(there, &wanted)
+        };
+        if !present.contains(&wanted) && !present.iter().any(is_taken) {
             netlink.replace_route(&wanted)?;
             info!(%network, "routed the pod network to the overlay device");
         }

@@ -57,7 +57,13 @@ pub fn wanted(
     if matches!(backend, Backend::HostGw) {
         wanted.extend(pods.iter().filter(|net| !has_way(net)).map(|net| refuse(*net)));
     }
-    wanted.extend(lost.iter().filter(|net| is_outside(net)).map(|net| refuse(*net)));
+    // Nor is refused what somebody else has who can be reached.
+    let is_reached = |net: &Ipv4Net| {
+        let around = |len| Ipv4Net::new(net.addr(), len).is_ok_and(|net| peers.contains_key(&net.trunc()));
+        (0..=net.prefix_len()).any(around)
+            || peers.range(*net..).next().is_some_and(|(inner, _)| net.contains(inner))
+    };
+    wanted.extend(lost.iter().filter(|net| is_outside(net) && !is_reached(net)).map(|net| refuse(*net)));
     if let Some((overlay, index)) = overlay {
         let outside = peers.iter().filter(|(net, peer)| !peer.direct && is_outside(net)).map(|(net, _)| net);
         wanted.extend(overlay.routed.iter().chain(outside).map(|net| overlay.route(*net, index)));
@@ -125,7 +131,7 @@ pub fn remove_all(netlink: &mut Netlink) -> Result<Vec<String>, netlink::Error> 
 }
 
 /// Ours, or flanneld's own way to the same node: by its address, or in an envelope by that of the node's device.
-fn may_replace(there: &Route, ours: &Route) -> bool {
+pub(super) fn may_replace(there: &Route, ours: &Route) -> bool {
     let flannels = ours.gateway.unwrap_or_else(|| ours.dst.network());
     let is_flannels =
         there.protocol == protocol::BOOT && there.gateway == Some(flannels) && !ours.unreachable;
@@ -149,7 +155,8 @@ mod tests {
         };
         let peers = [("10.1.2.0/24", true), ("10.1.3.0/24", false), ("10.3.3.0/24", false)];
         let peers = BTreeMap::from(peers.map(|(subnet, direct)| (net(subnet), peer(2, direct))));
-        let (pods, lost) = ([net("10.1.0.0/16")], [net("10.1.4.0/24"), net("10.2.4.0/24")]);
+        let (pods, lost) =
+            ([net("10.1.0.0/16")], ["10.1.4.0/24", "10.2.4.0/24", "10.3.3.128/25", "10.3.0.0/16"].map(net));
         let device = Device { vni: 1, port: 8472, mac: canal_common::Mac::default(), mtu: 1450 };
         let overlay = Overlay { device, network: pods[0], subnet: net("10.1.1.0/24"), routed: pods.to_vec() };
         let shown = |backend: &Backend, present: &[Route]| {

@@ -182,7 +182,7 @@ impl Node {
                 Some(rules) => self.masquerade.ensure(&masquerade::Terms {
                     network: self.network.network,
                     subnet: self.lease.subnet,
-                    exempt: rules.exempt.clone(),
+                    exempt: rules.exempt.iter().chain(&self.elsewhere).copied().collect(),
                     fully_random: !rules.keep_ports,
                 })?,
                 // An earlier agent may have had the flag; a host without nft has no table.
@@ -210,7 +210,9 @@ impl Node {
             let is_others = |route: &&Route| route.protocol != ROUTE_PROTOCOL || route.gateway.is_none();
             self.ways = routes.iter().filter(is_others).cloned().collect();
         }
+        self.peers.set_means(self.means());
         let peers = self.peers.desired(self.own(), |ip| self.is_on_link(ip));
+        self.keep_addresses_to(&peers);
         let problems = self.nodes.apply(&peers);
         self.problems.extend(problems);
         self.apply_routes(device, &peers, &routes);
@@ -237,6 +239,16 @@ impl Node {
                 .push(format!("{error}; VXLAN is taken off one layer above, as with --decap-gear tc"));
         }
         Ok(())
+    }
+
+    /// Pods of nodes with another network see each other's address, too.
+    fn keep_addresses_to(&mut self, peers: &BTreeMap<Ipv4Net, Peer>) {
+        let elsewhere =
+            peers.keys().filter(|subnet| !self.network.network.contains(*subnet)).copied().collect();
+        if self.elsewhere != elsewhere {
+            self.elsewhere = elsewhere;
+            self.masquerade_due = true;
+        }
     }
 
     fn apply_routes(&mut self, device: Option<&Link>, peers: &BTreeMap<Ipv4Net, Peer>, present: &[Route]) {

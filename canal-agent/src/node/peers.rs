@@ -3,7 +3,7 @@
 mod claims;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map},
     net::Ipv4Addr,
 };
 
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::wire::{PeerStatus, Way},
     dataplane::nodes::Peer,
+    netlink::Route,
     store::{Backend, Entry, EtcdPrefix, LeaseValue},
 };
 
@@ -38,8 +39,12 @@ pub struct Means {
     pub backend: Backend,
     /// MTU of the uplink, in bytes.
     pub uplink_mtu: u32,
-    /// Addresses that are no pod's for certain: this node's, and etcd's.
-    pub strangers: BTreeSet<Ipv4Addr>,
+    /// The network of this node's configuration; leases outside are of nodes with another.
+    pub network: Ipv4Net,
+    /// This node's addresses in the underlay.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Where this host sends what, by others' routes than ours.
+    pub ways: Vec<Route>,
 }
 
 impl Means {
@@ -47,8 +52,18 @@ impl Means {
         u16::try_from(self.uplink_mtu).unwrap_or(u16::MAX)
     }
 
-    fn stranger_in(&self, subnet: Ipv4Net) -> Option<&Ipv4Addr> {
-        self.strangers.iter().find(|stranger| subnet.contains(*stranger))
+    /// Why a subnet cannot be pods', whoever leases it.
+    fn refusal(&self, subnet: Ipv4Net) -> Option<String> {
+        if let Some(own) = self.addresses.iter().find(|own| subnet.contains(*own)) {
+            return Some(format!("its subnet holds {own}, which is this node's"));
+        }
+        let is_taken =
+            |way: &&Route| subnet.contains(&way.dst) || (way.gateway.is_none() && way.dst.contains(&subnet));
+        let taken = self.ways.iter().find(is_taken).filter(|_| !self.network.contains(&subnet))?;
+        Some(format!(
+            "its subnet is outside the network {}, and this host has a way to {} already",
+            self.network, taken.dst
+        ))
     }
 }
 
@@ -93,8 +108,8 @@ impl Known {
         if let Some(reason) = &self.misfit {
             return Some(Err(reason.clone()));
         }
-        if let Some(stranger) = means.stranger_in(self.subnet) {
-            return Some(Err(format!("its subnet holds {stranger}, which is no pod's")));
+        if let Some(reason) = means.refusal(self.subnet) {
+            return Some(Err(reason));
         }
         let on_link = on_link(self.ip);
         let direct = on_link && means.backend.reaches_directly();
@@ -228,14 +243,14 @@ impl Peers {
 
     /// Who is to be reached through the overlay; `on_link` tells of an address whether the uplink leads straight to it.
     pub fn desired(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> BTreeMap<Ipv4Net, Peer> {
-        let peer = |known: &Known| Some((known.subnet, known.peer(&self.means, own, &on_link)?.ok()?));
-        self.others(own).filter_map(peer).collect()
+        let peer = |(known, way): (&Known, Option<Result<Peer, String>>)| Some((known.subnet, way?.ok()?));
+        self.ways(own, on_link).into_iter().filter_map(peer).collect()
     }
 
     /// All of them, with the way there.
     pub fn status(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> Vec<PeerStatus> {
-        let status = |known: &Known| {
-            let (way, reason) = match known.peer(&self.means, own, &on_link) {
+        let status = |(known, way): (&Known, Option<Result<Peer, String>>)| {
+            let (way, reason) = match way {
                 Some(Ok(peer)) if peer.direct => (Way::Direct, None),
                 Some(Ok(_)) => (Way::Vxlan, None),
                 Some(Err(reason)) => (Way::None, Some(reason)),
@@ -250,22 +265,21 @@ impl Peers {
                 reason,
             }
         };
-        self.others(own).map(status).collect()
+        self.ways(own, on_link).into_iter().map(status).collect()
     }
 
     /// Subnets of those that cannot be reached; of such as would be missed elsewhere, none.
     pub fn lost(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> Vec<Ipv4Net> {
-        let is_lost =
-            |known: &&Known| known.peer(&self.means, own, &on_link).is_some_and(|peer| peer.is_err());
-        let lost = self.others(own).filter(is_lost).map(|known| known.subnet);
-        lost.filter(|subnet| self.means.stranger_in(*subnet).is_none()).collect()
+        let ways = self.ways(own, on_link).into_iter();
+        let lost = ways.filter(|(_, way)| matches!(way, Some(Err(_)))).map(|(known, _)| known.subnet);
+        lost.filter(|subnet| self.means.refusal(*subnet).is_none()).collect()
     }
 
     /// In one line, if some cannot be reached.
     pub fn unreachable(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> Option<String> {
         const SHOWN: usize = 3;
-        let reasons = |known| Some((known, Known::peer(known, &self.means, own, &on_link)?.err()?));
-        let lost: Vec<_> = self.others(own).filter_map(reasons).collect();
+        let reason = |(known, way): (_, Option<Result<Peer, String>>)| Some((known, way?.err()?));
+        let lost: Vec<(&Known, String)> = self.ways(own, on_link).into_iter().filter_map(reason).collect();
         let shown: Vec<_> =
             lost.iter().take(SHOWN).map(|(known, reason)| format!("{} ({reason})", known.subnet)).collect();
         let more = if lost.len() > SHOWN { ", …" } else { "" };
@@ -281,16 +295,28 @@ impl Peers {
         })
     }
 
-    fn others<'a>(&'a self, own: Own<'a>) -> impl Iterator<Item = &'a Known> {
-        let mut leases = self.ranked(own);
-        leases.dedup_by_key(|(_, known)| known.subnet);
-        // Who collects them by subnet has those last that count most.
-        self.leaving
-            .values()
-            .map(|(known, _)| known)
-            .chain(self.remembered.values())
-            .filter(move |known| !claims(known, own))
-            .chain(leases.into_iter().map(|(_, known)| known))
+    /// Who has each subnet, and the way there: of several one that can be reached, then the one that counts most.
+    fn ways<'a>(
+        &'a self,
+        own: Own<'a>,
+        on_link: impl Fn(Ipv4Addr) -> bool,
+    ) -> Vec<(&'a Known, Option<Result<Peer, String>>)> {
+        let leases = self.ranked(own).into_iter().map(|(_, known)| known);
+        let past = self.remembered.values().chain(self.leaving.values().map(|(known, _)| known));
+        let others = leases.chain(past.filter(|known| !claims(known, own)));
+        let mut ways: BTreeMap<Ipv4Net, (&Known, Option<Result<Peer, String>>)> = BTreeMap::new();
+        for known in others {
+            let way = known.peer(&self.means, own, &on_link);
+            match ways.entry(known.subnet) {
+                btree_map::Entry::Vacant(place) => drop(place.insert((known, way))),
+                btree_map::Entry::Occupied(mut place) => {
+                    if matches!(place.get().1, Some(Err(_))) && matches!(way, Some(Ok(_))) {
+                        place.insert((known, way));
+                    }
+                }
+            }
+        }
+        ways.into_values().collect()
     }
 
     /// `None`: not a lease key at all.
@@ -353,7 +379,18 @@ mod tests {
     }
 
     pub(super) fn means(backend: Backend, uplink_mtu: u32) -> Means {
-        Means { backend, uplink_mtu, strangers: BTreeSet::from([own().public_ip]) }
+        let way = |dst: &str| Route::link(dst.parse().unwrap(), 3);
+        Means {
+            backend,
+            uplink_mtu,
+            network: "10.100.0.0/16".parse().unwrap(),
+            addresses: BTreeSet::from([own().public_ip]),
+            ways: vec![
+                way("192.168.50.0/24"),
+                way("172.17.0.0/16"),
+                Route { gateway: Some(own().public_ip), ..way("10.0.0.0/8") },
+            ],
+        }
     }
 
     fn peers_of(backend: Backend, entries: &[(&str, &str)]) -> Peers {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use canal_common::{Mac, event::EVENTS_PER_DECISION, settings::Settings};
+use ipnet::Ipv4Net;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info};
 
@@ -51,7 +52,7 @@ use crate::{
         masquerade::Masquerade,
         nodes::Nodes,
         object::{Object, ObjectError},
-        overlay::{Device, Overlay, OverlayError},
+        overlay::{Device, Overlay, OverlayError, ROUTE_PROTOCOL},
         pins::{PinError, Pins},
         policy::{Limits, PolicyTables},
         spoofing::Spoofing,
@@ -59,7 +60,7 @@ use crate::{
     },
     endpoint::{Registry, RegistryError, publish::Wanted, status_files::StatusFiles},
     model::{Cluster, EndpointKey},
-    netlink::{self, Netlink, Route},
+    netlink::{self, Netlink, Route, protocol},
     store::{EtcdPrefix, Lease, NetworkConfig, Terms, initial},
 };
 
@@ -186,6 +187,8 @@ pub struct Node {
     pub(super) all_is_due: bool,
     /// The host's stack puts fragments together, see [`Defrag`].
     pub(super) defrag: Option<Defrag>,
+    /// Subnets of peers with another network.
+    pub(super) elsewhere: Vec<Ipv4Net>,
     /// The masquerade table is to be looked at: it costs a process.
     pub(super) masquerade_due: bool,
     pub(super) masquerade: Masquerade,
@@ -241,7 +244,7 @@ impl Node {
         for (file, reason) in &broken_records {
             error!(file, reason, "cannot read the record of an endpoint; it is closed");
         }
-        let peers = Peers::new(config.etcd.prefix.clone(), means(&config, &network, &uplink));
+        let peers = Peers::new(config.etcd.prefix.clone(), means(&network, &uplink, &[]));
         let mut node = Self {
             network,
             uplink,
@@ -281,6 +284,7 @@ impl Node {
             ticks: 0,
             all_is_due: true,
             defrag,
+            elsewhere: Vec::new(),
             masquerade_due: true,
             masquerade: Masquerade::default(),
             takeover: Takeover::default(),
@@ -453,7 +457,7 @@ impl Node {
     }
 
     pub(super) fn means(&self) -> Means {
-        means(&self.config, &self.network, &self.uplink)
+        means(&self.network, &self.uplink, &self.ways)
     }
 
     /// Whether the uplink leads straight to `ip`.
@@ -483,8 +487,19 @@ pub(super) fn strangers(config: &Config, uplink: &Uplink) -> BTreeSet<Ipv4Addr> 
     etcd.chain([uplink.address, uplink.public_ip]).collect()
 }
 
-fn means(config: &Config, network: &NetworkConfig, uplink: &Uplink) -> Means {
-    Means { backend: network.backend.clone(), uplink_mtu: uplink.mtu, strangers: strangers(config, uplink) }
+fn means(network: &NetworkConfig, uplink: &Uplink, ways: &[Route]) -> Means {
+    // Neither ours nor flannel's to its peers, which ours take the place of.
+    let is_others = |way: &&Route| {
+        let is_flannels = way.protocol == protocol::BOOT && way.gateway == Some(way.dst.network());
+        way.protocol != ROUTE_PROTOCOL && way.dst.prefix_len() != 0 && !is_flannels
+    };
+    Means {
+        backend: network.backend.clone(),
+        uplink_mtu: uplink.mtu,
+        network: network.network,
+        addresses: BTreeSet::from([uplink.address, uplink.public_ip]),
+        ways: ways.iter().filter(is_others).cloned().collect(),
+    }
 }
 
 pub(super) fn device(network: &NetworkConfig, uplink: &Uplink, mac: Mac) -> Option<Device> {

@@ -53,8 +53,10 @@ impl Peers {
     fn reserved(&self, key: &str, subnet: Ipv4Net, own: Own<'_>, network: &NetworkConfig) -> String {
         let parsed = self.prefix.parse_subnet(key).and_then(Result::ok);
         if parsed.is_some_and(|key| network.accepts(&key)) {
+            let first = self.by_key.get(own.key).filter(|held| held.is_reservation);
+            let first = first.map(|_| format!("delete {}, ", own.key)).unwrap_or_default();
             return format!(
-                "{key} reserves {subnet} for this node, which has {}: drain the node and restart canal-agent to take it",
+                "{key} reserves {subnet} for this node, which has {}: {first}drain the node and restart canal-agent to take it",
                 own.subnet
             );
         }
@@ -203,6 +205,9 @@ pub(super) mod tests {
             ("169.254.1.0-24", GOOD, [true, false, false]),
             ("224.1.0.0-16", GOOD, [true, false, false]),
             ("192.168.0.0-16", GOOD, [false, false, true]),
+            ("192.168.50.96-27", GOOD, [false, false, true]),
+            ("172.17.5.0-24", GOOD, [false, false, true]),
+            ("172.16.0.0-12", GOOD, [false, false, true]),
             ("10.100.0.0-16", GOOD, [false, true, false]),
             ("10.100.30.128-25", GOOD, [false, true, false]),
             ("10.100.28.0-22", GOOD, [false, true, false]),

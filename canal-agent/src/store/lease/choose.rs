@@ -50,7 +50,7 @@ pub(super) struct Request<'a> {
     pub(super) owner: Owner<'a>,
     /// The subnet of an earlier run, or of this one if it has lost it.
     pub(super) previous: Option<Ipv4Net>,
-    /// It held `previous` a moment ago.
+    /// Pods have addresses of `previous`, or may have: the node runs already.
     pub(super) is_running: bool,
 }
 
@@ -72,14 +72,19 @@ pub(super) fn choose<'a>(request: Request<'_>, held: &'a [Held], rng: &mut impl 
     let ours: Vec<_> = held.iter().filter(|held| value(held).is_some_and(|v| v.belongs_to(owner))).collect();
     // A reservation is the administrator's to remove.
     let leased = || ours.iter().copied().filter(|held| !held.is_reservation()).collect();
+    // A reservation for which the node would move must be free of others.
+    let is_free = |wanted: &Held| {
+        let others = held.iter().filter(|other| !ours.iter().any(|ours| ours.key == other.key));
+        !Taken::new(others).overlaps(wanted.subnet.subnet())
+    };
     let best = ours.iter().copied().filter(|held| network.accepts(&held.subnet)).max_by_key(|held| {
         let named = value(held).is_some_and(|v| v.node.is_some());
         let same_machine = value(held).is_some_and(|v| v.machine.as_deref() == Some(owner.machine));
         let is_previous = Some(held.subnet.subnet()) == previous;
-        let is_reserved = held.is_reservation() && !is_running;
+        let is_reserved = held.is_reservation() && !is_running && is_free(held);
         (is_reserved, named, same_machine, is_previous, std::cmp::Reverse(held.subnet))
     });
-    let taken = Taken::new(held);
+    let taken = Taken::new(held.iter());
     let fits = |subnet: &Ipv4Net| network.accepts(&SubnetKey::v4(*subnet)) && !taken.overlaps(*subnet);
     let previous = previous.filter(fits);
     // The pods of a node that runs have addresses of its previous subnet: it takes what is reserved for it when it starts.
@@ -100,8 +105,8 @@ pub(super) fn choose<'a>(request: Request<'_>, held: &'a [Held], rng: &mut impl 
 struct Taken(Vec<(u32, u32)>);
 
 impl Taken {
-    fn new(held: &[Held]) -> Self {
-        let mut ranges: Vec<_> = held.iter().map(|held| bounds(held.subnet.subnet())).collect();
+    fn new<'a>(held: impl Iterator<Item = &'a Held>) -> Self {
+        let mut ranges: Vec<_> = held.map(|held| bounds(held.subnet.subnet())).collect();
         ranges.sort_unstable();
         let mut merged: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
         for (first, last) in ranges {

@@ -44,6 +44,12 @@ impl LeaseManager {
         Self { store, network, previous, held: None, is_running: false, spare: None }
     }
 
+    /// Pods may live in the subnet of the earlier run: it is not given up for one that is reserved.
+    #[must_use]
+    pub fn with_pods(self, there_are: bool) -> Self {
+        Self { is_running: there_are, ..self }
+    }
+
     /// For the next [`acquire`](Self::acquire).
     pub fn set_network(&mut self, network: NetworkConfig) {
         self.network = network;
