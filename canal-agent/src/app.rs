@@ -15,7 +15,11 @@
 //! | kernel monitor (thread) | netlink → [`Message::Kernel`] |
 //! | node (thread) | all state, all kernel writes |
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use canal_common::Mac;
@@ -149,8 +153,8 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let leases = list_leases(&store, &progress).await;
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
     let vtep_mac = vtep_mac(&leases, &network, &config.etcd.prefix, owner).await?;
-    let previous = read_previous_subnet(&config.subnet_file);
-    let has_pods = blocking(move |()| leads_to_pods(previous), ()).await?;
+    let (previous, has_pods) =
+        blocking(|file: PathBuf| earlier_run(&file), config.subnet_file.clone()).await?;
     let mut keeper = LeaseManager::new(store.clone(), network.clone(), previous).with_pods(has_pods);
     let want = Attributes {
         public_ip: uplink.public_ip,
@@ -352,11 +356,11 @@ async fn list_leases(store: &Store, progress: &Progress) -> Listing {
     }
 }
 
-/// Whether pods live in the subnet of an earlier run, whoever made them: the host has ways to them.
-fn leads_to_pods(subnet: Option<Ipv4Net>) -> anyhow::Result<bool> {
-    let Some(subnet) = subnet else { return Ok(false) };
+/// The subnet of an earlier run, and whether pods live there, whoever made them: the host has ways to them.
+fn earlier_run(subnet_file: &Path) -> anyhow::Result<(Option<Ipv4Net>, bool)> {
+    let Some(subnet) = read_previous_subnet(subnet_file) else { return Ok((None, false)) };
     let routes = Netlink::open()?.routes()?;
-    Ok(routes.iter().any(|route| route.oif.is_some() && subnet.contains(&route.dst)))
+    Ok((Some(subnet), routes.iter().any(|route| route.oif.is_some() && subnet.contains(&route.dst))))
 }
 
 /// Where this node's place is, if nobody else has it.

@@ -172,7 +172,7 @@ async fn must_leave(has_asked: &AtomicBool, mut full: watch::Receiver<bool>) {
     // there is before this goes on.
     yield_now().await;
     if has_asked.load(Ordering::Relaxed) {
-        pending().await
+        pending::<()>().await;
     }
 }
 

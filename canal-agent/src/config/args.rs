@@ -196,18 +196,21 @@ fn go_flags(given: Vec<OsString>) -> CommandLine {
     CommandLine { args, notice: None }
 }
 
-/// Names the first word if it is a truth value, and the flags behind it, but none of their values: one may be a password.
+/// Names the first word if it is a truth value, a number or a flag, and the flags behind it, but none of their values: one may be a
+/// password.
 fn unread(words: &[OsString]) -> Option<String> {
     let (first, rest) = words.split_first()?;
-    let flags = rest.iter().filter_map(|word| {
+    let flag = |word: &'_ OsString| {
         let flag = word.to_str()?.split('=').next()?;
-        (flag.starts_with('-') && is_flag(flag.trim_start_matches('-'))).then(|| format!(" {flag}"))
-    });
-    let shown = first.to_str().filter(|word| word.parse::<bool>().is_ok() || word.parse::<u64>().is_ok());
+        (flag.starts_with('-') && is_flag(flag.trim_start_matches('-'))).then(|| flag.to_owned())
+    };
+    let value = first.to_str().filter(|word| word.parse::<bool>().is_ok() || word.parse::<u64>().is_ok());
+    let first = value.map(str::to_owned).or_else(|| flag(first));
+    let flags = rest.iter().filter_map(|word| Some(format!(" {}", flag(word)?)));
     Some(format!(
         "{}{}: ignored, as by flanneld, whose flags end at the first word that is none; a truth value needs the equals sign, \
          as in --ip-masq=true",
-        shown.unwrap_or("a word that is no flag"),
+        first.as_deref().unwrap_or("a word that is no flag"),
         flags.collect::<String>()
     ))
 }
@@ -257,21 +260,23 @@ mod tests {
     #[test]
     fn flags_of_run_end_at_the_first_word_that_is_none_and_what_is_behind_is_named() {
         for (args, named) in [
-            (
-                "run -ip-masq true -healthz-port 80 --public-ip=192.0.2.1",
-                "\"true\" -healthz-port --public-ip: ",
-            ),
-            ("-ip-masq false -etcd-password hunter2 -x -v=4", "\"false\" -etcd-password -v: "),
-            ("run -ip-masq -- -healthz-port 80", "\"-healthz-port\": "),
-            ("run -ip-masq - x", "\"-\": "),
-            ("run foo", "\"foo\": "),
+            ("run -ip-masq true -healthz-port 80 --public-ip=192.0.2.1", "true -healthz-port --public-ip: "),
+            ("-ip-masq false -etcd-password hunter2 -x -v=4", "false -etcd-password -v: "),
+            ("run -ip-masq -- -healthz-port 80", "-healthz-port: "),
+            ("run -ip-masq - x", "a word that is no flag: "),
+            ("run foo", "a word that is no flag: "),
+            ("run -etcd-password= hunter2", "a word that is no flag: "),
         ] {
             let CommandLine { args: taken, notice } = line(&format!("canal-agent {args}"));
             let notice = notice.expect(args);
             assert!(notice.starts_with(named) && notice.contains("--ip-masq=true"), "{args}: {notice}");
             assert!(!notice.contains("hunter2"), "{notice}");
             let run = Cli::try_parse_from(&taken[1..]).unwrap().run;
-            assert_eq!((run.ip_masq.is_some(), run.healthz_port), (args != "run foo", None), "{args}");
+            assert_eq!(
+                (run.ip_masq.is_some(), run.healthz_port),
+                (args.contains("-ip-masq"), None),
+                "{args}"
+            );
         }
         for args in ["run", "run -ip-masq --", "cleanup foo", "lease release -ip-masq true", "-ip-masq=true"]
         {

@@ -1,9 +1,10 @@
 //! Leases in etcd → peers of the overlay. Pure.
 
 mod claims;
+mod means;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map},
+    collections::{BTreeMap, btree_map},
     net::Ipv4Addr,
 };
 
@@ -12,10 +13,10 @@ use claims::claims;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+pub use self::means::Means;
 use crate::{
     api::wire::{PeerStatus, Way},
     dataplane::nodes::Peer,
-    netlink::Route,
     store::{Backend, Entry, EtcdPrefix, LeaseValue},
 };
 
@@ -31,40 +32,6 @@ pub struct Peers {
     remembered: BTreeMap<String, Known>,
     /// Whose lease has gone a moment ago, and how many looks they are given to take it again.
     leaving: BTreeMap<String, (Known, u8)>,
-}
-
-/// How this node reaches others.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Means {
-    pub backend: Backend,
-    /// MTU of the uplink, in bytes.
-    pub uplink_mtu: u32,
-    /// The network of this node's configuration; leases outside are of nodes with another.
-    pub network: Ipv4Net,
-    /// This node's addresses in the underlay.
-    pub addresses: BTreeSet<Ipv4Addr>,
-    /// Where this host sends what, by others' routes than ours.
-    pub ways: Vec<Route>,
-}
-
-impl Means {
-    fn uplink_mtu(&self) -> u16 {
-        u16::try_from(self.uplink_mtu).unwrap_or(u16::MAX)
-    }
-
-    /// Why a subnet cannot be pods', whoever leases it.
-    fn refusal(&self, subnet: Ipv4Net) -> Option<String> {
-        if let Some(own) = self.addresses.iter().find(|own| subnet.contains(*own)) {
-            return Some(format!("its subnet holds {own}, which is this node's"));
-        }
-        let is_taken =
-            |way: &&Route| subnet.contains(&way.dst) || (way.gateway.is_none() && way.dst.contains(&subnet));
-        let taken = self.ways.iter().find(is_taken).filter(|_| !self.network.contains(&subnet))?;
-        Some(format!(
-            "its subnet is outside the network {}, and this host has a way to {} already",
-            self.network, taken.dst
-        ))
-    }
 }
 
 /// Leases, and peers that are only remembered, by their keys.
@@ -96,12 +63,7 @@ pub struct Known {
 
 impl Known {
     /// The peer, or why this node cannot reach it. `None`: others carry what goes there.
-    fn peer(
-        &self,
-        means: &Means,
-        own: Own<'_>,
-        on_link: impl Fn(Ipv4Addr) -> bool,
-    ) -> Option<Result<Peer, String>> {
+    fn peer(&self, means: &Means, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> Reached {
         if !means.backend.carries() {
             return None;
         }
@@ -130,6 +92,9 @@ impl Known {
         Some(Ok(Peer { ip: self.ip, vtep_mac, mtu, on_link, direct }))
     }
 }
+
+/// The way to a peer, or why there is none here. `None`: others carry what goes there.
+type Reached = Option<Result<Peer, String>>;
 
 /// Ourselves among the leases.
 #[derive(Debug, Clone, Copy)]
@@ -243,13 +208,13 @@ impl Peers {
 
     /// Who is to be reached through the overlay; `on_link` tells of an address whether the uplink leads straight to it.
     pub fn desired(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> BTreeMap<Ipv4Net, Peer> {
-        let peer = |(known, way): (&Known, Option<Result<Peer, String>>)| Some((known.subnet, way?.ok()?));
+        let peer = |(known, way): (&Known, Reached)| Some((known.subnet, way?.ok()?));
         self.ways(own, on_link).into_iter().filter_map(peer).collect()
     }
 
     /// All of them, with the way there.
     pub fn status(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> Vec<PeerStatus> {
-        let status = |(known, way): (&Known, Option<Result<Peer, String>>)| {
+        let status = |(known, way): (&Known, Reached)| {
             let (way, reason) = match way {
                 Some(Ok(peer)) if peer.direct => (Way::Direct, None),
                 Some(Ok(_)) => (Way::Vxlan, None),
@@ -278,7 +243,7 @@ impl Peers {
     /// In one line, if some cannot be reached.
     pub fn unreachable(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> Option<String> {
         const SHOWN: usize = 3;
-        let reason = |(known, way): (_, Option<Result<Peer, String>>)| Some((known, way?.err()?));
+        let reason = |(known, way): (_, Reached)| Some((known, way?.err()?));
         let lost: Vec<(&Known, String)> = self.ways(own, on_link).into_iter().filter_map(reason).collect();
         let shown: Vec<_> =
             lost.iter().take(SHOWN).map(|(known, reason)| format!("{} ({reason})", known.subnet)).collect();
@@ -296,15 +261,11 @@ impl Peers {
     }
 
     /// Who has each subnet, and the way there: of several one that can be reached, then the one that counts most.
-    fn ways<'a>(
-        &'a self,
-        own: Own<'a>,
-        on_link: impl Fn(Ipv4Addr) -> bool,
-    ) -> Vec<(&'a Known, Option<Result<Peer, String>>)> {
+    fn ways<'a>(&'a self, own: Own<'a>, on_link: impl Fn(Ipv4Addr) -> bool) -> Vec<(&'a Known, Reached)> {
         let leases = self.ranked(own).into_iter().map(|(_, known)| known);
         let past = self.remembered.values().chain(self.leaving.values().map(|(known, _)| known));
         let others = leases.chain(past.filter(|known| !claims(known, own)));
-        let mut ways: BTreeMap<Ipv4Net, (&Known, Option<Result<Peer, String>>)> = BTreeMap::new();
+        let mut ways: BTreeMap<Ipv4Net, (&Known, Reached)> = BTreeMap::new();
         for known in others {
             let way = known.peer(&self.means, own, &on_link);
             match ways.entry(known.subnet) {
@@ -367,7 +328,10 @@ impl Peers {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::netlink::Route;
     use crate::store::{Owner, VxlanOptions};
 
     pub(super) const GOOD: &str = r#"{"PublicIP":"192.168.50.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"b6:5a:ac:9f:0c:c3"}}"#;
@@ -537,16 +501,6 @@ mod tests {
         peers.forget();
         let_go(&mut peers);
         assert_eq!(subnets(&peers), "10.100.52.0/24 10.100.55.0/25");
-    }
-
-    #[test]
-    fn a_node_of_another_network_is_a_peer_like_others() {
-        let key = "/coreos.com/network/subnets/10.200.4.0-24";
-        let peers = peers(&[(OWN, GOOD), (key, GOOD)]);
-        assert!(peers.desired(own(), |_| false).contains_key(&"10.200.4.0/24".parse().unwrap()));
-        let elsewhere = GOOD.replace(r#""VNI":1"#, r#""VNI":2"#);
-        let peers = self::peers(&[(OWN, GOOD), (key, &elsewhere)]);
-        assert_eq!(peers.lost(own(), |_| false), ["10.200.4.0/24".parse().unwrap()]);
     }
 
     #[test]

@@ -225,6 +225,28 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn of_two_keys_of_one_subnet_the_one_that_can_be_used_counts() {
+        let both = "/coreos.com/network/subnets/10.100.56.0-24&fd00::-64";
+        for (first, second) in
+            [(GOOD, r#"{"PublicIP":"192.168.50.2"}"#), (r#"{"PublicIP":"192.168.50.2"}"#, GOOD)]
+        {
+            let peers = peers(&[(OTHER, first), (both, second)]);
+            assert_eq!(peers.desired(own(), |_| false).len(), 1, "{first}");
+            assert_eq!((peers.lost(own(), |_| false), peers.unreachable(own(), |_| false)), (vec![], None));
+        }
+    }
+
+    #[test]
+    fn a_node_of_another_network_is_a_peer_like_others() {
+        let key = "/coreos.com/network/subnets/10.200.4.0-24";
+        let peers = peers(&[(OWN, GOOD), (key, GOOD)]);
+        assert!(peers.desired(own(), |_| false).contains_key(&"10.200.4.0/24".parse().unwrap()));
+        let elsewhere = GOOD.replace(r#""VNI":1"#, r#""VNI":2"#);
+        let peers = super::super::tests::peers(&[(OWN, GOOD), (key, &elsewhere)]);
+        assert_eq!(peers.lost(own(), |_| false), ["10.200.4.0/24".parse().unwrap()]);
+    }
+
+    #[test]
     fn a_mac_that_cannot_be_a_peers_costs_that_peer_alone_and_is_named() {
         let third = "/coreos.com/network/subnets/10.100.57.0-24";
         for mac in ["00:00:00:00:00:00", "01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff"] {

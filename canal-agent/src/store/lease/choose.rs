@@ -258,6 +258,16 @@ mod tests {
     }
 
     #[test]
+    fn nobody_moves_to_a_reservation_where_others_live() {
+        let (own, reserved) = (("10.77.5.0-24", OURS, 1), ("10.77.12.0-24", OURS, 0));
+        assert!(pick(&wide(), &held(&[own, reserved]), None).unwrap().starts_with("retake 10.77.12.0-24"));
+        for others in ["10.77.12.0-23", "10.77.12.128-25"] {
+            let leases = held(&[own, reserved, (others, PEERS, 1)]);
+            assert_eq!(pick(&wide(), &leases, None).unwrap(), "retake 10.77.5.0-24", "{others}");
+        }
+    }
+
+    #[test]
     fn the_previous_subnet_is_taken_only_if_it_fits_and_is_free() {
         let leases = held(&[("10.77.8.0-22", PEERS, 1), ("10.77.4.128-25", "garbage", 1)]);
         assert_eq!(pick(&wide(), &leases, Some("10.77.7.0/24")).unwrap(), "create 10.77.7.0/24");

@@ -1,0 +1,41 @@
+//! What this node has to reach others with, and whom it must not take for pods.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+
+use crate::{netlink::Route, store::Backend};
+
+/// How this node reaches others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Means {
+    pub backend: Backend,
+    /// MTU of the uplink, in bytes.
+    pub uplink_mtu: u32,
+    /// The network of this node's configuration; leases outside are of nodes with another.
+    pub network: Ipv4Net,
+    /// This node's addresses in the underlay.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Where this host sends what, by others' routes than ours.
+    pub ways: Vec<Route>,
+}
+
+impl Means {
+    pub(super) fn uplink_mtu(&self) -> u16 {
+        u16::try_from(self.uplink_mtu).unwrap_or(u16::MAX)
+    }
+
+    /// Why a subnet cannot be pods', whoever leases it.
+    pub(super) fn refusal(&self, subnet: Ipv4Net) -> Option<String> {
+        if let Some(own) = self.addresses.iter().find(|own| subnet.contains(*own)) {
+            return Some(format!("its subnet holds {own}, which is this node's"));
+        }
+        let is_taken =
+            |way: &&Route| subnet.contains(&way.dst) || (way.gateway.is_none() && way.dst.contains(&subnet));
+        let taken = self.ways.iter().find(is_taken).filter(|_| !self.network.contains(&subnet))?;
+        Some(format!(
+            "its subnet is outside the network {}, and this host has a way to {} already",
+            self.network, taken.dst
+        ))
+    }
+}
