@@ -15,11 +15,7 @@
 //! | kernel monitor (thread) | netlink → [`Message::Kernel`] |
 //! | node (thread) | all state, all kernel writes |
 
-use std::{
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{os::fd::OwnedFd, time::Duration};
 
 use anyhow::Context as _;
 use canal_common::Mac;
@@ -153,8 +149,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let leases = list_leases(&store, &progress).await;
     let owner = Owner { node: &config.node_name, machine: &machine, public_ip: Some(uplink.public_ip) };
     let vtep_mac = vtep_mac(&leases, &network, &config.etcd.prefix, owner).await?;
-    let (previous, has_pods) =
-        blocking(|file: PathBuf| earlier_run(&file), config.subnet_file.clone()).await?;
+    let (previous, has_pods) = blocking(earlier_run, config.clone()).await?;
     let mut keeper = LeaseManager::new(store.clone(), network.clone(), previous).with_pods(has_pods);
     let want = Attributes {
         public_ip: uplink.public_ip,
@@ -357,8 +352,8 @@ async fn list_leases(store: &Store, progress: &Progress) -> Listing {
 }
 
 /// The subnet of an earlier run, and whether pods live there, whoever made them: the host has ways to them.
-fn earlier_run(subnet_file: &Path) -> anyhow::Result<(Option<Ipv4Net>, bool)> {
-    let Some(subnet) = read_previous_subnet(subnet_file) else { return Ok((None, false)) };
+fn earlier_run(Config { subnet_file, .. }: Config) -> anyhow::Result<(Option<Ipv4Net>, bool)> {
+    let Some(subnet) = read_previous_subnet(&subnet_file) else { return Ok((None, false)) };
     let routes = Netlink::open()?.routes()?;
     Ok((Some(subnet), routes.iter().any(|route| route.oif.is_some() && subnet.contains(&route.dst))))
 }
