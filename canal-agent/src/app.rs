@@ -33,7 +33,7 @@ use tracing::{info, warn};
 use crate::{
     api::{health, metrics, port, server},
     config::{Config, Parameters, parameters},
-    dataplane::{events, flannel::device, overlay, pins::Pins},
+    dataplane::{events, flannel::device, overlay, pins::Pins, routes},
     endpoint::publish::{self, Wanted},
     lock::AgentLock,
     netlink::{Monitor, Netlink},
@@ -354,8 +354,8 @@ async fn list_leases(store: &Store, progress: &Progress) -> Listing {
 /// The subnet of an earlier run, and whether pods live there, whoever made them: the host has ways to them.
 fn earlier_run(Config { subnet_file, .. }: Config) -> anyhow::Result<(Option<Ipv4Net>, bool)> {
     let Some(subnet) = read_previous_subnet(&subnet_file) else { return Ok((None, false)) };
-    let routes = Netlink::open()?.routes()?;
-    Ok((Some(subnet), routes.iter().any(|route| route.oif.is_some() && subnet.contains(&route.dst))))
+    let mut netlink = Netlink::open()?;
+    Ok((Some(subnet), routes::lead_to_pods(&netlink.routes()?, &netlink.links()?, subnet)))
 }
 
 /// Where this node's place is, if nobody else has it.

@@ -16,7 +16,7 @@ use super::{
     overlay::{Overlay, ROUTE_PROTOCOL},
 };
 use crate::{
-    netlink::{self, Netlink, Route, protocol},
+    netlink::{self, Link, Netlink, Route, protocol},
     store::Backend,
 };
 
@@ -130,6 +130,19 @@ pub fn remove_all(netlink: &mut Netlink) -> Result<Vec<String>, netlink::Error> 
     Ok(removed)
 }
 
+/// Whether somebody lives in this subnet of this node, whoever made the pods.
+pub fn lead_to_pods(routes: &[Route], links: &[Link], subnet: Ipv4Net) -> bool {
+    // To the whole of it leads a bridge, which has a carrier if somebody is behind it, or the overlay device.
+    let is_used = |route: &&Route| {
+        let runs = links.iter().any(|link| route.oif == Some(link.index) && link.running);
+        route.dst != subnet || (runs && route.protocol != ROUTE_PROTOCOL)
+    };
+    routes
+        .iter()
+        .filter(|route| route.oif.is_some() && subnet.contains(&route.dst))
+        .any(|route| is_used(&route))
+}
+
 /// Ours, or flanneld's own way to the same node: by its address, or in an envelope by that of the node's device.
 pub(super) fn may_replace(there: &Route, ours: &Route) -> bool {
     let flannels = ours.gateway.unwrap_or_else(|| ours.dst.network());
@@ -176,6 +189,28 @@ mod tests {
         assert_eq!(shown(&Backend::HostGw, &world), [own, whole, lost, direct]);
         // A router knows more of the network than we do.
         assert_eq!(shown(&Backend::HostGw, &[gateway("10.0.0.0/8")]), [own, lost, direct]);
+    }
+
+    #[test]
+    fn pods_live_where_a_route_leads_to_one_or_a_bridge_has_a_carrier() {
+        let (pod, subnet) = ("10.1.2.3/32".parse().unwrap(), "10.1.2.0/24".parse().unwrap());
+        let elsewhere = "10.1.3.0/24".parse().unwrap();
+        let ours = Route { protocol: ROUTE_PROTOCOL, ..Route::link(subnet, 9) };
+        let links = [(8, false), (9, true), (10, true)].map(|(index, running)| Link {
+            index,
+            running,
+            ..Link::default()
+        });
+        for (route, lives) in [
+            (Route::link(pod, 8), true),
+            (Route::link(subnet, 10), true),
+            (Route::link(subnet, 8), false),
+            (ours, false),
+            (Route::unreachable(subnet), false),
+            (Route::link(elsewhere, 10), false),
+        ] {
+            assert_eq!(lead_to_pods(std::slice::from_ref(&route), &links, subnet), lives, "{route}");
+        }
     }
 
     #[test]

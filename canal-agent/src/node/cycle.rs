@@ -243,8 +243,8 @@ impl Node {
 
     /// Pods of nodes with another network see each other's address, too.
     fn keep_addresses_to(&mut self, peers: &BTreeMap<Ipv4Net, Peer>) {
-        let elsewhere =
-            peers.keys().filter(|subnet| !self.network.network.contains(*subnet)).copied().collect();
+        let elsewhere = peers.keys().filter(|subnet| !self.network.network.contains(*subnet)).copied();
+        let elsewhere = Ipv4Net::aggregate(&elsewhere.collect());
         if self.elsewhere != elsewhere {
             self.elsewhere = elsewhere;
             self.masquerade_due = true;

@@ -70,7 +70,7 @@ impl Known {
         if let Some(reason) = &self.misfit {
             return Some(Err(reason.clone()));
         }
-        if let Some(reason) = means.refusal(self.subnet) {
+        if let Some(reason) = means.refusal(self.subnet, self.ip) {
             return Some(Err(reason));
         }
         let on_link = on_link(self.ip);
@@ -236,8 +236,9 @@ impl Peers {
     /// Subnets of those that cannot be reached; of such as would be missed elsewhere, none.
     pub fn lost(&self, own: Own<'_>, on_link: impl Fn(Ipv4Addr) -> bool) -> Vec<Ipv4Net> {
         let ways = self.ways(own, on_link).into_iter();
-        let lost = ways.filter(|(_, way)| matches!(way, Some(Err(_)))).map(|(known, _)| known.subnet);
-        lost.filter(|subnet| self.means.refusal(*subnet).is_none()).collect()
+        let lost = ways.filter(|(_, way)| matches!(way, Some(Err(_)))).map(|(known, _)| known);
+        let ours_to_refuse = lost.filter(|known| self.means.refusal(known.subnet, known.ip).is_none());
+        ours_to_refuse.map(|known| known.subnet).collect()
     }
 
     /// In one line, if some cannot be reached.
@@ -331,7 +332,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::netlink::Route;
+    use crate::netlink::{Route, protocol};
     use crate::store::{Owner, VxlanOptions};
 
     pub(super) const GOOD: &str = r#"{"PublicIP":"192.168.50.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"b6:5a:ac:9f:0c:c3"}}"#;
@@ -349,9 +350,16 @@ mod tests {
             uplink_mtu,
             network: "10.100.0.0/16".parse().unwrap(),
             addresses: BTreeSet::from([own().public_ip]),
+            etcd: BTreeSet::from(["10.5.0.7".parse().unwrap()]),
             ways: vec![
                 way("192.168.50.0/24"),
                 way("172.17.0.0/16"),
+                Route {
+                    protocol: protocol::BOOT,
+                    gateway: Some("192.168.50.2".parse().unwrap()),
+                    ..way("10.210.4.0/24")
+                },
+                Route { oif: None, unreachable: true, ..way("10.192.0.0/10") },
                 Route { gateway: Some(own().public_ip), ..way("10.0.0.0/8") },
             ],
         }

@@ -244,7 +244,7 @@ impl Node {
         for (file, reason) in &broken_records {
             error!(file, reason, "cannot read the record of an endpoint; it is closed");
         }
-        let peers = Peers::new(config.etcd.prefix.clone(), means(&network, &uplink, &[]));
+        let peers = Peers::new(config.etcd.prefix.clone(), means(&config, &network, &uplink, &[]));
         let mut node = Self {
             network,
             uplink,
@@ -457,7 +457,7 @@ impl Node {
     }
 
     pub(super) fn means(&self) -> Means {
-        means(&self.network, &self.uplink, &self.ways)
+        means(&self.config, &self.network, &self.uplink, &self.ways)
     }
 
     /// Whether the uplink leads straight to `ip`.
@@ -481,13 +481,16 @@ impl Node {
     }
 }
 
-/// Addresses that are no pod's for certain: this node's, and etcd's.
-pub(super) fn strangers(config: &Config, uplink: &Uplink) -> BTreeSet<Ipv4Addr> {
-    let etcd = config.etcd.hosts().filter_map(|host| host.parse().ok());
-    etcd.chain([uplink.address, uplink.public_ip]).collect()
+fn etcd(config: &Config) -> impl Iterator<Item = Ipv4Addr> {
+    config.etcd.hosts().filter_map(|host| host.parse().ok())
 }
 
-fn means(network: &NetworkConfig, uplink: &Uplink, ways: &[Route]) -> Means {
+/// Addresses that are no pod's for certain: this node's, and etcd's.
+pub(super) fn strangers(config: &Config, uplink: &Uplink) -> BTreeSet<Ipv4Addr> {
+    etcd(config).chain([uplink.address, uplink.public_ip]).collect()
+}
+
+fn means(config: &Config, network: &NetworkConfig, uplink: &Uplink, ways: &[Route]) -> Means {
     // Neither ours nor flannel's to its peers, which ours take the place of.
     let is_others = |way: &&Route| {
         let is_flannels = way.protocol == protocol::BOOT && way.gateway == Some(way.dst.network());
@@ -498,6 +501,7 @@ fn means(network: &NetworkConfig, uplink: &Uplink, ways: &[Route]) -> Means {
         uplink_mtu: uplink.mtu,
         network: network.network,
         addresses: BTreeSet::from([uplink.address, uplink.public_ip]),
+        etcd: etcd(config).collect(),
         ways: ways.iter().filter(is_others).cloned().collect(),
     }
 }

@@ -81,13 +81,13 @@ impl Peers {
             .collect()
     }
 
-    /// The leases of others by subnet, of several keys of one subnet first the one that counts: that which is spelt as nodes do it,
-    /// then that which was written last.
+    /// The leases of others by subnet, of several keys of one subnet first the one that counts: that which fits this node, then
+    /// that which is spelt as nodes do it, then that which was written last.
     pub(super) fn ranked<'a>(&'a self, own: Own<'_>) -> Vec<(&'a str, &'a Known)> {
         let rank = |(key, known): &(&str, &Known)| {
             let name = format!("{}-", known.subnet.addr());
             let is_usual = key.rsplit('/').next().is_some_and(|last| last.starts_with(&name));
-            Reverse((is_usual, known.mod_revision))
+            Reverse((known.misfit.is_none(), is_usual, known.mod_revision))
         };
         let others = self.by_key.iter().map(|(key, known)| (key.as_str(), known));
         let mut others: Vec<_> =
@@ -207,6 +207,7 @@ pub(super) mod tests {
             ("192.168.0.0-16", GOOD, [false, false, true]),
             ("192.168.50.96-27", GOOD, [false, false, true]),
             ("172.17.5.0-24", GOOD, [false, false, true]),
+            ("10.5.0.0-24", GOOD, [false, false, true]),
             ("172.16.0.0-12", GOOD, [false, false, true]),
             ("10.100.0.0-16", GOOD, [false, true, false]),
             ("10.100.30.128-25", GOOD, [false, true, false]),
@@ -241,6 +242,9 @@ pub(super) mod tests {
         let key = "/coreos.com/network/subnets/10.200.4.0-24";
         let peers = peers(&[(OWN, GOOD), (key, GOOD)]);
         assert!(peers.desired(own(), |_| false).contains_key(&"10.200.4.0/24".parse().unwrap()));
+        let before = "/coreos.com/network/subnets/10.210.4.0-24";
+        let peers = super::super::tests::peers(&[(OWN, GOOD), (before, GOOD)]);
+        assert_eq!(peers.unreachable(own(), |_| false), None, "flanneld's way to it is none of others'");
         let elsewhere = GOOD.replace(r#""VNI":1"#, r#""VNI":2"#);
         let peers = super::super::tests::peers(&[(OWN, GOOD), (key, &elsewhere)]);
         assert_eq!(peers.lost(own(), |_| false), ["10.200.4.0/24".parse().unwrap()]);

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
-use crate::{netlink::Route, store::Backend};
+use crate::{
+    netlink::{Route, protocol},
+    store::Backend,
+};
 
 /// How this node reaches others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub struct Means {
     pub network: Ipv4Net,
     /// This node's addresses in the underlay.
     pub addresses: BTreeSet<Ipv4Addr>,
+    /// Etcd's, as far as they are given as such.
+    pub etcd: BTreeSet<Ipv4Addr>,
     /// Where this host sends what, by others' routes than ours.
     pub ways: Vec<Route>,
 }
@@ -25,14 +30,28 @@ impl Means {
         u16::try_from(self.uplink_mtu).unwrap_or(u16::MAX)
     }
 
-    /// Why a subnet cannot be pods', whoever leases it.
-    pub(super) fn refusal(&self, subnet: Ipv4Net) -> Option<String> {
+    /// Why a subnet cannot be pods' of the node with this address, whoever leases it.
+    pub(super) fn refusal(&self, subnet: Ipv4Net, ip: Ipv4Addr) -> Option<String> {
         if let Some(own) = self.addresses.iter().find(|own| subnet.contains(*own)) {
             return Some(format!("its subnet holds {own}, which is this node's"));
         }
-        let is_taken =
-            |way: &&Route| subnet.contains(&way.dst) || (way.gateway.is_none() && way.dst.contains(&subnet));
-        let taken = self.ways.iter().find(is_taken).filter(|_| !self.network.contains(&subnet))?;
+        if self.network.contains(&subnet) {
+            return None;
+        }
+        if let Some(etcd) = self.etcd.iter().find(|etcd| subnet.contains(*etcd)) {
+            return Some(format!(
+                "its subnet is outside the network {} and holds {etcd}, which is etcd's",
+                self.network
+            ));
+        }
+        // Flanneld's own way to that node gives way to ours.
+        let is_flannels =
+            |way: &Route| way.protocol == protocol::BOOT && (way.dst, way.gateway) == (subnet, Some(ip));
+        let is_taken = |way: &&Route| {
+            let on_link = way.oif.is_some() && way.gateway.is_none();
+            (subnet.contains(&way.dst) || (on_link && way.dst.contains(&subnet))) && !is_flannels(way)
+        };
+        let taken = self.ways.iter().find(is_taken)?;
         Some(format!(
             "its subnet is outside the network {}, and this host has a way to {} already",
             self.network, taken.dst

@@ -77,19 +77,22 @@ pub(super) fn choose<'a>(request: Request<'_>, held: &'a [Held], rng: &mut impl 
         let others = held.iter().filter(|other| !ours.iter().any(|ours| ours.key == other.key));
         !Taken::new(others).overlaps(wanted.subnet.subnet())
     };
-    let best = ours.iter().copied().filter(|held| network.accepts(&held.subnet)).max_by_key(|held| {
+    let is_previous = |held: &Held| Some(held.subnet.subnet()) == previous;
+    let mut fitting = ours.iter().copied().filter(|held| network.accepts(&held.subnet));
+    // The pods of a node that runs have addresses of its previous subnet: it takes what is reserved for it when it starts.
+    let may_take =
+        |held: &&Held| !held.is_reservation() || is_previous(held) || (!is_running && is_free(held));
+    let best = fitting.clone().filter(may_take).max_by_key(|held| {
         let named = value(held).is_some_and(|v| v.node.is_some());
         let same_machine = value(held).is_some_and(|v| v.machine.as_deref() == Some(owner.machine));
-        let is_previous = Some(held.subnet.subnet()) == previous;
-        let is_reserved = held.is_reservation() && !is_running && is_free(held);
-        (is_reserved, named, same_machine, is_previous, std::cmp::Reverse(held.subnet))
+        (held.is_reservation(), named, same_machine, is_previous(held), std::cmp::Reverse(held.subnet))
     });
     let taken = Taken::new(held.iter());
     let fits = |subnet: &Ipv4Net| network.accepts(&SubnetKey::v4(*subnet)) && !taken.overlaps(*subnet);
     let previous = previous.filter(fits);
-    // The pods of a node that runs have addresses of its previous subnet: it takes what is reserved for it when it starts.
-    let stays = is_running && previous.is_some();
-    if let Some(held) = best.filter(|held| !(stays && held.is_reservation())) {
+    // Where neither is left, it has to move.
+    let refuge = || fitting.find(|held| previous.is_none() && is_free(held));
+    if let Some(held) = best.or_else(refuge) {
         let replaces = if held.is_reservation() { leased() } else { Vec::new() };
         return Some(Choice::Retake { held, replaces });
     }
@@ -255,6 +258,22 @@ mod tests {
         assert_eq!(again(&[ours, reserved]), "retake 10.77.1.0-24");
         assert_eq!(again(&[("10.77.1.0-24", PEERS, 1), reserved]), "retake 10.77.200.0-24");
         assert_eq!(pick(&wide(), &held(&[reserved]), previous).unwrap(), "retake 10.77.200.0-24");
+    }
+
+    #[test]
+    fn a_reservation_with_a_name_moves_no_node_with_pods_from_a_lease_without() {
+        let leases = held(&[("10.77.1.0-24", FLANNELS, 1), ("10.77.200.0-24", OURS, 0)]);
+        let previous = Some("10.77.1.0/24");
+        assert_eq!(pick_as(&wide(), &leases, previous, true).unwrap(), "retake 10.77.1.0-24");
+        assert!(pick(&wide(), &leases, previous).unwrap().starts_with("retake 10.77.200.0-24"));
+        let lost = &leases[1..];
+        assert_eq!(pick_as(&wide(), lost, previous, true).unwrap(), "create 10.77.1.0/24");
+        let taken = held(&[("10.77.1.0-24", PEERS, 1), ("10.77.200.0-24", OURS, 0)]);
+        assert_eq!(
+            pick_as(&wide(), &taken, previous, true).unwrap(),
+            "retake 10.77.200.0-24",
+            "it has to move"
+        );
     }
 
     #[test]
