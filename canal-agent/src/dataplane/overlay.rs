@@ -132,9 +132,10 @@ pub fn prepare(netlink: &mut Netlink, overlay: &Overlay) -> Result<Link, Overlay
 fn make(netlink: &mut Netlink, device: &Device) -> Result<Link, OverlayError> {
     let Device { vni, port, mac, mtu } = *device;
     let name = name(vni);
-    // In external mode one device has the port for all VNIs: that of an earlier configuration would keep this one away.
+    // In external mode one device has the port for all VNIs: that of an earlier configuration would keep this one away. With
+    // another port it would go on listening there.
     for (_, earlier) in present(netlink)? {
-        if earlier.name != name && earlier.vxlan.as_ref().is_some_and(|vxlan| vxlan.port == port) {
+        if earlier.name != name {
             info!(device = earlier.name, "removed: the network has another VNI now");
             netlink.delete_link(earlier.index)?;
         }

@@ -9,6 +9,9 @@ use ipnet::Ipv4Net;
 use super::super::overlay;
 use crate::netlink::{self, Link, Netlink, NewTunnel};
 
+/// Of an interface, in bytes (`IFNAMSIZ`, Linux).
+const NAME_MAX: usize = 15;
+
 pub fn name(vni: u32) -> String {
     format!("flannel.{vni}")
 }
@@ -38,6 +41,10 @@ fn find_named(
     let fits = |link: &Link| {
         link.vxlan.as_ref().is_some_and(|vxlan| vxlan.id == vni && vxlan.port == port && !vxlan.external)
     };
+    // With a long VNI flannel has no device: the kernel takes no such name.
+    if name.len() > NAME_MAX {
+        return Ok(None);
+    }
     Ok(netlink.link_by_name(name)?.filter(fits))
 }
 
