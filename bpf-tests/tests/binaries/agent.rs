@@ -210,6 +210,6 @@ fn a_command_line_of_flannelds_starts_the_agent_as_it_is() {
     let vain: Vec<_> =
         log.lines().filter(|line| line.contains(" WARN --") || line.contains(" WARN FLANNELD")).collect();
     assert_eq!(vain.len(), 4, "{vain:#?}");
-    has(&log, &["WARN \"word\": ignored", "FLANNELD_HEALTHZ_PORT: \"off\""]);
+    has(&log, &["WARN a word that is no flag: ignored", "FLANNELD_HEALTHZ_PORT: \"off\""]);
     has(&vain.join(" "), &["--iptables-resync 10", "FLANNELD_IPTABLES_FORWARD_RULES true", "--v 4"]);
 }
