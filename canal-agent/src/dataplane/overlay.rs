@@ -186,10 +186,7 @@ fn route(netlink: &mut Netlink, overlay: &Overlay, index: u32) -> Result<(), net
     for network in &overlay.routed {
         let wanted = overlay.route(*network, index);
         // Somebody else's in its place is told with all other routes.
-        let is_taken = |there: &Route| {
-            (there.dst, there.metric) == (wanted.dst, wanted.metric) && !routes::may_replace(there, &wanted)
-        };
-        if !present.contains(&wanted) && !present.iter().any(is_taken) {
+        if !present.contains(&wanted) && !present.iter().any(|there| routes::is_taken(there, &wanted)) {
             netlink.replace_route(&wanted)?;
             info!(%network, "routed the pod network to the overlay device");
         }

@@ -133,22 +133,27 @@ pub fn remove_all(netlink: &mut Netlink) -> Result<Vec<String>, netlink::Error> 
 /// Whether somebody lives in this subnet of this node, whoever made the pods.
 pub fn lead_to_pods(routes: &[Route], links: &[Link], subnet: Ipv4Net) -> bool {
     // To the whole of it leads a bridge, which has a carrier if somebody is behind it, or the overlay device.
-    let is_used = |route: &&Route| {
+    let is_used = |route: &Route| {
         let runs = links.iter().any(|link| route.oif == Some(link.index) && link.running);
         route.dst != subnet || (runs && route.protocol != ROUTE_PROTOCOL)
     };
-    routes
-        .iter()
-        .filter(|route| route.oif.is_some() && subnet.contains(&route.dst))
-        .any(|route| is_used(&route))
+    routes.iter().any(|route| route.oif.is_some() && subnet.contains(&route.dst) && is_used(route))
 }
 
-/// Ours, or flanneld's own way to the same node: by its address, or in an envelope by that of the node's device.
-pub(super) fn may_replace(there: &Route, ours: &Route) -> bool {
-    let flannels = ours.gateway.unwrap_or_else(|| ours.dst.network());
-    let is_flannels =
-        there.protocol == protocol::BOOT && there.gateway == Some(flannels) && !ours.unreachable;
-    there.protocol == ROUTE_PROTOCOL || is_flannels
+/// Flanneld's way to a node: by its address, or in an envelope by that of the node's device.
+pub fn is_flannels(route: &Route, gateway: Ipv4Addr) -> bool {
+    route.protocol == protocol::BOOT && route.gateway == Some(gateway)
+}
+
+/// Whether the kernel takes the two for one route, by destination and metric, and the present one is somebody else's.
+pub(super) fn is_taken(there: &Route, ours: &Route) -> bool {
+    (there.dst, there.metric) == (ours.dst, ours.metric) && !may_replace(there, ours)
+}
+
+/// Ours, or flanneld's own way to the same node.
+fn may_replace(there: &Route, ours: &Route) -> bool {
+    let gateway = ours.gateway.unwrap_or_else(|| ours.dst.network());
+    there.protocol == ROUTE_PROTOCOL || (is_flannels(there, gateway) && !ours.unreachable)
 }
 
 #[cfg(test)]

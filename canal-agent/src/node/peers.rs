@@ -332,8 +332,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::netlink::{Route, protocol};
-    use crate::store::{Owner, VxlanOptions};
+    use crate::{
+        netlink::{Route, protocol},
+        store::{Owner, VxlanOptions},
+    };
 
     pub(super) const GOOD: &str = r#"{"PublicIP":"192.168.50.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"b6:5a:ac:9f:0c:c3"}}"#;
     pub(super) const OWN: &str = "/coreos.com/network/subnets/10.100.30.0-24";

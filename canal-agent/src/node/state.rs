@@ -60,7 +60,7 @@ use crate::{
     },
     endpoint::{Registry, RegistryError, publish::Wanted, status_files::StatusFiles},
     model::{Cluster, EndpointKey},
-    netlink::{self, Netlink, Route, protocol},
+    netlink::{self, Netlink, Route},
     store::{EtcdPrefix, Lease, NetworkConfig, Terms, initial},
 };
 
@@ -491,11 +491,7 @@ pub(super) fn strangers(config: &Config, uplink: &Uplink) -> BTreeSet<Ipv4Addr> 
 }
 
 fn means(config: &Config, network: &NetworkConfig, uplink: &Uplink, ways: &[Route]) -> Means {
-    // Neither ours nor flannel's to its peers, which ours take the place of.
-    let is_others = |way: &&Route| {
-        let is_flannels = way.protocol == protocol::BOOT && way.gateway == Some(way.dst.network());
-        way.protocol != ROUTE_PROTOCOL && way.dst.prefix_len() != 0 && !is_flannels
-    };
+    let is_others = |way: &&Route| way.protocol != ROUTE_PROTOCOL && way.dst.prefix_len() != 0;
     Means {
         backend: network.backend.clone(),
         uplink_mtu: uplink.mtu,

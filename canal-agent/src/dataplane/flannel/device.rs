@@ -9,9 +9,6 @@ use ipnet::Ipv4Net;
 use super::super::overlay;
 use crate::netlink::{self, Link, Netlink, NewTunnel};
 
-/// Of an interface, in bytes (`IFNAMSIZ`, Linux).
-const NAME_MAX: usize = 15;
-
 pub fn name(vni: u32) -> String {
     format!("flannel.{vni}")
 }
@@ -42,7 +39,7 @@ fn find_named(
         link.vxlan.as_ref().is_some_and(|vxlan| vxlan.id == vni && vxlan.port == port && !vxlan.external)
     };
     // With a long VNI flannel has no device: the kernel takes no such name.
-    if name.len() > NAME_MAX {
+    if name.len() > netlink::NAME_MAX {
         return Ok(None);
     }
     Ok(netlink.link_by_name(name)?.filter(fits))

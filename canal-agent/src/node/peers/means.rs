@@ -4,10 +4,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
-use crate::{
-    netlink::{Route, protocol},
-    store::Backend,
-};
+use crate::{dataplane::routes::is_flannels, netlink::Route, store::Backend};
 
 /// How this node reaches others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,11 +42,12 @@ impl Means {
             ));
         }
         // Flanneld's own way to that node gives way to ours.
-        let is_flannels =
-            |way: &Route| way.protocol == protocol::BOOT && (way.dst, way.gateway) == (subnet, Some(ip));
+        let gives_way = |way: &Route| {
+            way.dst == subnet && [ip, subnet.network()].iter().any(|gateway| is_flannels(way, *gateway))
+        };
         let is_taken = |way: &&Route| {
             let on_link = way.oif.is_some() && way.gateway.is_none();
-            (subnet.contains(&way.dst) || (on_link && way.dst.contains(&subnet))) && !is_flannels(way)
+            (subnet.contains(&way.dst) || (on_link && way.dst.contains(&subnet))) && !gives_way(way)
         };
         let taken = self.ways.iter().find(is_taken)?;
         Some(format!(
